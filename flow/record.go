@@ -1,0 +1,221 @@
+package flow
+
+// Record is one exported flow record and what Postern found out about it: the
+// wire fields that ingest filled, who and where that enrich added, and the
+// verdict of policy. It is a value of fixed size without pointers, so a million
+// of them cost the garbage collector nothing; a test asserts both.
+//
+// A biflow record (RFC 5103) is one Record with the Rev fields set; two
+// unidirectional halves are two Records of one session.
+type Record struct {
+	// ID tells this record from every other: a hash of where it stood in its
+	// input (source, position, index), so that reading the same input again
+	// gives the same id, while identical records in different datagrams differ.
+	ID uint64
+
+	Start, End Time // the flow's own times, by the exporter's clock (sFlow: receipt)
+	Received   Time // arrival, or the packet's stamp in a capture
+
+	Exporter Addr   // who told it: source address of the datagram, agent address in sFlow
+	Src, Dst Addr   // as on the wire; not yet client and server
+	NATSrc   Addr   // after translation (IPFIX 225, 281)
+	NATDst   Addr   // after translation (IPFIX 226, 282)
+	Domain   uint32 // observation domain (IPFIX), source id (v9), engine type and id (v5), sub-agent (sFlow)
+
+	// SamplingRate is packets seen per packet counted; 0 is unknown, 1 unsampled.
+	SamplingRate uint32
+
+	// Counters as the exporter wrote them, not scaled; see [Record.Bytes].
+	BytesRaw, PacketsRaw       uint64
+	RevBytesRaw, RevPacketsRaw uint64
+
+	InIf, OutIf uint32
+	User, App   Name // userName (371) belongs to the Src end; application name or id
+
+	Has     Has
+	Quality Quality
+
+	SrcPort, DstPort       uint16
+	NATSrcPort, NATDstPort uint16
+	TCPFlags, RevTCPFlags  uint16 // OR over the flow (IPFIX 6, 16 bits)
+
+	Proto            uint8
+	Source           Source
+	ICMPType         uint8
+	ICMPCode         uint8
+	ForwardingStatus uint8 // IPFIX 89, RFC 7270 4.12: status in the upper two bits
+	FirewallEvent    uint8 // IPFIX 233
+	Direction        uint8 // flowDirection, IPFIX 61: 0 ingress, 1 egress
+	BiflowDirection  uint8 // IPFIX 239, RFC 5103 6.3: 1 initiator, 2 reverse initiator, 3 perimeter
+
+	// Filled by enrich.
+	Oriented             Orientation
+	OtherHalf            bool // its other half was seen: there was traffic both ways
+	SrcSegment           Name
+	DstSegment           Name
+	SrcWorkload          Name
+	DstWorkload          Name
+	SrcIdentity          Name // NoName is not known, never "nobody"
+	DstIdentity          Name
+	OrientationCertainty uint8 // percent, 0–100
+
+	// Filled by judging.
+	Verdict Verdict
+}
+
+// Has says which optional wire fields the exporter sent; an absent field is
+// unknown, never zero.
+type Has uint32
+
+// The optional wire fields.
+const (
+	HasStart Has = 1 << iota
+	HasEnd
+	HasSrc
+	HasDst
+	HasSrcPort
+	HasDstPort
+	HasProto
+	HasTCPFlags
+	HasBytes
+	HasPackets
+	HasRevTCPFlags
+	HasRevBytes
+	HasRevPackets
+	HasInIf
+	HasOutIf
+	HasNATSrc
+	HasNATDst
+	HasNATSrcPort
+	HasNATDstPort
+	HasICMP // type and code
+	HasForwardingStatus
+	HasFirewallEvent
+	HasDirection
+	HasBiflowDirection
+	// HasInitiator says that Src is the initiator by the meaning of the fields
+	// themselves (initiatorOctets 231, responderOctets 232: Cisco ASA, NetScaler).
+	HasInitiator
+)
+
+// All says whether every field of h is present.
+func (r *Record) All(h Has) bool { return r.Has&h == h }
+
+// Any says whether at least one field of h is present.
+func (r *Record) Any(h Has) bool { return r.Has&h != 0 }
+
+// scale multiplies a counter by the sampling rate, holding at the largest value
+// instead of wrapping.
+func (r *Record) scale(v uint64) uint64 {
+	n := uint64(r.SamplingRate)
+	if n <= 1 {
+		return v
+	}
+	if v > ^uint64(0)/n {
+		return ^uint64(0)
+	}
+	return v * n
+}
+
+// Bytes is the byte count scaled by sampling.
+func (r *Record) Bytes() uint64 { return r.scale(r.BytesRaw) }
+
+// Packets is the packet count scaled by sampling.
+func (r *Record) Packets() uint64 { return r.scale(r.PacketsRaw) }
+
+// RevBytes is the byte count of the reverse direction scaled by sampling.
+func (r *Record) RevBytes() uint64 { return r.scale(r.RevBytesRaw) }
+
+// RevPackets is the packet count of the reverse direction scaled by sampling.
+func (r *Record) RevPackets() uint64 { return r.scale(r.RevPacketsRaw) }
+
+// Biflow says whether the record tells both directions.
+func (r *Record) Biflow() bool { return r.Any(HasRevBytes | HasRevPackets | HasRevTCPFlags) }
+
+// Orientation says which end of a record is the client (initiator).
+type Orientation uint8
+
+// The orientations.
+const (
+	// Open: the record does not tell, and neither did its other half.
+	Open Orientation = iota
+	// Forward: Src is the client.
+	Forward
+	// Reverse: Dst is the client; the record tells the reply.
+	Reverse
+)
+
+// Ends gives the client's and the server's address. While the orientation is
+// open it is the pair in ascending order of address, then port, so that both
+// halves of a conversation name the same pair.
+func (r *Record) Ends() (client, server Addr) {
+	if r.swapped() {
+		return r.Dst, r.Src
+	}
+	return r.Src, r.Dst
+}
+
+// Ports gives the ports in the order of [Record.Ends].
+func (r *Record) Ports() (client, server uint16) {
+	if r.swapped() {
+		return r.DstPort, r.SrcPort
+	}
+	return r.SrcPort, r.DstPort
+}
+
+// Segments gives the segments in the order of [Record.Ends].
+func (r *Record) Segments() (client, server Name) {
+	if r.swapped() {
+		return r.DstSegment, r.SrcSegment
+	}
+	return r.SrcSegment, r.DstSegment
+}
+
+// Workloads gives the workloads in the order of [Record.Ends].
+func (r *Record) Workloads() (client, server Name) {
+	if r.swapped() {
+		return r.DstWorkload, r.SrcWorkload
+	}
+	return r.SrcWorkload, r.DstWorkload
+}
+
+// Identities gives the identities in the order of [Record.Ends].
+func (r *Record) Identities() (client, server Name) {
+	if r.swapped() {
+		return r.DstIdentity, r.SrcIdentity
+	}
+	return r.SrcIdentity, r.DstIdentity
+}
+
+func (r *Record) swapped() bool {
+	switch r.Oriented {
+	case Forward:
+		return false
+	case Reverse:
+		return true
+	}
+	c := r.Src.Compare(r.Dst)
+	return c > 0 || c == 0 && r.SrcPort > r.DstPort
+}
+
+// Protocol numbers (IANA) that the code speaks of by name.
+const (
+	ProtoICMP   = 1
+	ProtoTCP    = 6
+	ProtoUDP    = 17
+	ProtoICMPv6 = 58
+	ProtoSCTP   = 132
+)
+
+// IsICMP says whether the record is ICMP of either family.
+func (r *Record) IsICMP() bool { return r.Proto == ProtoICMP || r.Proto == ProtoICMPv6 }
+
+// TCP flags as they stand in [Record.TCPFlags].
+const (
+	FIN = 1 << iota
+	SYN
+	RST
+	PSH
+	ACK
+	URG
+)

@@ -37,12 +37,12 @@ type Finding struct {
 
 	Client string `json:"client"`
 	Server string `json:"server"`
-	// Direction is "known", or "open" where client and server could not be told
+	// Orientation is "known", or "open" where client and server could not be told
 	// apart and name the pair in ascending order.
-	Direction  string `json:"direction"`
-	Service    string `json:"service"`
-	SrcSegment string `json:"src_segment"`
-	DstSegment string `json:"dst_segment"`
+	Orientation string `json:"orientation"`
+	Service     string `json:"service"`
+	SrcSegment  string `json:"src_segment"`
+	DstSegment  string `json:"dst_segment"`
 
 	Observed string   `json:"observed"`
 	Expected string   `json:"expected"`

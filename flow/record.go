@@ -35,6 +35,10 @@ type Record struct {
 	Has     Has
 	Quality Quality
 
+	// Skew is the exporter's smoothed clock error in milliseconds (header clock
+	// minus receipt), set only where it is beyond the tolerance (QualityClockSkew).
+	Skew int32
+
 	SrcPort, DstPort       uint16
 	NATSrcPort, NATDstPort uint16
 	TCPFlags, RevTCPFlags  uint16 // OR over the flow (IPFIX 6, 16 bits)

@@ -1,5 +1,7 @@
 package flow
 
+import "fmt"
+
 // The words of a verdict, listed once. SEMANTICS ("Vocabulary") decides what they
 // mean; docs/semantics.md says it to users.
 
@@ -106,6 +108,17 @@ func (s Severity) String() string { return text(severityTexts[:], int(s)) }
 
 // MarshalText implements encoding.TextMarshaler.
 func (s Severity) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *Severity) UnmarshalText(b []byte) error {
+	for i, t := range severityTexts {
+		if t == string(b) {
+			*s = Severity(i)
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is no severity; write informational, low, medium, high or critical", b)
+}
 
 // Dimensions is a set of the dimensions in which an exception can fail to match,
 // or in which something was not known.

@@ -109,6 +109,9 @@ func (r *Record) AppendJSON(b []byte, names []string) []byte {
 // icmp/8/0, 47. While the orientation is open it is the protocol alone.
 func (r *Record) Service() string { return string(r.appendService(nil)) }
 
+// AppendService appends [Record.Service] to b without allocating.
+func (r *Record) AppendService(b []byte) []byte { return r.appendService(b) }
+
 func (r *Record) appendService(b []byte) []byte {
 	if !r.Any(HasProto) {
 		return append(b, "unknown"...)

@@ -191,6 +191,9 @@ func (r *Record) Identities() (client, server Name) {
 	return r.SrcIdentity, r.DstIdentity
 }
 
+// Swapped says whether [Record.Ends] and its like give Dst first.
+func (r *Record) Swapped() bool { return r.swapped() }
+
 func (r *Record) swapped() bool {
 	switch r.Oriented {
 	case Forward:

@@ -1,6 +1,7 @@
 package flow
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -9,7 +10,7 @@ import (
 // Reject is why a datagram or a record was refused. Every refusal has one.
 type Reject uint8
 
-// The reasons for refusing. The first group is of datagrams, the second of records.
+// The reasons for refusing. Their numbers stand in the spool: new ones go to the end.
 const (
 	RejectMalformed       Reject = iota // it does not parse: lengths, unknown set structure
 	RejectTruncated                     // shorter than its own header says
@@ -25,12 +26,13 @@ const (
 	RejectTableFull                     // no room for another exporter, template or sampler
 	RejectRecordMalformed               // a record's field runs beyond its set
 	RejectStore                         // ClickHouse refuses the row for good
+	RejectSpoolLost                     // a datagram that was in the spool could not be read back
 	numRejects
 )
 
 var rejectTexts = [numRejects]string{"malformed", "truncated", "unknown_version", "bad_count", "exporter_not_allowed",
 	"template_missing", "park_full", "template_quarantined", "spool_full", "too_large", "panic", "table_full",
-	"record_malformed", "store_refused"}
+	"record_malformed", "store_refused", "spool_lost"}
 
 func (r Reject) String() string { return text(rejectTexts[:], int(r)) }
 
@@ -125,6 +127,23 @@ func (r Rejected) MarshalJSON() ([]byte, error) {
 		b = fmt.Appendf(b, "%q:%d", rejectTexts[i], v)
 	}
 	return append(b, '}'), nil
+}
+
+// UnmarshalJSON reads what MarshalJSON wrote.
+func (r *Rejected) UnmarshalJSON(b []byte) error {
+	var m map[string]uint64
+	if err := json.Unmarshal(b, &m); err != nil {
+		return err
+	}
+	*r = Rejected{}
+	for name, n := range m {
+		i := slices.Index(rejectTexts[:], name)
+		if i < 0 {
+			return fmt.Errorf("%q is no reason for refusing", name)
+		}
+		r[i] = n
+	}
+	return nil
 }
 
 // Add adds o to a, term by term.

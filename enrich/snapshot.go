@@ -1,0 +1,107 @@
+package enrich
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"github.com/postern/postern/flow"
+)
+
+// snapshotVersion rises whenever what a snapshot holds changes its meaning.
+const snapshotVersion = 1
+
+// snapshot is the written form of a Pairer's state. Names are text, since a Name
+// means nothing outside its table.
+type snapshot struct {
+	Version int               `json:"version"`
+	Record  int               `json:"record"` // bytes of one record, a guard against another layout
+	Clock   flow.Time         `json:"clock"`
+	Names   map[uint32]string `json:"names"`
+	Members []memberSnapshot  `json:"members"`
+}
+
+type memberSnapshot struct {
+	At      int64  `json:"at"`
+	Decided bool   `json:"decided,omitempty"`
+	Own     uint8  `json:"own"`
+	Sure    uint8  `json:"sure"`
+	Record  []byte `json:"record"` // every field in order, little endian
+}
+
+// namesOf lists the names that a record holds; a test compares it with the type.
+func namesOf(r *flow.Record) [19]*flow.Name {
+	v := &r.Verdict
+	n := [19]*flow.Name{&r.User, &r.App, &r.SrcSegment, &r.DstSegment, &r.SrcWorkload, &r.DstWorkload,
+		&r.SrcIdentity, &r.DstIdentity, &v.PolicyVersion, &v.Rule, &v.Exception}
+	for i := range v.Others {
+		n[11+i] = &v.Others[i]
+	}
+	return n
+}
+
+// Snapshot is the whole state; the same state gives the same bytes.
+func (p *Pairer) Snapshot() ([]byte, error) {
+	s := snapshot{Version: snapshotVersion, Record: binary.Size(flow.Record{}), Clock: p.clock,
+		Names: map[uint32]string{}, Members: make([]memberSnapshot, 0, len(p.due))}
+	due := slices.Clone(p.due)
+	slices.SortFunc(due, func(a, b dueItem) int {
+		if a.before(b) {
+			return -1
+		}
+		return 1
+	})
+	for _, d := range due {
+		m := &p.members[d.index]
+		for _, n := range namesOf(&m.rec) {
+			if *n != flow.NoName {
+				s.Names[uint32(*n)] = p.names.Text(*n)
+			}
+		}
+		b, err := binary.Append(nil, binary.LittleEndian, &m.rec)
+		if err != nil {
+			return nil, fmt.Errorf("encoding a waiting record: %w", err)
+		}
+		s.Members = append(s.Members, memberSnapshot{At: int64(m.at), Decided: m.decided, Own: uint8(m.own), Sure: m.ownSure, Record: b})
+	}
+	return json.Marshal(&s)
+}
+
+// Restore replaces the state by that of a snapshot. After an error the Pairer is empty.
+func (p *Pairer) Restore(b []byte) error {
+	p.reset()
+	p.clock = 0
+	var s snapshot
+	if err := json.Unmarshal(b, &s); err != nil {
+		return fmt.Errorf("reading the snapshot of enrich: %w", err)
+	}
+	if s.Version != snapshotVersion || s.Record != binary.Size(flow.Record{}) {
+		return fmt.Errorf("the snapshot of enrich is of version %d with records of %d bytes; this program reads version %d with %d",
+			s.Version, s.Record, snapshotVersion, binary.Size(flow.Record{}))
+	}
+	if len(s.Members) > 1<<24 {
+		return fmt.Errorf("the snapshot of enrich holds %d records; at most %d", len(s.Members), 1<<24)
+	}
+	for i := range s.Members {
+		ms := &s.Members[i]
+		m := member{at: flow.Time(ms.At), decided: ms.Decided, own: flow.Orientation(ms.Own), ownSure: ms.Sure}
+		if err := binary.Read(bytes.NewReader(ms.Record), binary.LittleEndian, &m.rec); err != nil {
+			p.reset()
+			return fmt.Errorf("reading record %d of the snapshot of enrich: %w", i, err)
+		}
+		for _, n := range namesOf(&m.rec) {
+			*n = p.names.Intern(s.Names[uint32(*n)])
+		}
+		var ok bool
+		if m.key, m.low, ok = keyOf(&m.rec); !ok {
+			p.reset()
+			return fmt.Errorf("record %d of the snapshot of enrich can have no other half", i)
+		}
+		p.insert(m)
+	}
+	p.clock = s.Clock
+	p.m.held.Set(float64(p.waiting))
+	return nil
+}

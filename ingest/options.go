@@ -166,7 +166,7 @@ func (d *Decoder) nameApplication(m *message, id uint64, name []byte) {
 }
 
 // application is the name of an application id as the exporter told it, else
-// "engine:selector".
+// "engine..selector".
 func (d *Decoder) application(dom *domain, b []byte, r *flow.Record) flow.Name {
 	id, ok := applicationID(b)
 	if !ok || id == 0 {
@@ -177,7 +177,7 @@ func (d *Decoder) application(dom *domain, b []byte, r *flow.Record) flow.Name {
 		if name, ok = d.domain0(dom).apps[id]; !ok {
 			var buf [24]byte
 			t := strconv.AppendUint(buf[:0], id>>56, 10)
-			t = strconv.AppendUint(append(t, ':'), id<<8>>8, 10)
+			t = strconv.AppendUint(append(t, ".."...), id<<8>>8, 10)
 			name = d.names.InternBytes(t)
 		}
 	}

@@ -202,15 +202,18 @@ var elements = map[uint16]target{
 	302: {code: opSampler},
 }
 
-// ciscoElements are what Cisco's ASA used before the elements were registered;
-// they occur in v9 only, where there are no enterprise numbers.
-var ciscoElements = map[uint16]target{
+// privateElements are what vendors use in v9, where there are no enterprise
+// numbers: Cisco's ASA before its elements were registered (40000 …), Palo Alto's
+// PAN-OS (567..).
+var privateElements = map[uint16]target{
 	40000: {code: opUser},
 	40001: {code: opNATSrc4, has: flow.HasNATSrc},
 	40002: {code: opNATDst4, has: flow.HasNATDst},
 	40003: {code: opNATSrcPort, has: flow.HasNATSrcPort},
 	40004: {code: opNATDstPort, has: flow.HasNATDstPort},
 	40005: {code: opFirewall, has: flow.HasFirewallEvent},
+	56701: {code: opAppName, group: groupApp},
+	56702: {code: opUser},
 }
 
 // reverseElements are read under the reverse enterprise number.
@@ -238,7 +241,7 @@ func lookup(f field, v9 bool) target {
 			return t
 		}
 		if v9 {
-			return ciscoElements[f.element]
+			return privateElements[f.element]
 		}
 	case penReverse:
 		return reverseElements[f.element]

@@ -1,0 +1,437 @@
+package sink
+
+import (
+	"context"
+	"time"
+
+	"github.com/ClickHouse/ch-go/proto"
+
+	"github.com/postern/postern/flow"
+)
+
+// MaxFlowRows is how many rows a block may hold. A flow takes about 300 bytes on the wire,
+// so a full block is some 40 MB; it stays well below the million rows at which
+// an engine cuts an insert in two, since only an insert that is one block is
+// stored whole or not at all.
+const MaxFlowRows = 1 << 17
+
+// FlowWriter turns records into one block of the flows table and inserts it. Its
+// columns are used again for every block, so that in a steady state appending
+// allocates nothing. Not safe for concurrent use.
+type FlowWriter struct {
+	db    *ClickHouse
+	names *flow.Names
+	rows  int
+	cols  flowColumns
+	input proto.Input
+	// texts is the names' snapshot of the last batch; the records of a block may
+	// need the later ones, never fewer.
+	texts []string
+}
+
+// NewFlowWriter makes a writer of records whose names are in names.
+func (db *ClickHouse) NewFlowWriter(names *flow.Names) *FlowWriter {
+	w := &FlowWriter{db: db, names: names}
+	w.cols.init()
+	w.input = w.cols.input()
+	w.Reset()
+	return w
+}
+
+// Rows is how many records have been appended since the last flush or reset.
+func (w *FlowWriter) Rows() int { return w.rows }
+
+// Reset forgets what was appended.
+func (w *FlowWriter) Reset() {
+	w.rows = 0
+	w.cols.reset()
+}
+
+// Append adds the records of a batch to the block. It only reads the batch and
+// keeps nothing of it. The caller flushes before the block would exceed [MaxFlowRows].
+func (w *FlowWriter) Append(b *flow.Batch) { w.AppendRecords(b.Records) }
+
+// AppendRecords is Append for a part of a batch.
+func (w *FlowWriter) AppendRecords(records []flow.Record) {
+	w.texts = w.names.Texts()
+	w.cols.extend(len(records))
+	for i := range records {
+		w.cols.set(w.rows+i, &records[i], w.texts)
+	}
+	w.rows += len(records)
+}
+
+// Flush inserts the block under ins and empties the writer. After an error the
+// block is still there, so that the caller can flush it again under the same
+// [Insert]; see [Retryable]. A block without rows is not sent.
+func (w *FlowWriter) Flush(ctx context.Context, ins Insert) (Written, error) {
+	if w.rows == 0 {
+		return Written{}, nil
+	}
+	w.seal(ins)
+	done, err := w.db.insertBlock(ctx, "flows", w.input, w.rows, ins)
+	if err != nil {
+		return Written{}, err
+	}
+	w.Reset()
+	return done, nil
+}
+
+// FlushWithRetry flushes until it succeeds, the failure is one that trying again
+// cannot mend, or ctx ends. The caller's pipeline stands still meanwhile; what
+// arrives waits in the spool.
+func (w *FlowWriter) FlushWithRetry(ctx context.Context, ins Insert) (Written, error) {
+	return retry(ctx, w.db, "flows", func() (Written, error) { return w.Flush(ctx, ins) })
+}
+
+// Encode appends the block to b as ClickHouse's Native format, revision 0, as
+// Flush would send it. For measuring, and for writing it elsewhere.
+func (w *FlowWriter) Encode(b []byte, ins Insert) ([]byte, error) {
+	w.seal(ins)
+	buf := proto.Buffer{Buf: b}
+	err := encodeBlock(&buf, w.input, w.rows)
+	return buf.Buf, err
+}
+
+func (w *FlowWriter) seal(ins Insert) {
+	c := &w.cols
+	c.insertedAt.Data = extend(c.insertedAt.Data[:0], w.rows)
+	for i := range c.insertedAt.Data {
+		c.insertedAt.Data[i] = proto.DateTime64(ins.At)
+	}
+	c.inputName.text, c.inputName.rows = ins.Input, w.rows
+}
+
+func millis() proto.ColDateTime64 {
+	return proto.ColDateTime64{Location: time.UTC, Precision: proto.PrecisionMilli, PrecisionSet: true}
+}
+
+type (
+	optional8  = optional[uint8, proto.ColUInt8]
+	optional16 = optional[uint16, proto.ColUInt16]
+	optional32 = optional[uint32, proto.ColUInt32]
+	optional64 = optional[uint64, proto.ColUInt64]
+	optionalIP = optional[proto.IPv6, proto.ColIPv6]
+)
+
+// flowColumns are the columns of the flows table; the schema says what each means.
+type flowColumns struct {
+	start, end, received       proto.ColDateTime64
+	exporter, client, server   proto.ColIPv6
+	domain, samplingRate       proto.ColUInt32
+	source                     words
+	clientPort, serverPort     optional16
+	service                    services
+	oriented                   words
+	certainty                  proto.ColUInt8
+	swapped, otherHalf         proto.ColBool
+	proto                      optional8
+	tcpFlags, revTCPFlags      optional16
+	bytes, packets             proto.ColUInt64
+	revBytes, revPackets       proto.ColUInt64
+	bytesRaw, packetsRaw       optional64
+	revBytesRaw, revPacketsRaw optional64
+	inIf, outIf                optional32
+	natSrc, natDst             optionalIP
+	natSrcPort, natDstPort     optional16
+	icmpType, icmpCode         optional8
+	forwarding, firewall       optional8
+	direction                  words
+	biflow                     optional8
+	user, app                  names
+	quality                    sets
+	skew                       proto.ColInt32
+	srcSegment, dstSegment     names
+	srcWorkload, dstWorkload   names
+	srcIdentity, dstIdentity   names
+	observed, expected, staged words
+	stagedReason, reason       words
+	outcome                    words
+	confidence                 proto.ColFloat32
+	rule, exception            names
+	failed, missing            sets
+	others                     nameArrays
+	othersTotal                proto.ColUInt16
+	validUntil                 optional[proto.DateTime64, []proto.DateTime64]
+	policyVersion              names
+	recordID                   proto.ColUInt64
+	inputName                  constant
+	insertedAt                 proto.ColDateTime64
+	validUntilColumn           proto.ColDateTime64 // encodes validUntil
+}
+
+func (c *flowColumns) init() {
+	c.start, c.end, c.received, c.insertedAt, c.validUntilColumn = millis(), millis(), millis(), millis(), millis()
+	c.source = newWords(vocabulary(flow.Source.String))
+	c.oriented = newWords([]string{"open", "forward", "reverse"})
+	c.direction = newWords([]string{"", "ingress", "egress"})
+	c.observed = newWords(vocabulary(flow.Observed.String))
+	c.expected = newWords(vocabulary(flow.Expected.String))
+	c.staged = newWords(vocabulary(flow.Expected.String))
+	c.stagedReason = newWords(vocabulary(flow.Reason.String))
+	c.reason = newWords(vocabulary(flow.Reason.String))
+	c.outcome = newWords(vocabulary(flow.Outcome.String))
+	c.quality = newSets(bits(func(b uint32) []string { return flow.Quality(b).Texts() }))
+	dimensions := bits(func(b uint32) []string { return flow.Dimensions(b).Texts() })
+	c.failed, c.missing = newSets(dimensions), newSets(dimensions)
+}
+
+// input lists the columns in the order of the table.
+func (c *flowColumns) input() proto.Input {
+	return proto.Input{
+		{Name: "time_start", Data: &c.start},
+		{Name: "time_end", Data: &c.end},
+		{Name: "time_received", Data: &c.received},
+		{Name: "exporter", Data: &c.exporter},
+		{Name: "domain", Data: &c.domain},
+		{Name: "source", Data: &c.source},
+		{Name: "client", Data: &c.client},
+		{Name: "server", Data: &c.server},
+		{Name: "client_port", Data: nullable{&c.clientPort.null, &c.clientPort.values}},
+		{Name: "server_port", Data: nullable{&c.serverPort.null, &c.serverPort.values}},
+		{Name: "service", Data: &c.service},
+		{Name: "oriented", Data: &c.oriented},
+		{Name: "orientation_certainty", Data: &c.certainty},
+		{Name: "swapped", Data: &c.swapped},
+		{Name: "other_half", Data: &c.otherHalf},
+		{Name: "proto", Data: nullable{&c.proto.null, &c.proto.values}},
+		{Name: "tcp_flags", Data: nullable{&c.tcpFlags.null, &c.tcpFlags.values}},
+		{Name: "bytes", Data: &c.bytes},
+		{Name: "packets", Data: &c.packets},
+		{Name: "rev_tcp_flags", Data: nullable{&c.revTCPFlags.null, &c.revTCPFlags.values}},
+		{Name: "rev_bytes", Data: &c.revBytes},
+		{Name: "rev_packets", Data: &c.revPackets},
+		{Name: "sampling_rate", Data: &c.samplingRate},
+		{Name: "bytes_raw", Data: nullable{&c.bytesRaw.null, &c.bytesRaw.values}},
+		{Name: "packets_raw", Data: nullable{&c.packetsRaw.null, &c.packetsRaw.values}},
+		{Name: "rev_bytes_raw", Data: nullable{&c.revBytesRaw.null, &c.revBytesRaw.values}},
+		{Name: "rev_packets_raw", Data: nullable{&c.revPacketsRaw.null, &c.revPacketsRaw.values}},
+		{Name: "in_if", Data: nullable{&c.inIf.null, &c.inIf.values}},
+		{Name: "out_if", Data: nullable{&c.outIf.null, &c.outIf.values}},
+		{Name: "nat_src_addr", Data: nullable{&c.natSrc.null, &c.natSrc.values}},
+		{Name: "nat_dst_addr", Data: nullable{&c.natDst.null, &c.natDst.values}},
+		{Name: "nat_src_port", Data: nullable{&c.natSrcPort.null, &c.natSrcPort.values}},
+		{Name: "nat_dst_port", Data: nullable{&c.natDstPort.null, &c.natDstPort.values}},
+		{Name: "icmp_type", Data: nullable{&c.icmpType.null, &c.icmpType.values}},
+		{Name: "icmp_code", Data: nullable{&c.icmpCode.null, &c.icmpCode.values}},
+		{Name: "forwarding_status", Data: nullable{&c.forwarding.null, &c.forwarding.values}},
+		{Name: "firewall_event", Data: nullable{&c.firewall.null, &c.firewall.values}},
+		{Name: "direction", Data: &c.direction},
+		{Name: "biflow_direction", Data: nullable{&c.biflow.null, &c.biflow.values}},
+		{Name: "user", Data: &c.user},
+		{Name: "app", Data: &c.app},
+		{Name: "quality", Data: &c.quality},
+		{Name: "skew_ms", Data: &c.skew},
+		{Name: "src_segment", Data: &c.srcSegment},
+		{Name: "dst_segment", Data: &c.dstSegment},
+		{Name: "src_workload", Data: &c.srcWorkload},
+		{Name: "dst_workload", Data: &c.dstWorkload},
+		{Name: "src_identity", Data: &c.srcIdentity},
+		{Name: "dst_identity", Data: &c.dstIdentity},
+		{Name: "observed", Data: &c.observed},
+		{Name: "expected", Data: &c.expected},
+		{Name: "staged", Data: &c.staged},
+		{Name: "staged_reason", Data: &c.stagedReason},
+		{Name: "reason", Data: &c.reason},
+		{Name: "outcome", Data: &c.outcome},
+		{Name: "confidence", Data: &c.confidence},
+		{Name: "rule", Data: &c.rule},
+		{Name: "exception", Data: &c.exception},
+		{Name: "failed", Data: &c.failed},
+		{Name: "missing", Data: &c.missing},
+		{Name: "others", Data: &c.others},
+		{Name: "others_total", Data: &c.othersTotal},
+		{Name: "valid_until", Data: nullable{&c.validUntil.null, (*instants)(c)}},
+		{Name: "policy_version", Data: &c.policyVersion},
+		{Name: "record_id", Data: &c.recordID},
+		{Name: "input", Data: &c.inputName},
+		{Name: "inserted_at", Data: &c.insertedAt},
+	}
+}
+
+// instants shows validUntil to the encoder as DateTime64.
+type instants flowColumns
+
+func (c *instants) column() *proto.ColDateTime64 {
+	c.validUntilColumn.Data = c.validUntil.values
+	return &c.validUntilColumn
+}
+func (c *instants) Type() proto.ColumnType       { return c.column().Type() }
+func (c *instants) Rows() int                    { return len(c.validUntil.values) }
+func (c *instants) EncodeColumn(b *proto.Buffer) { c.column().EncodeColumn(b) }
+func (c *instants) WriteColumn(w *proto.Writer)  { c.column().WriteColumn(w) }
+
+func (c *flowColumns) extend(n int) {
+	c.start.Data, c.end.Data, c.received.Data = extend(c.start.Data, n), extend(c.end.Data, n), extend(c.received.Data, n)
+	c.exporter, c.client, c.server = extend(c.exporter, n), extend(c.client, n), extend(c.server, n)
+	c.domain, c.samplingRate = extend(c.domain, n), extend(c.samplingRate, n)
+	for _, w := range c.words() {
+		w.ColUInt8 = extend(w.ColUInt8, n)
+	}
+	c.service.extend(n)
+	c.certainty, c.swapped, c.otherHalf = extend(c.certainty, n), extend(c.swapped, n), extend(c.otherHalf, n)
+	for _, o := range c.optional() {
+		o.extend(n)
+	}
+	c.bytes, c.packets = extend(c.bytes, n), extend(c.packets, n)
+	c.revBytes, c.revPackets = extend(c.revBytes, n), extend(c.revPackets, n)
+	for _, d := range c.names() {
+		d.extend(n)
+	}
+	c.quality.extend(n)
+	c.failed.extend(n)
+	c.missing.extend(n)
+	c.others.extend(n)
+	c.skew = extend(c.skew, n)
+	c.confidence = extend(c.confidence, n)
+	c.othersTotal = extend(c.othersTotal, n)
+	c.recordID = extend(c.recordID, n)
+}
+
+func (c *flowColumns) reset() {
+	c.start.Reset()
+	c.end.Reset()
+	c.received.Reset()
+	c.exporter.Reset()
+	c.client.Reset()
+	c.server.Reset()
+	c.domain.Reset()
+	c.samplingRate.Reset()
+	for _, w := range c.words() {
+		w.Reset()
+	}
+	c.service.reset()
+	c.certainty.Reset()
+	c.swapped.Reset()
+	c.otherHalf.Reset()
+	for _, o := range c.optional() {
+		o.reset()
+	}
+	c.bytes.Reset()
+	c.packets.Reset()
+	c.revBytes.Reset()
+	c.revPackets.Reset()
+	for _, d := range c.names() {
+		d.reset()
+	}
+	c.quality.reset()
+	c.failed.reset()
+	c.missing.reset()
+	c.others.reset()
+	c.skew.Reset()
+	c.confidence.Reset()
+	c.othersTotal.Reset()
+	c.recordID.Reset()
+	c.insertedAt.Reset()
+	c.inputName.rows = 0
+}
+
+func (c *flowColumns) words() [9]*words {
+	return [...]*words{&c.source, &c.oriented, &c.direction, &c.observed, &c.expected, &c.staged, &c.stagedReason, &c.reason, &c.outcome}
+}
+
+func (c *flowColumns) names() [11]*names {
+	return [...]*names{&c.user, &c.app, &c.srcSegment, &c.dstSegment, &c.srcWorkload, &c.dstWorkload,
+		&c.srcIdentity, &c.dstIdentity, &c.rule, &c.exception, &c.policyVersion}
+}
+
+func (c *flowColumns) optional() [21]interface {
+	extend(int)
+	reset()
+} {
+	return [...]interface {
+		extend(int)
+		reset()
+	}{&c.clientPort, &c.serverPort, &c.proto, &c.tcpFlags, &c.revTCPFlags, &c.bytesRaw, &c.packetsRaw,
+		&c.revBytesRaw, &c.revPacketsRaw, &c.inIf, &c.outIf, &c.natSrc, &c.natDst, &c.natSrcPort, &c.natDstPort,
+		&c.icmpType, &c.icmpCode, &c.forwarding, &c.firewall, &c.biflow, &c.validUntil}
+}
+
+// set writes record r into row i of every column.
+func (c *flowColumns) set(i int, r *flow.Record, texts []string) {
+	v := &r.Verdict
+	swapped := r.Swapped()
+	client, server := &r.Src, &r.Dst
+	clientPort, serverPort := r.SrcPort, r.DstPort
+	hasClientPort, hasServerPort := r.Any(flow.HasSrcPort), r.Any(flow.HasDstPort)
+	cseg, sseg, cwl, swl, cid, sid := r.SrcSegment, r.DstSegment, r.SrcWorkload, r.DstWorkload, r.SrcIdentity, r.DstIdentity
+	if swapped {
+		client, server = server, client
+		clientPort, serverPort = serverPort, clientPort
+		hasClientPort, hasServerPort = hasServerPort, hasClientPort
+		cseg, sseg, cwl, swl, cid, sid = sseg, cseg, swl, cwl, sid, cid
+	}
+	c.start.Data[i] = proto.DateTime64(r.Start)
+	c.end.Data[i] = proto.DateTime64(r.End)
+	c.received.Data[i] = proto.DateTime64(r.Received)
+	c.exporter[i] = r.Exporter.As16()
+	c.domain[i] = r.Domain
+	c.source.set(i, uint8(r.Source))
+	c.client[i] = client.As16()
+	c.server[i] = server.As16()
+	c.clientPort.set(i, hasClientPort, clientPort)
+	c.serverPort.set(i, hasServerPort, serverPort)
+	c.service.set(i, r, serverPort)
+	c.oriented.set(i, uint8(r.Oriented))
+	c.certainty[i] = r.OrientationCertainty
+	c.swapped[i] = swapped
+	c.otherHalf[i] = r.OtherHalf
+	c.proto.set(i, r.Any(flow.HasProto), r.Proto)
+	c.tcpFlags.set(i, r.Any(flow.HasTCPFlags), r.TCPFlags)
+	c.bytes[i] = r.Bytes()
+	c.packets[i] = r.Packets()
+	c.revTCPFlags.set(i, r.Any(flow.HasRevTCPFlags), r.RevTCPFlags)
+	c.revBytes[i] = r.RevBytes()
+	c.revPackets[i] = r.RevPackets()
+	c.samplingRate[i] = r.SamplingRate
+	c.bytesRaw.set(i, r.Any(flow.HasBytes), r.BytesRaw)
+	c.packetsRaw.set(i, r.Any(flow.HasPackets), r.PacketsRaw)
+	c.revBytesRaw.set(i, r.Any(flow.HasRevBytes), r.RevBytesRaw)
+	c.revPacketsRaw.set(i, r.Any(flow.HasRevPackets), r.RevPacketsRaw)
+	c.inIf.set(i, r.Any(flow.HasInIf), r.InIf)
+	c.outIf.set(i, r.Any(flow.HasOutIf), r.OutIf)
+	c.natSrc.set(i, r.Any(flow.HasNATSrc), r.NATSrc.As16())
+	c.natDst.set(i, r.Any(flow.HasNATDst), r.NATDst.As16())
+	c.natSrcPort.set(i, r.Any(flow.HasNATSrcPort), r.NATSrcPort)
+	c.natDstPort.set(i, r.Any(flow.HasNATDstPort), r.NATDstPort)
+	icmp := r.Any(flow.HasICMP)
+	c.icmpType.set(i, icmp, r.ICMPType)
+	c.icmpCode.set(i, icmp, r.ICMPCode)
+	c.forwarding.set(i, r.Any(flow.HasForwardingStatus), r.ForwardingStatus)
+	c.firewall.set(i, r.Any(flow.HasFirewallEvent), r.FirewallEvent)
+	direction := uint8(0)
+	if r.Any(flow.HasDirection) {
+		direction = 1
+		if r.Direction != 0 {
+			direction = 2
+		}
+	}
+	c.direction.set(i, direction)
+	c.biflow.set(i, r.Any(flow.HasBiflowDirection), r.BiflowDirection)
+	c.user.set(i, r.User, texts)
+	c.app.set(i, r.App, texts)
+	c.quality.set(i, uint32(r.Quality))
+	c.skew[i] = r.Skew
+	c.srcSegment.set(i, cseg, texts)
+	c.dstSegment.set(i, sseg, texts)
+	c.srcWorkload.set(i, cwl, texts)
+	c.dstWorkload.set(i, swl, texts)
+	c.srcIdentity.set(i, cid, texts)
+	c.dstIdentity.set(i, sid, texts)
+	c.observed.set(i, uint8(v.Observed))
+	c.expected.set(i, uint8(v.Expected))
+	c.staged.set(i, uint8(v.Staged))
+	c.stagedReason.set(i, uint8(v.StagedReason))
+	c.reason.set(i, uint8(v.Reason))
+	c.outcome.set(i, uint8(v.Outcome))
+	c.confidence[i] = float32(v.Confidence) / 100
+	c.rule.set(i, v.Rule, texts)
+	c.exception.set(i, v.Exception, texts)
+	c.failed.set(i, uint32(v.Failed))
+	c.missing.set(i, uint32(v.Missing))
+	c.others.set(i, v.Others[:min(int(v.OthersTotal), flow.MaxOthers)], texts)
+	c.othersTotal[i] = v.OthersTotal
+	c.validUntil.set(i, v.ValidUntil != 0, proto.DateTime64(v.ValidUntil))
+	c.policyVersion.set(i, v.PolicyVersion, texts)
+	c.recordID[i] = r.ID
+}

@@ -12,7 +12,8 @@ import (
 type Policy interface {
 	// JudgeRecord fills the record's segments, workloads and verdict by the
 	// version in force at its start. While r.Oriented is flow.Open it judges both
-	// readings; settled is false where they come out differently.
+	// readings; settled is false where they come out differently, and r.Oriented may
+	// then be the reading that is permitted. Judging again gives the same.
 	JudgeRecord(r *flow.Record) (settled bool)
 }
 
@@ -136,9 +137,10 @@ func (p *Pairer) Process(in, out *flow.Batch) {
 			r.SrcIdentity = r.User // userName belongs to the Src end
 		}
 		p.orient(r)
+		own, sure := r.Oriented, r.OrientationCertainty // judging may choose a reading
 		settled := p.policy.JudgeRecord(r)
 		if key, low, ok := keyOf(r); ok && waits(r, settled) {
-			if p.hold(r, key, low) {
+			if p.hold(member{rec: *r, key: key, low: low, own: own, ownSure: sure}) {
 				continue
 			}
 			p.m.overflow.Inc()
@@ -243,11 +245,12 @@ func (p *Pairer) advance(t flow.Time, out *flow.Batch) {
 }
 
 // hold keeps a record to wait; false if no more may.
-func (p *Pairer) hold(r *flow.Record, key pairKey, low bool) bool {
-	if len(p.members)-len(p.free) >= p.cfg.MaxHeld || p.groups[key].size >= maxGroup {
+func (p *Pairer) hold(m member) bool {
+	if len(p.members)-len(p.free) >= p.cfg.MaxHeld || p.groups[m.key].size >= maxGroup {
 		return false
 	}
-	p.insert(member{rec: *r, key: key, at: p.clock + p.window, low: low, own: r.Oriented, ownSure: r.OrientationCertainty})
+	m.at = p.clock + p.window
+	p.insert(m)
 	return true
 }
 
@@ -297,13 +300,11 @@ func (p *Pairer) step(d dueItem, out *flow.Batch) {
 // found or the client became known.
 func (p *Pairer) decide(m *member, r *flow.Record) {
 	var (
-		sure   [2]uint8     // best evidence that the client is the higher, the lower endpoint
-		start  [2]flow.Time // earliest start of a record of the higher, the lower endpoint
-		other  bool
-		flags  = true // every half told its flags
-		syn    bool
-		openTo = r.Oriented == flow.Open // to be told
-
+		sure  [2]uint8     // best evidence that the client is the higher, the lower endpoint
+		start [2]flow.Time // earliest start of a record of the higher, the lower endpoint
+		other bool
+		flags = true // every half told its flags
+		syn   bool
 	)
 	for i := p.groups[m.key].first; i >= 0; i = p.members[i].next {
 		n := &p.members[i]
@@ -327,25 +328,24 @@ func (p *Pairer) decide(m *member, r *flow.Record) {
 	} else {
 		p.m.alone.Inc()
 	}
-	if openTo {
-		low, known, certainty := false, false, uint8(0)
+	oriented, certainty := m.own, m.ownSure
+	if oriented == flow.Open {
+		low, known := false, false
 		switch {
 		case sure[0] != sure[1]:
 			low, known, certainty = sure[1] > sure[0], true, max(sure[0], sure[1])
 		case sure[0] == 0 && other && start[0] != start[1] && (r.Proto != flow.ProtoTCP || !flags || syn):
 			low, known, certainty = start[1] < start[0], true, certainByStart
 		}
-		if known {
-			r.OrientationCertainty = certainty
-			if low == m.low {
-				r.Oriented = flow.Forward
-			} else {
-				r.Oriented = flow.Reverse
-			}
+		switch {
+		case known && low == m.low:
+			oriented = flow.Forward
+		case known:
+			oriented = flow.Reverse
 		}
 	}
-	r.OtherHalf = other
-	if other || openTo && r.Oriented != flow.Open {
+	if other || oriented != m.own {
+		r.OtherHalf, r.Oriented, r.OrientationCertainty = other, oriented, certainty
 		p.policy.JudgeRecord(r)
 	}
 }

@@ -1,6 +1,9 @@
 package enrich
 
-import "github.com/postern/postern/flow"
+import (
+	"github.com/postern/postern/flow"
+	"github.com/postern/postern/policy"
+)
 
 // Ports is a set of ports of TCP, UDP and SCTP. The zero value is empty. It is
 // built once a policy version and then only read, by any number of goroutines.
@@ -50,4 +53,60 @@ func (s *Ports) DeclaresPort(proto uint8, port uint16) bool {
 		return false
 	}
 	return set != nil && set[port>>6]&(1<<(port&63)) != 0
+}
+
+// maxVersions is how many policy versions' ports are remembered; late flows rarely
+// reach back further than a few.
+const maxVersions = 16
+
+// DeclaredBy gives the services that the versions of h declare: its services
+// section and what rules and exceptions name themselves. What it gives is for one
+// goroutine.
+func DeclaredBy(h *policy.History) Declared {
+	type version struct {
+		index *policy.Index
+		ports *Ports
+	}
+	var known []version // the one asked for last comes first
+	return func(at flow.Time) Services {
+		x := h.At(at)
+		if x == nil {
+			return nil
+		}
+		for i := range known {
+			if v := known[i]; v.index == x {
+				if i > 0 {
+					copy(known[1:], known[:i])
+					known[0] = v
+				}
+				return v.ports
+			}
+		}
+		v := version{x, portsOf(x.Policy())}
+		if len(known) < maxVersions {
+			known = append(known, version{})
+		}
+		copy(known[1:], known)
+		known[0] = v
+		return v.ports
+	}
+}
+
+func portsOf(p *policy.Policy) *Ports {
+	var s Ports
+	add := func(ranges []policy.Range) {
+		for _, r := range ranges {
+			s.Add(r.Proto, r.Low, r.High)
+		}
+	}
+	for i := range p.Services {
+		add(p.Services[i].Ranges)
+	}
+	for i := range p.Rules {
+		add(p.Rules[i].Services)
+	}
+	for i := range p.Exceptions {
+		add(p.Exceptions[i].Services)
+	}
+	return &s
 }

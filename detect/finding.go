@@ -1,0 +1,156 @@
+package detect
+
+import (
+	"cmp"
+	"encoding/json"
+	"slices"
+
+	"github.com/postern/postern/flow"
+)
+
+const (
+	maxSamples = 5
+	// maxSampleBytes bounds the samples of one message, so that with 100 edges of
+	// IPv6 addresses (13 kB) it stays below 20 kB.
+	maxSampleBytes = 5 << 10
+	// maxEdgeBytes bounds the edges of one message.
+	maxEdgeBytes = 12 << 10
+)
+
+// finding is a finding's state: aggregates that no order of adding can change.
+type finding struct {
+	Key      key              `json:"key"`
+	ID       string           `json:"id"`
+	Records  uint64           `json:"records"` // records added
+	Count    int64            `json:"count"`   // sessions
+	Span     span             `json:"span"`
+	Told     told             `json:"told"`
+	Linked   bool             `json:"linked,omitempty"` // goes on with the finding of the day before
+	Closed   bool             `json:"closed,omitempty"`
+	Sessions map[uint32]spans `json:"sessions,omitempty"`
+	// LowPorts and HighPorts are the ports seen at the lower and the higher address
+	// of an open pair, ascending; at most 65,536 each.
+	LowPorts  []uint16 `json:"lowPorts,omitempty"`
+	HighPorts []uint16 `json:"highPorts,omitempty"`
+	Samples   []sample `json:"samples,omitempty"`
+
+	ToldRevision uint64    `json:"toldRevision,omitempty"`
+	ToldAt       flow.Time `json:"toldAt,omitempty"`
+
+	// What this segment added so far.
+	Touched bool  `json:"touched,omitempty"`
+	Grown   int64 `json:"grown,omitempty"`
+	Added   span  `json:"added,omitzero"`
+}
+
+type sample struct {
+	Start  flow.Time       `json:"start"`
+	Record uint64          `json:"record"`
+	JSON   json.RawMessage `json:"json"`
+}
+
+func (s *sample) compare(o *sample) int {
+	return cmp.Or(cmp.Compare(s.Start, o.Start), cmp.Compare(s.Record, o.Record))
+}
+
+// revision rises with everything that is added and depends on nothing else.
+func (f *finding) revision() uint64 {
+	if f.Linked {
+		return f.Records + 1
+	}
+	return f.Records
+}
+
+// wantsSample says whether a record would be among the samples: the earliest few.
+func (f *finding) wantsSample(t *told) bool {
+	n := len(f.Samples)
+	return n < maxSamples || (&sample{Start: t.Start, Record: t.Record}).compare(&f.Samples[n-1]) < 0
+}
+
+func (f *finding) addSample(s sample) {
+	i, _ := slices.BinarySearchFunc(f.Samples, s, func(a, b sample) int { return a.compare(&b) })
+	f.Samples = slices.Insert(f.Samples, i, s)
+	if len(f.Samples) > maxSamples {
+		f.Samples = f.Samples[:maxSamples]
+	}
+}
+
+func addPort(ports []uint16, p uint16) []uint16 {
+	i, ok := slices.BinarySearch(ports, p)
+	if ok {
+		return ports
+	}
+	return slices.Insert(ports, i, p)
+}
+
+// render makes the finding that is told and stored. It is a copy of its own.
+func (f *finding) render() *flow.Finding {
+	t := &f.Told
+	out := &flow.Finding{
+		ID: f.ID, SchemaVersion: flow.FindingSchema, Revision: f.revision(), Type: f.Key.Type,
+		Title: f.title(), Severity: t.Severity, Confidence: float64(t.Confidence) / 100,
+		FirstSeen: f.Span.Start, LastSeen: f.Span.End, Count: f.Count,
+		Client: f.Key.Client.String(), Server: f.Key.Server.String(), Orientation: "known",
+		Service: t.Service, SrcSegment: t.SrcSegment, DstSegment: t.DstSegment,
+		Observed: t.Observed.String(), Expected: t.Expected.String(), Reason: t.Reason.String(), Outcome: t.Outcome.String(),
+		Failed: t.Failed.Texts(), Missing: t.Missing.Texts(),
+		Rule: t.Rule, PolicyVersion: t.PolicyVersion,
+		Techniques: techniques(&f.Key, t), Edges: []flow.Edge{},
+		Sentence: f.sentence(), Next: f.next(),
+	}
+	if t.Open {
+		out.Orientation = "open"
+	}
+	if t.Exception != "" {
+		out.Exception, out.Ticket, out.Owner = t.Exception, t.Facts.Ticket, t.Facts.Owner
+		out.Requester, out.Approver = t.Facts.Requester, t.Facts.Approver
+	}
+	if out.Owner == "" {
+		out.Owner = t.SegmentOwner
+	}
+	if f.Linked {
+		before := f.Key
+		before.Day--
+		out.Continues = before.id()
+	}
+	f.edges(out)
+	size := 0
+	for _, s := range f.Samples {
+		if size += len(s.JSON); size > maxSampleBytes {
+			break
+		}
+		out.Samples = append(out.Samples, s.JSON)
+	}
+	return out
+}
+
+// edges lists what the finding speaks of: one edge where client and server are
+// known; of an open pair both readings of every conversation, since either end
+// may have been the server.
+func (f *finding) edges(out *flow.Finding) {
+	proto := string(flow.AppendProto(nil, f.Key.Proto))
+	if len(f.LowPorts)+len(f.HighPorts) == 0 {
+		port := f.Key.Port
+		if f.Key.Proto == flow.ProtoICMP || f.Key.Proto == flow.ProtoICMPv6 {
+			port = 0
+		}
+		out.Edges = append(out.Edges, flow.Edge{Source: out.Client, Destination: out.Server, Port: port, Protocol: proto})
+		out.EdgesTotal = 1
+		return
+	}
+	size := 0
+	add := func(src, dst string, ports []uint16, room int) {
+		for _, p := range ports {
+			if size += 70 + len(src) + len(dst); room == 0 || size > maxEdgeBytes {
+				return
+			}
+			out.Edges = append(out.Edges, flow.Edge{Source: src, Destination: dst, Port: p, Protocol: proto})
+			room--
+		}
+	}
+	// Half the room for each reading, the rest for whichever has more.
+	low := min(len(f.HighPorts), max(flow.MaxEdges/2, flow.MaxEdges-len(f.LowPorts)))
+	add(out.Client, out.Server, f.HighPorts, low)
+	add(out.Server, out.Client, f.LowPorts, flow.MaxEdges-low)
+	out.EdgesTotal = len(f.HighPorts) + len(f.LowPorts)
+}

@@ -1,0 +1,75 @@
+package detect
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/postern/postern/flow"
+	"github.com/postern/postern/policy"
+)
+
+// Policy is what detect asks of the policy versions: facts that a finding names.
+// [Versions] answers it from a policy.History.
+type Policy interface {
+	// ExceptionFacts gives the facts of an exception in the version in force at a
+	// time, also of one that is no longer in the files but still implicated.
+	ExceptionFacts(at flow.Time, exception flow.Name) (Facts, bool)
+	// SegmentFacts gives a segment's tier (none, low, normal, high, crown-jewel)
+	// and owner in the version in force at a time.
+	SegmentFacts(at flow.Time, segment flow.Name) (tier, owner string)
+}
+
+// Facts are what the files say of an exception.
+type Facts struct {
+	Class     string    `json:"class,omitempty"`
+	Ticket    string    `json:"ticket,omitempty"`
+	Owner     string    `json:"owner,omitempty"`
+	Requester string    `json:"requester,omitempty"`
+	Approver  string    `json:"approver,omitempty"` // several are joined by ", "
+	NotBefore flow.Time `json:"notBefore,omitempty"`
+	// Ends is the first moment at which it no longer held: expiry, revocation or removal.
+	Ends flow.Time `json:"ends,omitempty"`
+}
+
+// Versions answers what detect asks from the versions of a policy.
+type Versions struct{ History *policy.History }
+
+// ExceptionFacts implements [Policy].
+func (v Versions) ExceptionFacts(at flow.Time, exception flow.Name) (Facts, bool) {
+	x := v.History.At(at)
+	if x == nil {
+		return Facts{}, false
+	}
+	e, ends, ok := x.Exception(exception)
+	if !ok {
+		return Facts{}, false
+	}
+	f := factsOf(e)
+	f.Ends = ends
+	return f, true
+}
+
+func factsOf(e *policy.Exception) Facts {
+	var by []string
+	for _, a := range e.Approved {
+		if !slices.Contains(by, a.By) {
+			by = append(by, a.By)
+		}
+	}
+	at, _ := e.ApprovedAt()
+	return Facts{Class: e.Class, Ticket: e.Ticket, Owner: e.Owner, Requester: e.RequestedBy, Approver: strings.Join(by, ", "),
+		NotBefore: max(e.NotBefore, at)}
+}
+
+// SegmentFacts implements [Policy].
+func (v Versions) SegmentFacts(at flow.Time, segment flow.Name) (tier, owner string) {
+	x := v.History.At(at)
+	if x == nil || segment == flow.NoName {
+		return "", ""
+	}
+	g := x.Segment(segment)
+	if g == nil {
+		return "", ""
+	}
+	return g.Tier.String(), g.Owner
+}

@@ -746,7 +746,7 @@ func TestOutboxWebhook(t *testing.T) {
 	r := newWebhookReceiver(t)
 	o := openTestOutbox(t, t.TempDir(), nil)
 	o.throttle, o.delays = time.Millisecond, []time.Duration{time.Millisecond}
-	stop := runOutbox(o, newTestWebhook(t, testConfig(r.URL), nil, nil))
+	stop := runOutbox(o, newTestWebhook(t, testWebhookConfig(r.URL), nil, nil))
 	defer stop()
 	for i := range 200 {
 		putEvents(t, o, revision(fmt.Sprint("k", i%7), i/7))
@@ -838,7 +838,7 @@ const (
 // outboxChild is what the killed process does: like the pipeline it puts events,
 // then writes down how far it has come, and begins there again after a crash.
 func outboxChild(dir, url string) error {
-	cfg := testConfig(url)
+	cfg := testWebhookConfig(url)
 	w, err := NewWebhook(cfg, nil, nil, nil)
 	if err != nil {
 		return err

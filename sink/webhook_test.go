@@ -183,7 +183,7 @@ func FuzzVerify(f *testing.F) {
 	})
 }
 
-func testConfig(url string) WebhookConfig {
+func testWebhookConfig(url string) WebhookConfig {
 	c := DefaultWebhookConfig()
 	c.Name, c.URL, c.Secrets = "soc", url, []string{vectorSecret}
 	c.AllowInsecure, c.AllowPrivate = true, true
@@ -200,7 +200,7 @@ func newTestWebhook(t testing.TB, c WebhookConfig, log *slog.Logger, reg prometh
 	return w
 }
 
-var testEvent = &Event{ID: "f1:2", Key: "f1", Body: []byte(`{"id":"f1","revision":2}`)}
+var webhookEvent = &Event{ID: "f1:2", Key: "f1", Body: []byte(`{"id":"f1","revision":2}`)}
 
 func TestWebhookSend(t *testing.T) {
 	var got http.Header
@@ -210,16 +210,16 @@ func TestWebhookSend(t *testing.T) {
 		if err := Verify([]string{vectorSecret}, r.Header, body, WebhookTolerance, time.Now()); err != nil {
 			t.Error(err)
 		}
-		if r.Method != http.MethodPost || string(body) != string(testEvent.Body) {
+		if r.Method != http.MethodPost || string(body) != string(webhookEvent.Body) {
 			t.Errorf("%s %s", r.Method, body)
 		}
 	}))
 	defer srv.Close()
-	c := testConfig(srv.URL + "/in")
+	c := testWebhookConfig(srv.URL + "/in")
 	c.Secrets = []string{NewWebhookSecret(), vectorSecret, vectorKey} // in the middle of a rotation
 	c.Headers = map[string]string{"Authorization": "Bearer abc"}
 	reg := prometheus.NewPedanticRegistry()
-	if err := newTestWebhook(t, c, nil, reg).Send(t.Context(), testEvent); err != nil {
+	if err := newTestWebhook(t, c, nil, reg).Send(t.Context(), webhookEvent); err != nil {
 		t.Fatal(err)
 	}
 	if got.Get("Authorization") != "Bearer abc" || got.Get("Content-Type") != "application/json" || got.Get(HeaderWebhookID) != "f1:2" {
@@ -312,10 +312,10 @@ func TestWebhookFaults(t *testing.T) {
 	} {
 		t.Run(c.path, func(t *testing.T) {
 			t.Parallel()
-			cfg := testConfig(srv.URL + c.path)
+			cfg := testWebhookConfig(srv.URL + c.path)
 			cfg.Timeout = time.Second
 			begin := time.Now()
-			err := newTestWebhook(t, cfg, nil, nil).Send(t.Context(), testEvent)
+			err := newTestWebhook(t, cfg, nil, nil).Send(t.Context(), webhookEvent)
 			var d *DeliveryError
 			if c.result == "2xx" && err == nil {
 				return // a 2xx has accepted, however its body goes on
@@ -438,10 +438,10 @@ func TestWebhookRefusesInward(t *testing.T) {
 	_, port, _ := net.SplitHostPort(ln.Addr().String())
 	for _, host := range []string{"127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "0.0.0.0"} {
 		var logged bytes.Buffer
-		c := testConfig("https://" + net.JoinHostPort(strings.Trim(host, "[]"), port) + "/token-in-path")
+		c := testWebhookConfig("https://" + net.JoinHostPort(strings.Trim(host, "[]"), port) + "/token-in-path")
 		c.AllowInsecure, c.AllowPrivate = false, false
 		reg := prometheus.NewRegistry()
-		err := newTestWebhook(t, c, slog.New(slog.NewJSONHandler(&logged, nil)), reg).Send(t.Context(), testEvent)
+		err := newTestWebhook(t, c, slog.New(slog.NewJSONHandler(&logged, nil)), reg).Send(t.Context(), webhookEvent)
 		var refused *refusedError
 		if !errors.As(err, &refused) || attemptResult(err) != "refused" {
 			t.Errorf("%s: %v", host, err)
@@ -471,15 +471,15 @@ func TestWebhookProxy(t *testing.T) {
 	t.Setenv("HTTP_PROXY", proxy.URL)
 	t.Setenv("HTTPS_PROXY", proxy.URL)
 
-	if err := newTestWebhook(t, testConfig(receiver.URL), nil, nil).Send(t.Context(), testEvent); err != nil {
+	if err := newTestWebhook(t, testWebhookConfig(receiver.URL), nil, nil).Send(t.Context(), webhookEvent); err != nil {
 		t.Error(err)
 	}
 	if len(proxied) != 0 {
 		t.Error("the proxy of the environment was used")
 	}
-	c := testConfig("http://receiver.invalid/in")
+	c := testWebhookConfig("http://receiver.invalid/in")
 	c.Proxy = proxy.URL
-	if err := newTestWebhook(t, c, nil, nil).Send(t.Context(), testEvent); err != nil {
+	if err := newTestWebhook(t, c, nil, nil).Send(t.Context(), webhookEvent); err != nil {
 		t.Error(err)
 	}
 	if got := <-proxied; got != "receiver.invalid" {
@@ -495,15 +495,15 @@ func TestWebhookTLS(t *testing.T) {
 	srv := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0)
 	defer srv.Close()
-	c := testConfig(srv.URL)
-	if err := newTestWebhook(t, c, nil, nil).Send(t.Context(), testEvent); err == nil {
+	c := testWebhookConfig(srv.URL)
+	if err := newTestWebhook(t, c, nil, nil).Send(t.Context(), webhookEvent); err == nil {
 		t.Error("an unknown certificate was trusted")
 	}
 	c.CAFile = filepath.Join(t.TempDir(), "ca.pem")
 	if err := os.WriteFile(c.CAFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw}), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := newTestWebhook(t, c, nil, nil).Send(t.Context(), testEvent); err != nil {
+	if err := newTestWebhook(t, c, nil, nil).Send(t.Context(), webhookEvent); err != nil {
 		t.Errorf("caFile: %v", err)
 	}
 	if err := os.WriteFile(c.CAFile, []byte("no certificate"), 0o600); err != nil {
@@ -558,13 +558,13 @@ func TestWebhookConfigValidate(t *testing.T) {
 	}
 }
 
-func testFinding() *flow.Finding {
+func messageFinding() *flow.Finding {
 	return &flow.Finding{ID: "0123456789abcdef", SchemaVersion: flow.FindingSchema, Revision: 3, Type: flow.FindingExpired,
 		Severity: flow.High, Client: "10.1.1.1", Server: "10.2.2.2", LastSeen: 1_790_000_000_000, Sentence: "who, what, why"}
 }
 
 func TestMarshalFinding(t *testing.T) {
-	f := testFinding()
+	f := messageFinding()
 	for i := range 250 {
 		f.Edges = append(f.Edges, flow.Edge{Source: fmt.Sprintf("2001:db8:ffff:ffff:ffff:ffff:ffff:%x", i), Destination: "2001:db8:ffff:ffff:ffff:ffff:ffff:1", Port: 65535, Protocol: "tcp"})
 	}
@@ -593,7 +593,7 @@ func TestMarshalFinding(t *testing.T) {
 	if again, _ := MarshalFinding(f); !bytes.Equal(again, e.Body) {
 		t.Error("the same finding gives other bytes")
 	}
-	small := testFinding()
+	small := messageFinding()
 	b, err := MarshalFinding(small)
 	if err != nil || !bytes.Contains(b, []byte(`"edges":[]`)) {
 		t.Errorf("%s, %v", b, err)
@@ -613,7 +613,7 @@ func TestMarshalFinding(t *testing.T) {
 func TestMarshalFindingHostile(t *testing.T) {
 	for _, evil := range []string{`"},"severity":"low`, "</script><script>alert(1)</script>", "\u2028\u2029", "\x00\x1b[2J\r\n", "\xff\xfe", "'; DROP TABLE findings --",
 		strings.Repeat("\x01", 300), strings.Repeat("𝔢", 9000), strings.Repeat("\"", 40000)} {
-		f := testFinding()
+		f := messageFinding()
 		f.Client, f.Server, f.Title, f.Ticket, f.Owner, f.Sentence, f.Next, f.Rule, f.Exception = evil, evil, evil, evil, evil, evil, evil, evil, evil
 		f.SrcSegment, f.DstSegment, f.Requester, f.Approver, f.Service = evil, evil, evil, evil, evil
 		for range flow.MaxEdges {
@@ -649,7 +649,7 @@ func TestWebhookLogsHostile(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
-	go func() { done <- o.Run(ctx, newTestWebhook(t, testConfig(srv.URL), nil, nil)) }()
+	go func() { done <- o.Run(ctx, newTestWebhook(t, testWebhookConfig(srv.URL), nil, nil)) }()
 	waitForOutbox(t, func() bool { return o.failuresSeen() > 0 })
 	cancel()
 	<-done

@@ -124,6 +124,9 @@ func writeRows(rows driver.Rows, out rowWriter) error {
 	return out.end()
 }
 
+// number is a decimal number as text, more exact than a float64.
+type number string
+
 // object is a JSON object whose members keep their order.
 type object []member
 
@@ -133,7 +136,7 @@ type member struct {
 }
 
 // plain turns what the driver scanned into nil, bool, int64, uint64, float64,
-// *big.Int, string, []any or object. kind is ClickHouse's name of the type.
+// *big.Int, number, string, []any or object. kind is ClickHouse's name of the type.
 func plain(v reflect.Value, kind string) any {
 	for v.Kind() == reflect.Pointer || v.Kind() == reflect.Interface {
 		if v.IsNil() {
@@ -158,6 +161,9 @@ func plain(v reflect.Value, kind string) any {
 	case big.Int:
 		return new(big.Int).Set(&x)
 	case fmt.Stringer:
+		if strings.HasPrefix(within(kind, "Nullable"), "Decimal") {
+			return number(x.String())
+		}
 		return x.String()
 	case []byte:
 		return string(x)
@@ -258,6 +264,8 @@ func appendValue(b []byte, v any) []byte {
 		return append(b, j...)
 	case *big.Int:
 		return x.Append(b, 10)
+	case number:
+		return append(b, x...)
 	case []any:
 		b = append(b, '[')
 		for i, e := range x {

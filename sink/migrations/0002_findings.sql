@@ -54,14 +54,14 @@ CREATE VIEW IF NOT EXISTS {{.Database}}.findings AS
 SELECT
     id,
     tupleElement(s, 'schema_version') AS schema_version,
-    max(c.revision) AS revision,
+    revision,
     tupleElement(s, 'type') AS type,
     tupleElement(s, 'title') AS title,
     tupleElement(s, 'severity') AS severity,
     tupleElement(s, 'confidence') AS confidence,
-    min(c.batch_first_seen) AS first_seen,
-    max(c.batch_last_seen) AS last_seen,
-    sum(c.sessions) AS count,
+    first_seen,
+    last_seen,
+    count,
     tupleElement(s, 'client') AS client,
     tupleElement(s, 'server') AS server,
     tupleElement(s, 'orientation') AS orientation,
@@ -87,7 +87,15 @@ SELECT
     tupleElement(s, 'edges_total') AS edges_total,
     tupleElement(s, 'samples') AS samples,
     tupleElement(s, 'sentence') AS sentence,
-    tupleElement(s, 'next') AS next,
+    tupleElement(s, 'next') AS next
+FROM
+(
+SELECT
+    c.id AS id,
+    max(c.revision) AS revision,
+    min(c.batch_first_seen) AS first_seen,
+    max(c.batch_last_seen) AS last_seen,
+    sum(c.sessions) AS count,
     argMax(
         CAST(
             (c.schema_version, c.type, c.title, c.severity, c.confidence, c.client, c.server, c.orientation, c.service,
@@ -98,4 +106,5 @@ SELECT
         (c.revision, c.inserted_at, c.batch_ordinal)) AS s
 FROM {{.Database}}.finding_contributions AS c
 GROUP BY id
+)
 COMMENT 'one row a finding: counts over all batches, words of the newest revision';

@@ -1,0 +1,54 @@
+package policy
+
+import (
+	"sort"
+	"strings"
+
+	"github.com/postern/postern/flow"
+)
+
+// Exception gives the exception of an id, also one that was removed from the files
+// and is still implicated. ends is the first moment at which it no longer held:
+// expiry, revocation or removal. It is for findings, not for judging.
+func (x *Index) Exception(id flow.Name) (e *Exception, ends flow.Time, ok bool) {
+	for i := range x.excepts {
+		if info := &x.excepts[i]; info.e != nil && x.matchers[x.exceptAt*64+i].id == id {
+			return info.e, info.end, true
+		}
+	}
+	return nil, 0, false
+}
+
+// Segment gives the segment of a name, nil if there is none.
+func (x *Index) Segment(name flow.Name) *Segment {
+	segments, text := x.policy.Segments, x.names.Text(name)
+	i := sort.Search(len(segments), func(i int) bool { return segments[i].Name >= text })
+	if i < len(segments) && segments[i].Name == text {
+		return &segments[i]
+	}
+	return nil
+}
+
+// ServiceRanges lists every protocol and port that the policy speaks of: its services
+// section, and what rules and exceptions name themselves.
+func (p *Policy) ServiceRanges() (out []Range) {
+	for _, s := range p.Services {
+		out = append(out, s.Ranges...)
+	}
+	for i := range p.Rules {
+		out = append(out, p.Rules[i].Services...)
+	}
+	for i := range p.Exceptions {
+		out = append(out, p.Exceptions[i].Services...)
+	}
+	return out
+}
+
+// Approvers lists who approved the exception, in the order of the files.
+func (e *Exception) Approvers() string {
+	by := make([]string, len(e.Approved))
+	for i, a := range e.Approved {
+		by[i] = a.By
+	}
+	return strings.Join(by, ", ")
+}

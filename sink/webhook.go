@@ -293,7 +293,13 @@ func (w *Webhook) transport() (*http.Transport, error) {
 			if err != nil {
 				return fmt.Errorf("destination %q refused: it is no address", address)
 			}
-			return door.check(ap.Addr())
+			err = door.check(ap.Addr())
+			if refused, ok := errors.AsType[*refusedError](err); ok {
+				w.met.refused.WithLabelValues(refused.what).Inc()
+				w.log.Warn("webhook destination refused", "audit", true, "host", w.url.Hostname(), "address", refused.address.String(),
+					"kind", refused.what, "reason", refused.why)
+			}
+			return err
 		}
 	} else {
 		proxy, err := url.Parse(w.cfg.Proxy)
@@ -345,12 +351,6 @@ func (w *Webhook) Send(ctx context.Context, e *Event) error {
 	err := w.post(ctx, e, begin)
 	w.met.seconds.Observe(w.clock().Sub(begin).Seconds())
 	w.met.attempts.WithLabelValues(attemptResult(err)).Inc()
-	var refused *refusedError
-	if errors.As(err, &refused) {
-		w.met.refused.WithLabelValues(refused.what).Inc()
-		w.log.Warn("webhook destination refused", "audit", true, "host", w.url.Hostname(), "address", refused.address.String(),
-			"kind", refused.what, "reason", refused.why, "event", e.ID)
-	}
 	return err
 }
 
@@ -370,11 +370,9 @@ func (w *Webhook) post(ctx context.Context, e *Event, now time.Time) error {
 	req.Header[HeaderWebhookID] = []string{e.ID}
 	req.Header[HeaderWebhookTimestamp] = []string{stamp}
 	req.Header[HeaderWebhookSignature] = []string{signWebhook(w.keys, e.ID, stamp, e.Body)}
-	// The write deadline of a stalled receiver is the context's.
 	resp, err := w.client.Do(req)
 	if err != nil {
-		var ue *url.Error
-		if errors.As(err, &ue) {
+		if ue, ok := errors.AsType[*url.Error](err); ok {
 			err = ue.Err // without the URL, whose path or query may be a secret
 		}
 		return &DeliveryError{Retry: true, Err: err}
@@ -429,7 +427,7 @@ func attemptResult(err error) string {
 	if !errors.As(err, &d) {
 		return "2xx"
 	}
-	var refused *refusedError
+	_, refused := errors.AsType[*refusedError](err)
 	switch {
 	case d.Gone:
 		return "gone"
@@ -437,7 +435,7 @@ func attemptResult(err error) string {
 		return "throttled"
 	case d.Status != 0:
 		return strconv.Itoa(d.Status/100) + "xx"
-	case errors.As(err, &refused):
+	case refused:
 		return "refused"
 	case errors.Is(err, context.DeadlineExceeded):
 		return "timeout"

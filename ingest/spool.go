@@ -265,8 +265,10 @@ func (s *Spool) load() error {
 			}
 			// Nobody knows how many datagrams it held; positions must not repeat, so
 			// room is left for as many as can have been.
-			position += uint64(len(buf)/entryHeaderLen + 1)
-			known = false
+			if len(buf) > segmentHeaderLen {
+				position += uint64(len(buf) / entryHeaderLen)
+				known = false
+			}
 			continue
 		}
 		if len(s.segments) > 0 && h.id != s.id {

@@ -47,10 +47,10 @@ func openSpool(t testing.TB, dir string, cfg SpoolConfig) *Spool {
 	return s
 }
 
-func exporterAddr(i int) flow.Addr { return flow.AddrFrom4(0x0a000000 + uint32(i)) }
+func spoolAddr(i int) flow.Addr { return flow.AddrFrom4(0x0a000000 + uint32(i)) }
 
-// datagrams makes n datagrams of 5 exporters whose payloads say their ordinal.
-func datagrams(from, n, size int) []Datagram {
+// testDatagrams makes n datagrams of 5 exporters whose payloads say their ordinal.
+func testDatagrams(from, n, size int) []Datagram {
 	ds := make([]Datagram, n)
 	for i := range ds {
 		k := from + i
@@ -59,7 +59,7 @@ func datagrams(from, n, size int) []Datagram {
 		for j := 8; j < size; j++ {
 			p[j] = byte(k + j)
 		}
-		ds[i] = Datagram{Received: spoolEpoch + flow.Time(k), Exporter: exporterAddr(k % 5), Port: uint16(k), Payload: p}
+		ds[i] = Datagram{Received: spoolEpoch + flow.Time(k), Exporter: spoolAddr(k % 5), Port: uint16(k), Payload: p}
 	}
 	return ds
 }
@@ -70,8 +70,8 @@ func copied(e Entry) Entry {
 	return e
 }
 
-// readAll reads to the end of a stopped spool.
-func readAll(t testing.TB, s *Spool) (entries []Entry, seqs []uint64) {
+// readSpool reads to the end of a stopped spool.
+func readSpool(t testing.TB, s *Spool) (entries []Entry, seqs []uint64) {
 	t.Helper()
 	if err := s.Stop(); err != nil {
 		t.Fatal(err)
@@ -103,15 +103,15 @@ func datagramEntries(entries []Entry) (ds []Datagram) {
 func TestSpoolRoundTrip(t *testing.T) {
 	dir := t.TempDir()
 	s := openSpool(t, dir, smallSpool())
-	want := datagrams(0, 500, 1000)
+	want := testDatagrams(0, 500, 1000)
 	if n := s.Append(want[:250]); n != 250 {
 		t.Fatalf("appended %d of 250", n)
 	}
 	if err := s.Policy([]byte("policy v2"), spoolEpoch+7); err != nil {
 		t.Fatal(err)
 	}
-	s.Refuse(exporterAddr(9), flow.RejectExporter, 3)
-	s.Refuse(exporterAddr(9), flow.RejectTooLarge, 1)
+	s.Refuse(spoolAddr(9), flow.RejectExporter, 3)
+	s.Refuse(spoolAddr(9), flow.RejectTooLarge, 1)
 	if err := s.Tick(spoolEpoch + 8); err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +121,7 @@ func TestSpoolRoundTrip(t *testing.T) {
 	for i := range want {
 		want[i].Position = uint64(i)
 	}
-	entries, seqs := readAll(t, s)
+	entries, seqs := readSpool(t, s)
 	if diff := cmp.Diff(want, datagramEntries(entries)); diff != "" {
 		t.Error(diff)
 	}
@@ -136,8 +136,8 @@ func TestSpoolRoundTrip(t *testing.T) {
 	}
 	wantOthers := []Entry{
 		{Kind: EntryPolicy, Time: spoolEpoch + 7, Position: 250, Payload: []byte("policy v2")},
-		{Kind: EntryRefused, Reason: flow.RejectExporter, Time: spoolEpoch, Exporter: exporterAddr(9), Position: 250, Count: 3},
-		{Kind: EntryRefused, Reason: flow.RejectTooLarge, Time: spoolEpoch, Exporter: exporterAddr(9), Position: 250, Count: 1},
+		{Kind: EntryRefused, Reason: flow.RejectExporter, Time: spoolEpoch, Exporter: spoolAddr(9), Position: 250, Count: 3},
+		{Kind: EntryRefused, Reason: flow.RejectTooLarge, Time: spoolEpoch, Exporter: spoolAddr(9), Position: 250, Count: 1},
 		{Kind: EntryTick, Time: spoolEpoch + 8, Position: 250, Payload: []byte{}},
 	}
 	for i := range others {
@@ -167,7 +167,7 @@ func TestSpoolRoundTrip(t *testing.T) {
 		t.Errorf("segment %d of %v has %d rows a chunk", g.Seq(), g.Spool(), g.ChunkRows())
 	}
 	s.Seek(0)
-	again, seqsAgain := readAll(t, s)
+	again, seqsAgain := readSpool(t, s)
 	if diff := cmp.Diff(want, datagramEntries(again)); diff != "" {
 		t.Error(diff)
 	}
@@ -181,8 +181,8 @@ func TestSpoolGoesOnWhereItStopped(t *testing.T) {
 	var position, last uint64
 	for round := range 4 {
 		s := openSpool(t, dir, smallSpool())
-		s.Append(datagrams(0, 300, 900))
-		entries, seqs := readAll(t, s)
+		s.Append(testDatagrams(0, 300, 900))
+		entries, seqs := readSpool(t, s)
 		ds := datagramEntries(entries)
 		if len(ds) != 300 || ds[0].Position != position {
 			t.Fatalf("round %d: %d datagrams from position %d, want 300 from %d", round, len(ds), ds[0].Position, position)
@@ -198,7 +198,7 @@ func TestSpoolGoesOnWhereItStopped(t *testing.T) {
 			}
 			s.Close()
 			s = openSpool(t, dir, smallSpool())
-			if _, left := readAll(t, s); !slices.Equal(left, seqs[1:]) {
+			if _, left := readSpool(t, s); !slices.Equal(left, seqs[1:]) {
 				t.Fatalf("after removing %d of %v segments %v are left", seqs[0], seqs, left)
 			}
 		}
@@ -214,8 +214,8 @@ func TestSpoolGoesOnWhereItStopped(t *testing.T) {
 
 func TestSpoolSeek(t *testing.T) {
 	s := openSpool(t, t.TempDir(), smallSpool())
-	s.Append(datagrams(0, 500, 1000))
-	_, seqs := readAll(t, s)
+	s.Append(testDatagrams(0, 500, 1000))
+	_, seqs := readSpool(t, s)
 	s.Seek(seqs[1])
 	g, err := s.Next(t.Context())
 	if err != nil || g.Seq() != seqs[2] {
@@ -228,7 +228,7 @@ func TestSpoolSeek(t *testing.T) {
 func TestSpoolTornTail(t *testing.T) {
 	dir := t.TempDir()
 	s := openSpool(t, dir, smallSpool())
-	want := datagrams(0, 6, 40)
+	want := testDatagrams(0, 6, 40)
 	s.Append(want)
 	path := s.open().path
 	s.Close()
@@ -244,11 +244,11 @@ func TestSpoolTornTail(t *testing.T) {
 		}
 		s := openSpool(t, dir, smallSpool())
 		n := max(0, cut-segmentHeaderLen) / entry
-		s.Append(datagrams(100, 1, 40))
-		if got := sum(s.Counts(0).Datagrams); got != uint64(n+1) {
+		s.Append(testDatagrams(100, 1, 40))
+		if got := sumCounts(s.Counts(0).Datagrams); got != uint64(n+1) {
 			t.Fatalf("cut at %d: %d datagrams are counted, want %d", cut, got, n+1)
 		}
-		entries, _ := readAll(t, s)
+		entries, _ := readSpool(t, s)
 		ds := datagramEntries(entries)
 		if len(ds) != n+1 {
 			t.Fatalf("cut at %d: %d datagrams, want %d", cut, len(ds), n+1)
@@ -271,7 +271,7 @@ func TestSpoolTornTail(t *testing.T) {
 	}
 }
 
-func sum(m map[flow.Addr]uint64) (n uint64) {
+func sumCounts(m map[flow.Addr]uint64) (n uint64) {
 	for _, v := range m {
 		n += v
 	}
@@ -283,11 +283,11 @@ func sum(m map[flow.Addr]uint64) (n uint64) {
 func TestSpoolDamage(t *testing.T) {
 	dir := t.TempDir()
 	s := openSpool(t, dir, smallSpool())
-	s.Append(datagrams(0, 5, 40))
+	s.Append(testDatagrams(0, 5, 40))
 	if err := s.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	s.Append(datagrams(5, 1, 40))
+	s.Append(testDatagrams(5, 1, 40))
 	path := s.segments[0].path
 	const entry = entryHeaderLen + 40
 	whole, err := os.ReadFile(path)
@@ -316,7 +316,7 @@ func TestSpoolDamage(t *testing.T) {
 			i := (at - segmentHeaderLen) / entry
 			want = slices.Delete(want, i, i+1)
 		}
-		if !slices.Equal(got, want) || sum(g.Lost()) != uint64(5-len(want)) {
+		if !slices.Equal(got, want) || sumCounts(g.Lost()) != uint64(5-len(want)) {
 			t.Fatalf("byte %d: positions %v came and %v are lost, want %v", at, got, g.Lost(), want)
 		}
 	}
@@ -332,7 +332,7 @@ func TestSpoolDamage(t *testing.T) {
 	if n := testutil.ToFloat64(s.metrics.lost); n != 1 {
 		t.Errorf("%v datagrams are counted as lost, want 1", n)
 	}
-	if n := sum(s.Counts(0).Datagrams); n != 5 {
+	if n := sumCounts(s.Counts(0).Datagrams); n != 5 {
 		t.Errorf("%d datagrams can be read, want 5", n)
 	}
 	s.Close()
@@ -342,7 +342,7 @@ func TestSpoolDamage(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = openSpool(t, dir, smallSpool())
-	entries, _ := readAll(t, s)
+	entries, _ := readSpool(t, s)
 	if ds := datagramEntries(entries); len(ds) != 1 || ds[0].Position != 5 {
 		t.Errorf("beside a segment without header %v came, want the datagram at position 5", ds)
 	}
@@ -355,14 +355,14 @@ func TestSpoolDamage(t *testing.T) {
 // destroys the entry around it: it must not be taken for one of ours.
 func TestSpoolHiddenEntry(t *testing.T) {
 	other := openSpool(t, t.TempDir(), smallSpool())
-	other.Append(datagrams(77, 1, 40))
+	other.Append(testDatagrams(77, 1, 40))
 	inner, err := os.ReadFile(other.open().path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
 	s := openSpool(t, dir, smallSpool())
-	ds := datagrams(0, 3, 40)
+	ds := testDatagrams(0, 3, 40)
 	ds[1].Payload = inner[segmentHeaderLen:]
 	s.Append(ds)
 	path := s.open().path
@@ -376,7 +376,7 @@ func TestSpoolHiddenEntry(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = openSpool(t, dir, smallSpool())
-	entries, _ := readAll(t, s)
+	entries, _ := readSpool(t, s)
 	got := datagramEntries(entries)
 	if len(got) != 2 || got[0].Position != 0 || got[1].Position != 2 {
 		t.Errorf("%v came, want positions 0 and 2", got)
@@ -391,7 +391,7 @@ func TestSpoolFull(t *testing.T) {
 	const total = 2000
 	accepted := 0
 	for i := 0; i < total; i += 50 {
-		accepted += s.Append(datagrams(i, 50, 1000))
+		accepted += s.Append(testDatagrams(i, 50, 1000))
 	}
 	if accepted == 0 || accepted >= 512 {
 		t.Fatalf("%d datagrams of 1,044 bytes fitted into 512 KiB", accepted)
@@ -411,8 +411,8 @@ func TestSpoolFull(t *testing.T) {
 				refused[i] += n
 			}
 		}
-		if sum(c.Datagrams) != uint64(accepted) || refused[flow.RejectSpoolFull] != uint64(total-accepted) || refused.Sum() != refused[flow.RejectSpoolFull] {
-			t.Errorf("counted %d appended and %v refused, want %d and %d", sum(c.Datagrams), refused.Map(), accepted, total-accepted)
+		if sumCounts(c.Datagrams) != uint64(accepted) || refused[flow.RejectSpoolFull] != uint64(total-accepted) || refused.Sum() != refused[flow.RejectSpoolFull] {
+			t.Errorf("counted %d appended and %v refused, want %d and %d", sumCounts(c.Datagrams), refused.Map(), accepted, total-accepted)
 		}
 	}
 	check(s)
@@ -429,7 +429,7 @@ func TestSpoolFull(t *testing.T) {
 	if err := s.Remove(g.Seq()); err != nil {
 		t.Fatal(err)
 	}
-	if n := s.Append(datagrams(0, 20, 1000)); n != 20 {
+	if n := s.Append(testDatagrams(0, 20, 1000)); n != 20 {
 		t.Errorf("with a segment removed only %d of 20 fit", n)
 	}
 	var onDisk int64
@@ -447,7 +447,7 @@ func TestSpoolFull(t *testing.T) {
 
 func TestSpoolWriteErrors(t *testing.T) {
 	s := openSpool(t, t.TempDir(), smallSpool())
-	s.Append(datagrams(0, 10, 100))
+	s.Append(testDatagrams(0, 10, 100))
 	// A descriptor that cannot be written to fails like a broken disk.
 	good := s.open().file
 	broken, err := os.Open(s.open().path)
@@ -456,14 +456,14 @@ func TestSpoolWriteErrors(t *testing.T) {
 	}
 	defer broken.Close()
 	s.open().file = broken
-	if n := s.Append(datagrams(10, 10, 100)); n != 0 {
+	if n := s.Append(testDatagrams(10, 10, 100)); n != 0 {
 		t.Errorf("%d datagrams were taken by a disk that does not write", n)
 	}
 	if err := s.Tick(spoolEpoch); !errors.Is(err, ErrSpoolNotWritten) {
 		t.Errorf("a tick that was not written gives %v", err)
 	}
 	s.open().file = good
-	if n := s.Append(datagrams(10, 10, 100)); n != 10 {
+	if n := s.Append(testDatagrams(10, 10, 100)); n != 10 {
 		t.Errorf("once the disk writes again %d of 10 are taken", n)
 	}
 	c := s.Counts(0)
@@ -471,10 +471,10 @@ func TestSpoolWriteErrors(t *testing.T) {
 	for _, r := range c.Refused {
 		refused[flow.RejectSpoolFull] += r[flow.RejectSpoolFull]
 	}
-	if sum(c.Datagrams) != 20 || refused[flow.RejectSpoolFull] != 10 {
-		t.Errorf("counted %d and %v", sum(c.Datagrams), refused.Map())
+	if sumCounts(c.Datagrams) != 20 || refused[flow.RejectSpoolFull] != 10 {
+		t.Errorf("counted %d and %v", sumCounts(c.Datagrams), refused.Map())
 	}
-	entries, _ := readAll(t, s)
+	entries, _ := readSpool(t, s)
 	ds := datagramEntries(entries)
 	if len(ds) != 20 || ds[19].Position != 19 {
 		t.Errorf("%d datagrams came back, want 20", len(ds))
@@ -484,17 +484,17 @@ func TestSpoolWriteErrors(t *testing.T) {
 func TestSpoolCountsByExporter(t *testing.T) {
 	dir := t.TempDir()
 	s := openSpool(t, dir, smallSpool())
-	s.Append(datagrams(0, 1000, 500))
-	s.Refuse(exporterAddr(1), flow.RejectExporter, 7)
+	s.Append(testDatagrams(0, 1000, 500))
+	s.Refuse(spoolAddr(1), flow.RejectExporter, 7)
 	check := func(s *Spool) {
 		t.Helper()
 		c := s.Counts(0)
 		for i := range 5 {
-			if c.Datagrams[exporterAddr(i)] != 200 {
-				t.Errorf("exporter %d: %d datagrams, want 200", i, c.Datagrams[exporterAddr(i)])
+			if c.Datagrams[spoolAddr(i)] != 200 {
+				t.Errorf("exporter %d: %d datagrams, want 200", i, c.Datagrams[spoolAddr(i)])
 			}
 		}
-		if r := c.Refused[exporterAddr(1)]; r[flow.RejectExporter] != 7 {
+		if r := c.Refused[spoolAddr(1)]; r[flow.RejectExporter] != 7 {
 			t.Errorf("refused: %v", r.Map())
 		}
 	}
@@ -515,7 +515,7 @@ func TestSpoolCountsByExporter(t *testing.T) {
 				position++
 			}
 		}
-		if n := sum(s.Counts(g.Seq()).Datagrams); n != 1000-position {
+		if n := sumCounts(s.Counts(g.Seq()).Datagrams); n != 1000-position {
 			t.Errorf("behind segment %d: %d, want %d", g.Seq(), n, 1000-position)
 		}
 	}
@@ -528,13 +528,13 @@ func TestSpoolBoundedTables(t *testing.T) {
 	cfg.MaxExporters = 10
 	s := openSpool(t, t.TempDir(), cfg)
 	for i := range 15 {
-		s.Append([]Datagram{{Exporter: exporterAddr(i), Payload: []byte("x")}})
+		s.Append([]Datagram{{Exporter: spoolAddr(i), Payload: []byte("x")}})
 	}
 	for i := range 2 * maxRefusedExporters {
-		s.Refuse(exporterAddr(i), flow.RejectExporter, 1)
+		s.Refuse(spoolAddr(i), flow.RejectExporter, 1)
 	}
 	c := s.Counts(0)
-	if len(c.Datagrams) != 10 || sum(c.Datagrams) != 10 {
+	if len(c.Datagrams) != 10 || sumCounts(c.Datagrams) != 10 {
 		t.Errorf("%d exporters are counted, want 10", len(c.Datagrams))
 	}
 	var refused flow.Rejected
@@ -612,7 +612,7 @@ func TestSpoolConcurrentAppends(t *testing.T) {
 			for i := 0; i < each; i += 20 {
 				ds := make([]Datagram, 20)
 				for j := range ds {
-					ds[j] = Datagram{Exporter: exporterAddr(w), Payload: fmt.Appendf(nil, "%d-%d", w, i+j)}
+					ds[j] = Datagram{Exporter: spoolAddr(w), Payload: fmt.Appendf(nil, "%d-%d", w, i+j)}
 				}
 				if n := s.Append(ds); n != len(ds) {
 					t.Errorf("writer %d: %d of %d taken", w, n, len(ds))
@@ -654,7 +654,7 @@ func TestSpoolSealsByAge(t *testing.T) {
 		done := make(chan struct{})
 		go func() { s.Run(ctx); close(done) }()
 		start := time.Now()
-		s.Append(datagrams(0, 1, 100))
+		s.Append(testDatagrams(0, 1, 100))
 		g, err := s.Next(ctx)
 		if err != nil {
 			t.Fatal(err)
@@ -672,7 +672,7 @@ func TestSpoolSealsByAge(t *testing.T) {
 		}
 		// A reader that is behind gets larger segments, not more of them.
 		for i := range 600 {
-			s.Append(datagrams(i, 1, 100))
+			s.Append(testDatagrams(i, 1, 100))
 			time.Sleep(time.Second / 2)
 		}
 		if n := len(s.segments); n > maxWaiting+3 {
@@ -685,7 +685,7 @@ func TestSpoolSealsByAge(t *testing.T) {
 
 func TestSpoolEntriesDoNotAllocate(t *testing.T) {
 	s := openSpool(t, t.TempDir(), smallSpool())
-	s.Append(datagrams(0, 100, 1000))
+	s.Append(testDatagrams(0, 100, 1000))
 	if err := s.Flush(); err != nil {
 		t.Fatal(err)
 	}
@@ -701,7 +701,7 @@ func TestSpoolEntriesDoNotAllocate(t *testing.T) {
 	}); n > 0 {
 		t.Errorf("walking 100 entries allocates %v times", n)
 	}
-	ds := datagrams(0, 64, 500)
+	ds := testDatagrams(0, 64, 500)
 	s.Append(ds)
 	if n := testing.AllocsPerRun(10, func() { s.Append(ds[:8]) }); n > 0 {
 		t.Errorf("appending 8 datagrams allocates %v times", n)
@@ -782,8 +782,8 @@ func TestSpoolKill(t *testing.T) {
 		cmd.Wait()
 
 		s := openSpool(t, dir, smallSpool())
-		counted := sum(s.Counts(0).Datagrams)
-		entries, seqs := readAll(t, s)
+		counted := sumCounts(s.Counts(0).Datagrams)
+		entries, seqs := readSpool(t, s)
 		ds := datagramEntries(entries)
 		if uint64(len(ds)) != counted {
 			t.Fatalf("round %d: %d datagrams are counted, %d came", round, counted, len(ds))
@@ -836,7 +836,7 @@ func spoolChild(t *testing.T, dir string) {
 	}
 	go s.Run(context.Background())
 	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
-		ds := datagrams(from, 1+from%70, 200)
+		ds := testDatagrams(from, 1+from%70, 200)
 		if n := s.Append(ds); n != len(ds) {
 			t.Fatalf("%d of %d taken", n, len(ds))
 		}
@@ -853,8 +853,8 @@ func TestSpoolMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	s.Append(datagrams(0, 3, 10))
-	s.Refuse(exporterAddr(0), flow.RejectExporter, 2)
+	s.Append(testDatagrams(0, 3, 10))
+	s.Refuse(spoolAddr(0), flow.RejectExporter, 2)
 	now += 4000
 	err = testutil.GatherAndCompare(reg, strings.NewReader(`
 # HELP postern_ingest_spool_datagrams_total Datagrams written to the spool.
@@ -884,7 +884,7 @@ postern_ingest_spool_segments 1
 func FuzzSegment(f *testing.F) {
 	h := segmentHeader{id: SpoolID{1, 2, 3}, seq: 7, first: 100, created: spoolEpoch, chunkRows: 10}
 	whole := h.append(nil)
-	for i, d := range datagrams(0, 4, 20) {
+	for i, d := range testDatagrams(0, 4, 20) {
 		e := Entry{Kind: EntryDatagram, Time: d.Received, Exporter: d.Exporter, Port: d.Port, Payload: d.Payload}
 		whole = appendEntry(whole, &e, h.seed(), int64(len(whole)), uint32(i))
 	}
@@ -945,7 +945,7 @@ func BenchmarkSpoolAppend(b *testing.B) {
 					s.Remove(g.Seq())
 				}
 			}()
-			ds := datagrams(0, 64, 1400)
+			ds := testDatagrams(0, 64, 1400)
 			b.SetBytes(1400)
 			b.ReportAllocs()
 			for i := 0; i < b.N; i += len(ds) {
@@ -966,7 +966,7 @@ func BenchmarkSpoolRead(b *testing.B) {
 	cfg.SyncEvery = 0
 	s := openSpool(b, b.TempDir(), cfg)
 	for i := 0; i < 2900; i += 100 {
-		s.Append(datagrams(i, 100, 1400))
+		s.Append(testDatagrams(i, 100, 1400))
 	}
 	if err := s.Flush(); err != nil {
 		b.Fatal(err)

@@ -169,6 +169,7 @@ type Engine struct {
 	running          sync.WaitGroup
 
 	diskUsed atomic.Int64
+	nextWalk time.Time // of Run's goroutine
 }
 
 // New checks cfg and returns an engine that Run starts. Metrics are registered on
@@ -322,6 +323,9 @@ func (e *Engine) arguments() []string {
 		"--implicit_select=0",
 		"--max_memory_usage=" + strconv.FormatInt(mem/10*8, 10), // leave a fifth to merges and other statements
 		"--max_query_size=" + strconv.Itoa(maxQuery),
+		// Merges and the rest of the machine need some room; below it an insert
+		// fails with code 243, as at the disk cap.
+		"--min_free_disk_bytes_to_perform_insert=268435456",
 	}
 }
 
@@ -336,12 +340,19 @@ func (e *Engine) open(path string) error {
 	if err != nil {
 		return fmt.Errorf("embedded ClickHouse: loading the engine: %w", err)
 	}
-	lib.setSignalHandlers(0)
+	lib.setSignalHandlers(0) // before the first connection; it stays so for the process
 	dir, err := filepath.Abs(e.cfg.DataDir)
 	if err != nil {
 		return err
 	}
 	e.cfg.DataDir = dir
+	// What prepare put in place of `default` is written down; the engine makes its
+	// own again at each start, and prepare could not replace that a second time.
+	for _, name := range []string{"default.sql", "default.sql.tmp"} {
+		if err := os.Remove(filepath.Join(dir, "metadata", name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("embedded ClickHouse: %w", err)
+		}
+	}
 	s, err := lib.open(e.arguments())
 	restore() // at once: a fault in what follows is Go's again
 	if err != nil {
@@ -425,6 +436,27 @@ func (e *Engine) kill(tag string) {
 
 // watch measures disk and memory.
 func (e *Engine) watch() {
+	e.measureDisk()
+	e.controlMu.Lock()
+	defer e.controlMu.Unlock()
+	if e.control == nil {
+		return
+	}
+	if out, _, err := e.control.Query("SELECT value FROM system.metrics WHERE metric = 'MemoryTracking'", "TSVRaw"); err == nil {
+		if v, err := strconv.ParseFloat(strings.TrimSpace(string(out)), 64); err == nil {
+			e.metrics.memory.Set(v)
+		}
+	}
+}
+
+// measureDisk walks the data directory, which may hold a hundred thousand files:
+// at most a fiftieth of the time goes into it.
+func (e *Engine) measureDisk() {
+	start := time.Now()
+	if start.Before(e.nextWalk) {
+		return
+	}
+	defer func() { e.nextWalk = time.Now().Add(50 * time.Since(start)) }()
 	var used int64
 	err := filepath.WalkDir(e.cfg.DataDir, func(_ string, d fs.DirEntry, err error) error {
 		if err != nil { // parts vanish while we walk
@@ -445,16 +477,6 @@ func (e *Engine) watch() {
 		}
 		e.diskUsed.Store(used)
 		e.metrics.disk.Set(float64(used))
-	}
-	e.controlMu.Lock()
-	defer e.controlMu.Unlock()
-	if e.control == nil {
-		return
-	}
-	if out, _, err := e.control.Query("SELECT value FROM system.metrics WHERE metric = 'MemoryTracking'", "TSVRaw"); err == nil {
-		if v, err := strconv.ParseFloat(strings.TrimSpace(string(out)), 64); err == nil {
-			e.metrics.memory.Set(v)
-		}
 	}
 }
 

@@ -7,7 +7,6 @@ import "strings"
 // that decides about permission is left to the engine's own parser.
 type statement struct {
 	verb   string // first word in upper case: SELECT, INSERT, SET …
-	second string // second word in upper case
 	format string // FORMAT of a query at the end of its text, or of an INSERT's data
 
 	insertData bool   // an INSERT whose data follows: FORMAT, VALUES or neither
@@ -136,7 +135,7 @@ func parseStatement(s string) statement {
 		st.parseInsert(l, word)
 		return st
 	}
-	for depth, first := 0, true; ; first = false {
+	for depth := 0; ; {
 		k, w, _, _ := word()
 		switch {
 		case k == tokenEnd:
@@ -145,8 +144,6 @@ func parseStatement(s string) statement {
 			depth++
 		case k == tokenOther && w == ")":
 			depth--
-		case k == tokenWord && first:
-			st.second = w
 		case k == tokenWord && w == "FORMAT" && depth <= 0:
 			if k, _, a, b := word(); k == tokenWord {
 				st.format = s[a:b]
@@ -200,7 +197,6 @@ func (st *statement) parseInsert(l *lexer, word func() (tokenKind, string, int, 
 			st.data = strings.TrimPrefix(rest, "\n")
 			return
 		case w == "SELECT" || w == "WITH" || w == "FROM" || w == "WATCH" || w == "EXPLAIN":
-			st.second = w
 			return
 		}
 	}

@@ -1,9 +1,6 @@
 package detect
 
 import (
-	"slices"
-	"strings"
-
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/policy"
 )
@@ -50,14 +47,8 @@ func (v Versions) ExceptionFacts(at flow.Time, exception flow.Name) (Facts, bool
 }
 
 func factsOf(e *policy.Exception) Facts {
-	var by []string
-	for _, a := range e.Approved {
-		if !slices.Contains(by, a.By) {
-			by = append(by, a.By)
-		}
-	}
 	at, _ := e.ApprovedAt()
-	return Facts{Class: e.Class, Ticket: e.Ticket, Owner: e.Owner, Requester: e.RequestedBy, Approver: strings.Join(by, ", "),
+	return Facts{Class: e.Class, Ticket: e.Ticket, Owner: e.Owner, Requester: e.RequestedBy, Approver: e.Approvers(),
 		NotBefore: max(e.NotBefore, at)}
 }
 

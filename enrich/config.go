@@ -2,7 +2,6 @@ package enrich
 
 import (
 	"fmt"
-	"net/netip"
 	"time"
 )
 
@@ -14,10 +13,6 @@ type Config struct {
 	// MaxHeld bounds the records that wait or are remembered as the half of one
 	// that waits. Beyond it records are judged without their other half and counted.
 	MaxHeld int `yaml:"maxHeld"`
-	// InitiatorFirst lists the exporters (addresses) whose biflow records name the
-	// initiator first without saying so by biflowDirection (YAF does; softflowd
-	// does not: it names the lower address first).
-	InitiatorFirst []string `yaml:"initiatorFirst"`
 	// ClockTolerance caps event time at receipt plus this, so that one exporter
 	// with a clock ahead cannot end every wait. Zero believes the exporters, as
 	// replay does. Set by the caller from ingest's setting.
@@ -41,11 +36,6 @@ func (c *Config) Validate() error {
 	}
 	if c.MaxHeld < 1 || c.MaxHeld > 1<<24 {
 		return fmt.Errorf("enrich.maxHeld is %d; write a number from 1 to %d", c.MaxHeld, 1<<24)
-	}
-	for _, s := range c.InitiatorFirst {
-		if _, err := netip.ParseAddr(s); err != nil {
-			return fmt.Errorf("enrich.initiatorFirst: %q is no address; write one such as 192.0.2.1", s)
-		}
 	}
 	return nil
 }

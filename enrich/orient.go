@@ -5,15 +5,14 @@ import "github.com/postern/postern/flow"
 // How sure an orientation is, in percent, by what it rests on. The figures rank
 // the kinds of evidence; they are not measured frequencies.
 const (
-	certainByField   = 100 // initiatorOctets/responderOctets: Src is the initiator by definition
-	certainByGroup   = 100 // the destination is a multicast or broadcast address: it cannot have answered
-	certainByICMP    = 100 // an echo request (or its like) against the reply
-	certainByFlags   = 98  // a SYN without ACK, or a single SYN+ACK packet
-	certainByBiflow  = 95  // biflowDirection: the exporter's own judgement (RFC 5103, 6.3)
-	certainBySetting = 90  // an exporter configured as naming the initiator first
-	certainByPort    = 90  // a service port against one from the ephemeral range
-	certainByName    = 80  // a service port against one that is neither known nor ephemeral
-	certainByStart   = 70  // the half that began first (Pairer)
+	certainByField  = 100 // initiatorOctets/responderOctets: Src is the initiator by definition
+	certainByGroup  = 100 // the destination is a multicast or broadcast address: it cannot have answered
+	certainByICMP   = 100 // an echo request (or its like) against the reply
+	certainByFlags  = 98  // a SYN without ACK, or a single SYN+ACK packet
+	certainByBiflow = 95  // biflowDirection: the exporter's own judgement (RFC 5103, 6.3)
+	certainByPort   = 90  // a service port against one from the ephemeral range
+	certainByName   = 80  // a service port against one that is neither known nor ephemeral
+	certainByStart  = 70  // the half that began first (Pairer)
 )
 
 // ephemeral is the first port that common systems hand out to clients: Linux

@@ -54,8 +54,7 @@ type Pairer struct {
 	names    *flow.Names
 	m        *metrics
 
-	window, near   flow.Time // milliseconds
-	initiatorFirst map[flow.Addr]bool
+	window, near flow.Time // milliseconds
 
 	clock   flow.Time
 	members []member
@@ -105,15 +104,8 @@ func NewPairer(cfg Config, policy Policy, declared Declared, names *flow.Names, 
 		return nil, err
 	}
 	p := &Pairer{cfg: cfg, policy: policy, declared: declared, names: names, m: newMetrics(reg),
-		window: flow.Time(cfg.Window / time.Millisecond), initiatorFirst: map[flow.Addr]bool{}}
+		window: flow.Time(cfg.Window / time.Millisecond)}
 	p.near = p.window * 2 / 3
-	for _, s := range cfg.InitiatorFirst {
-		a, err := flow.ParseAddr(s)
-		if err != nil {
-			return nil, err
-		}
-		p.initiatorFirst[a] = true
-	}
 	p.reset()
 	return p, nil
 }
@@ -184,10 +176,6 @@ func (p *Pairer) orient(r *flow.Record) {
 		s = p.declared(r.Start)
 	}
 	Orient(r, s)
-	if len(p.initiatorFirst) > 0 && r.OrientationCertainty < certainBySetting && r.Biflow() &&
-		r.All(flow.HasSrc|flow.HasDst) && p.initiatorFirst[r.Exporter] {
-		r.Oriented, r.OrientationCertainty = flow.Forward, certainBySetting
-	}
 }
 
 // waits says whether the other half could change the verdict.

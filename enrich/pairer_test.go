@@ -351,21 +351,13 @@ func TestNamesOf(t *testing.T) {
 func TestConfig(t *testing.T) {
 	for _, f := range []func(*Config){
 		func(c *Config) { c.Window = 0 }, func(c *Config) { c.Window = time.Hour },
-		func(c *Config) { c.MaxHeld = 0 }, func(c *Config) { c.InitiatorFirst = []string{"router-1"} },
+		func(c *Config) { c.MaxHeld = 0 },
 	} {
 		c := DefaultConfig()
 		f(&c)
 		if c.Validate() == nil {
 			t.Errorf("accepted %+v", c)
 		}
-	}
-	c := DefaultConfig()
-	c.InitiatorFirst = []string{"192.0.2.1"}
-	p, _ := newTestPairer(t, c)
-	r := half(1, "10.0.0.1", 51000, "10.0.0.2", 52000, 0, 1, all)
-	r.Has |= flow.HasRevPackets
-	if got := run(p, r); got[0].Oriented != flow.Forward || got[0].OrientationCertainty != certainBySetting {
-		t.Errorf("an exporter that names the initiator first: oriented %d", got[0].Oriented)
 	}
 }
 

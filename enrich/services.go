@@ -94,19 +94,8 @@ func DeclaredBy(h *policy.History) Declared {
 
 func portsOf(p *policy.Policy) *Ports {
 	var s Ports
-	add := func(ranges []policy.Range) {
-		for _, r := range ranges {
-			s.Add(r.Proto, r.Low, r.High)
-		}
-	}
-	for i := range p.Services {
-		add(p.Services[i].Ranges)
-	}
-	for i := range p.Rules {
-		add(p.Rules[i].Services)
-	}
-	for i := range p.Exceptions {
-		add(p.Exceptions[i].Services)
+	for _, r := range p.ServiceRanges() {
+		s.Add(r.Proto, r.Low, r.High)
 	}
 	return &s
 }

@@ -271,9 +271,13 @@ func (l *Listener) Run(ctx context.Context) error {
 				l.readDrops() // a closed socket does not tell any more
 				c.Close()
 			}()
-			stop := context.AfterFunc(gctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })
+			woken := make(chan struct{})
+			stop := context.AfterFunc(gctx, func() {
+				c.SetReadDeadline(time.Unix(1, 0))
+				close(woken)
+			})
 			defer stop()
-			if err := l.receive(gctx, c); err != nil {
+			if err := l.receive(gctx, c, woken); err != nil {
 				return fmt.Errorf("udp: socket %d of %s: %w", i, l.cfg.Listen, err)
 			}
 			return nil
@@ -294,7 +298,9 @@ func (l *Listener) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-func (l *Listener) receive(ctx context.Context, c *net.UDPConn) error {
+// receive reads one socket until ctx ends and its queue is empty. woken is closed
+// once the end of ctx has interrupted the read that may be waiting.
+func (l *Listener) receive(ctx context.Context, c *net.UDPConn, woken <-chan struct{}) error {
 	r := newBatchReader(c, l.cfg.Batch, int(l.cfg.MaxDatagram))
 	ds := make([]Datagram, 0, l.cfg.Batch)
 	var drainUntil time.Time
@@ -303,6 +309,7 @@ func (l *Listener) receive(ctx context.Context, c *net.UDPConn) error {
 		if ctx.Err() != nil {
 			now := time.Now()
 			if drainUntil.IsZero() {
+				<-woken // or its deadline, which is long past, would come after ours
 				drainUntil = now.Add(drainFor)
 			}
 			if !now.Before(drainUntil) {

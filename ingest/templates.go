@@ -232,7 +232,7 @@ func (d *Decoder) learn(m *message, id uint16, k kind, scopes int, raw []byte, o
 	default:
 		t.changed = true
 		s.previous, s.replacedAt, s.cur = s.cur, d.now, t
-		s.previous.plan, s.previous.options = nil, nil
+		s.previous.plan, s.previous.options = nil, nil // only its layout is of use
 	}
 	d.unpark(m, id, out)
 }

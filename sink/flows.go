@@ -2,6 +2,7 @@ package sink
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/ClickHouse/ch-go/proto"
@@ -31,12 +32,24 @@ type FlowWriter struct {
 
 // NewFlowWriter makes a writer of records whose names are in names.
 func (db *ClickHouse) NewFlowWriter(names *flow.Names) *FlowWriter {
-	w := &FlowWriter{db: db, names: names}
+	w := NewFlowWriter(names)
+	w.Bind(db)
+	return w
+}
+
+// NewFlowWriter makes a writer before there is a database to write to: flows can
+// be encoded while ClickHouse is still away. [FlowWriter.Bind] comes before the
+// first flush.
+func NewFlowWriter(names *flow.Names) *FlowWriter {
+	w := &FlowWriter{names: names}
 	w.cols.init()
 	w.input = w.cols.input()
 	w.Reset()
 	return w
 }
+
+// Bind says where Flush inserts.
+func (w *FlowWriter) Bind(db *ClickHouse) { w.db = db }
 
 // Rows is how many records have been appended since the last flush or reset.
 func (w *FlowWriter) Rows() int { return w.rows }
@@ -55,10 +68,10 @@ func (w *FlowWriter) Append(b *flow.Batch) { w.AppendRecords(b.Records) }
 func (w *FlowWriter) AppendRecords(records []flow.Record) {
 	w.texts = w.names.Texts()
 	w.cols.extend(len(records))
-	for i := range records {
-		w.cols.set(w.rows+i, &records[i], w.texts)
+	for part := range slices.Chunk(records, chunk) {
+		w.cols.fill(w.rows, part, w.texts)
+		w.rows += len(part)
 	}
-	w.rows += len(records)
 }
 
 // Flush inserts the block under ins and empties the writer. After an error the
@@ -347,91 +360,143 @@ func (c *flowColumns) optional() [21]interface {
 		&c.icmpType, &c.icmpCode, &c.forwarding, &c.firewall, &c.biflow, &c.validUntil}
 }
 
-// set writes record r into row i of every column.
-func (c *flowColumns) set(i int, r *flow.Record, texts []string) {
-	v := &r.Verdict
-	swapped := r.Swapped()
-	client, server := &r.Src, &r.Dst
-	clientPort, serverPort := r.SrcPort, r.DstPort
-	hasClientPort, hasServerPort := r.Any(flow.HasSrcPort), r.Any(flow.HasDstPort)
-	cseg, sseg, cwl, swl, cid, sid := r.SrcSegment, r.DstSegment, r.SrcWorkload, r.DstWorkload, r.SrcIdentity, r.DstIdentity
-	if swapped {
-		client, server = server, client
-		clientPort, serverPort = serverPort, clientPort
-		hasClientPort, hasServerPort = hasServerPort, hasClientPort
-		cseg, sseg, cwl, swl, cid, sid = sseg, cseg, swl, cwl, sid, cid
+// chunk is how many records are written column by column at a time: their 27 KB
+// stay in the first-level cache while each column is written in a run. Writing all
+// of a record's columns at once instead touches ninety streams, which fall on the same
+// cache sets, and takes twice the time.
+const chunk = 64
+
+// fill writes at most chunk records into rows k and following of every column.
+func (c *flowColumns) fill(k int, rs []flow.Record, texts []string) {
+	var swaps [chunk]bool
+	swapped := swaps[:len(rs)]
+	for i := range rs {
+		swapped[i] = rs[i].Swapped()
 	}
-	c.start.Data[i] = proto.DateTime64(r.Start)
-	c.end.Data[i] = proto.DateTime64(r.End)
-	c.received.Data[i] = proto.DateTime64(r.Received)
-	c.exporter[i] = r.Exporter.As16()
-	c.domain[i] = r.Domain
-	c.source.set(i, uint8(r.Source))
-	c.client[i] = client.As16()
-	c.server[i] = server.As16()
-	c.clientPort.set(i, hasClientPort, clientPort)
-	c.serverPort.set(i, hasServerPort, serverPort)
-	c.service.set(i, r, serverPort)
-	c.oriented.set(i, uint8(r.Oriented))
-	c.certainty[i] = r.OrientationCertainty
-	c.swapped[i] = swapped
-	c.otherHalf[i] = r.OtherHalf
-	c.proto.set(i, r.Any(flow.HasProto), r.Proto)
-	c.tcpFlags.set(i, r.Any(flow.HasTCPFlags), r.TCPFlags)
-	c.bytes[i] = r.Bytes()
-	c.packets[i] = r.Packets()
-	c.revTCPFlags.set(i, r.Any(flow.HasRevTCPFlags), r.RevTCPFlags)
-	c.revBytes[i] = r.RevBytes()
-	c.revPackets[i] = r.RevPackets()
-	c.samplingRate[i] = r.SamplingRate
-	c.bytesRaw.set(i, r.Any(flow.HasBytes), r.BytesRaw)
-	c.packetsRaw.set(i, r.Any(flow.HasPackets), r.PacketsRaw)
-	c.revBytesRaw.set(i, r.Any(flow.HasRevBytes), r.RevBytesRaw)
-	c.revPacketsRaw.set(i, r.Any(flow.HasRevPackets), r.RevPacketsRaw)
-	c.inIf.set(i, r.Any(flow.HasInIf), r.InIf)
-	c.outIf.set(i, r.Any(flow.HasOutIf), r.OutIf)
-	c.natSrc.set(i, r.Any(flow.HasNATSrc), r.NATSrc.As16())
-	c.natDst.set(i, r.Any(flow.HasNATDst), r.NATDst.As16())
-	c.natSrcPort.set(i, r.Any(flow.HasNATSrcPort), r.NATSrcPort)
-	c.natDstPort.set(i, r.Any(flow.HasNATDstPort), r.NATDstPort)
-	icmp := r.Any(flow.HasICMP)
-	c.icmpType.set(i, icmp, r.ICMPType)
-	c.icmpCode.set(i, icmp, r.ICMPCode)
-	c.forwarding.set(i, r.Any(flow.HasForwardingStatus), r.ForwardingStatus)
-	c.firewall.set(i, r.Any(flow.HasFirewallEvent), r.FirewallEvent)
-	direction := uint8(0)
-	if r.Any(flow.HasDirection) {
-		direction = 1
-		if r.Direction != 0 {
-			direction = 2
+	copy(c.swapped[k:], swapped)
+
+	start, end, received := c.start.Data[k:k+len(rs)], c.end.Data[k:k+len(rs)], c.received.Data[k:k+len(rs)]
+	id, domain, rate := c.recordID[k:k+len(rs)], c.domain[k:k+len(rs)], c.samplingRate[k:k+len(rs)]
+	for i := range rs {
+		r := &rs[i]
+		start[i], end[i], received[i] = proto.DateTime64(r.Start), proto.DateTime64(r.End), proto.DateTime64(r.Received)
+		id[i], domain[i], rate[i] = r.ID, r.Domain, r.SamplingRate
+	}
+	exporter, client, server := c.exporter[k:k+len(rs)], c.client[k:k+len(rs)], c.server[k:k+len(rs)]
+	for i := range rs {
+		r := &rs[i]
+		exporter[i] = r.Exporter.As16()
+		src, dst := &r.Src, &r.Dst
+		if swapped[i] {
+			src, dst = dst, src
+		}
+		client[i], server[i] = src.As16(), dst.As16()
+	}
+	for i := range rs {
+		r := &rs[i]
+		if swapped[i] {
+			c.clientPort.set(k+i, r.Any(flow.HasDstPort), r.DstPort)
+			c.serverPort.set(k+i, r.Any(flow.HasSrcPort), r.SrcPort)
+			c.service.set(k+i, r, r.SrcPort)
+		} else {
+			c.clientPort.set(k+i, r.Any(flow.HasSrcPort), r.SrcPort)
+			c.serverPort.set(k+i, r.Any(flow.HasDstPort), r.DstPort)
+			c.service.set(k+i, r, r.DstPort)
 		}
 	}
-	c.direction.set(i, direction)
-	c.biflow.set(i, r.Any(flow.HasBiflowDirection), r.BiflowDirection)
-	c.user.set(i, r.User, texts)
-	c.app.set(i, r.App, texts)
-	c.quality.set(i, uint32(r.Quality))
-	c.skew[i] = r.Skew
-	c.srcSegment.set(i, cseg, texts)
-	c.dstSegment.set(i, sseg, texts)
-	c.srcWorkload.set(i, cwl, texts)
-	c.dstWorkload.set(i, swl, texts)
-	c.srcIdentity.set(i, cid, texts)
-	c.dstIdentity.set(i, sid, texts)
-	c.observed.set(i, uint8(v.Observed))
-	c.expected.set(i, uint8(v.Expected))
-	c.staged.set(i, uint8(v.Staged))
-	c.stagedReason.set(i, uint8(v.StagedReason))
-	c.reason.set(i, uint8(v.Reason))
-	c.outcome.set(i, uint8(v.Outcome))
-	c.confidence[i] = float32(v.Confidence) / 100
-	c.rule.set(i, v.Rule, texts)
-	c.exception.set(i, v.Exception, texts)
-	c.failed.set(i, uint32(v.Failed))
-	c.missing.set(i, uint32(v.Missing))
-	c.others.set(i, v.Others[:min(int(v.OthersTotal), flow.MaxOthers)], texts)
-	c.othersTotal[i] = v.OthersTotal
-	c.validUntil.set(i, v.ValidUntil != 0, proto.DateTime64(v.ValidUntil))
-	c.policyVersion.set(i, v.PolicyVersion, texts)
-	c.recordID[i] = r.ID
+	bytes, packets := c.bytes[k:k+len(rs)], c.packets[k:k+len(rs)]
+	revBytes, revPackets := c.revBytes[k:k+len(rs)], c.revPackets[k:k+len(rs)]
+	for i := range rs {
+		r := &rs[i]
+		bytes[i], packets[i], revBytes[i], revPackets[i] = r.Bytes(), r.Packets(), r.RevBytes(), r.RevPackets()
+	}
+	for i := range rs {
+		r := &rs[i]
+		c.bytesRaw.set(k+i, r.Any(flow.HasBytes), r.BytesRaw)
+		c.packetsRaw.set(k+i, r.Any(flow.HasPackets), r.PacketsRaw)
+		c.revBytesRaw.set(k+i, r.Any(flow.HasRevBytes), r.RevBytesRaw)
+		c.revPacketsRaw.set(k+i, r.Any(flow.HasRevPackets), r.RevPacketsRaw)
+	}
+	for i := range rs {
+		r := &rs[i]
+		c.proto.set(k+i, r.Any(flow.HasProto), r.Proto)
+		c.tcpFlags.set(k+i, r.Any(flow.HasTCPFlags), r.TCPFlags)
+		c.revTCPFlags.set(k+i, r.Any(flow.HasRevTCPFlags), r.RevTCPFlags)
+		c.inIf.set(k+i, r.Any(flow.HasInIf), r.InIf)
+		c.outIf.set(k+i, r.Any(flow.HasOutIf), r.OutIf)
+	}
+	for i := range rs {
+		r := &rs[i]
+		c.natSrc.set(k+i, r.Any(flow.HasNATSrc), r.NATSrc.As16())
+		c.natDst.set(k+i, r.Any(flow.HasNATDst), r.NATDst.As16())
+		c.natSrcPort.set(k+i, r.Any(flow.HasNATSrcPort), r.NATSrcPort)
+		c.natDstPort.set(k+i, r.Any(flow.HasNATDstPort), r.NATDstPort)
+	}
+	for i := range rs {
+		r := &rs[i]
+		icmp := r.Any(flow.HasICMP)
+		c.icmpType.set(k+i, icmp, r.ICMPType)
+		c.icmpCode.set(k+i, icmp, r.ICMPCode)
+		c.forwarding.set(k+i, r.Any(flow.HasForwardingStatus), r.ForwardingStatus)
+		c.firewall.set(k+i, r.Any(flow.HasFirewallEvent), r.FirewallEvent)
+		c.biflow.set(k+i, r.Any(flow.HasBiflowDirection), r.BiflowDirection)
+		c.direction.set(k+i, directionWord(r))
+	}
+	certainty, otherHalf, skew := c.certainty[k:k+len(rs)], c.otherHalf[k:k+len(rs)], c.skew[k:k+len(rs)]
+	for i := range rs {
+		r := &rs[i]
+		c.source.set(k+i, uint8(r.Source))
+		c.oriented.set(k+i, uint8(r.Oriented))
+		certainty[i], otherHalf[i], skew[i] = r.OrientationCertainty, r.OtherHalf, r.Skew
+	}
+	for i := range rs {
+		r := &rs[i]
+		c.user.set(k+i, r.User, texts)
+		c.app.set(k+i, r.App, texts)
+		cseg, sseg, cwl, swl, cid, sid := r.SrcSegment, r.DstSegment, r.SrcWorkload, r.DstWorkload, r.SrcIdentity, r.DstIdentity
+		if swapped[i] {
+			cseg, sseg, cwl, swl, cid, sid = sseg, cseg, swl, cwl, sid, cid
+		}
+		c.srcSegment.set(k+i, cseg, texts)
+		c.dstSegment.set(k+i, sseg, texts)
+		c.srcWorkload.set(k+i, cwl, texts)
+		c.dstWorkload.set(k+i, swl, texts)
+		c.srcIdentity.set(k+i, cid, texts)
+		c.dstIdentity.set(k+i, sid, texts)
+	}
+	confidence, othersTotal := c.confidence[k:k+len(rs)], c.othersTotal[k:k+len(rs)]
+	for i := range rs {
+		v := &rs[i].Verdict
+		c.observed.set(k+i, uint8(v.Observed))
+		c.expected.set(k+i, uint8(v.Expected))
+		c.staged.set(k+i, uint8(v.Staged))
+		c.stagedReason.set(k+i, uint8(v.StagedReason))
+		c.reason.set(k+i, uint8(v.Reason))
+		c.outcome.set(k+i, uint8(v.Outcome))
+		confidence[i], othersTotal[i] = float32(v.Confidence)/100, v.OthersTotal
+	}
+	for i := range rs {
+		v := &rs[i].Verdict
+		c.rule.set(k+i, v.Rule, texts)
+		c.exception.set(k+i, v.Exception, texts)
+		c.policyVersion.set(k+i, v.PolicyVersion, texts)
+		c.validUntil.set(k+i, v.ValidUntil != 0, proto.DateTime64(v.ValidUntil))
+	}
+	for i := range rs {
+		v := &rs[i].Verdict
+		c.quality.set(k+i, uint32(rs[i].Quality))
+		c.failed.set(k+i, uint32(v.Failed))
+		c.missing.set(k+i, uint32(v.Missing))
+		c.others.set(k+i, v.Others[:min(int(v.OthersTotal), flow.MaxOthers)], texts)
+	}
+}
+
+func directionWord(r *flow.Record) uint8 {
+	switch {
+	case !r.Any(flow.HasDirection):
+		return 0
+	case r.Direction == 0:
+		return 1
+	}
+	return 2
 }

@@ -1,0 +1,201 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/postern/postern/flow"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// adminConfig is the address for operators: metrics, health, profiles.
+type adminConfig struct {
+	// Listen is the address of /metrics, /healthz, /readyz, /ledger and /debug/pprof; empty turns it off.
+	Listen string `yaml:"listen"`
+	// Token is a secret reference to the bearer token that all but /healthz and /readyz ask for. Unset: one is made and kept in admin.token in the data directory.
+	Token string `yaml:"token"`
+	// Open lets anyone who reaches the address read it without a token.
+	Open bool `yaml:"open"`
+}
+
+// admin answers operators. ready says why the service is not ready, nil if it is.
+type admin struct {
+	listener net.Listener
+	token    string // empty: open
+	registry *prometheus.Registry
+	ready    func() error
+	ledger   func() flow.Ledger
+	log      *slog.Logger
+}
+
+// run serves until ctx ends.
+func (a *admin) run(ctx context.Context) error {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if err := a.ready(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = w.Write([]byte("ready\n"))
+	})
+	mux.Handle("GET /metrics", a.guard(promhttp.HandlerFor(a.registry, promhttp.HandlerOpts{})))
+	mux.Handle("GET /ledger", a.guard(http.HandlerFunc(a.serveLedger)))
+	mux.Handle("GET /debug/pprof/", a.guard(http.HandlerFunc(pprof.Index)))
+	mux.Handle("GET /debug/pprof/profile", a.guard(http.HandlerFunc(pprof.Profile)))
+	mux.Handle("GET /debug/pprof/symbol", a.guard(http.HandlerFunc(pprof.Symbol)))
+	mux.Handle("GET /debug/pprof/trace", a.guard(http.HandlerFunc(pprof.Trace)))
+	srv := &http.Server{
+		Handler:           mux,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelWarn),
+	}
+	stop := context.AfterFunc(ctx, func() {
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		if srv.Shutdown(grace) != nil {
+			_ = srv.Close()
+		}
+	})
+	defer stop()
+	if err := srv.Serve(a.listener); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// guard asks for the token, in constant time.
+func (a *admin) guard(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		got, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		if a.token != "" && subtle.ConstantTimeCompare([]byte(got), []byte(a.token)) != 1 {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="postern"`)
+			http.Error(w, "a bearer token is needed; it is in admin.token in the data directory", http.StatusUnauthorized)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// serveLedger writes both ledgers by exporter, and whether they close.
+func (a *admin) serveLedger(w http.ResponseWriter, _ *http.Request) {
+	l := a.ledger()
+	closes := "yes"
+	if err := l.Check(); err != nil {
+		closes = err.Error()
+	}
+	w.Header().Set("Content-Type", "application/json")
+	total := l.Total()
+	_ = json.NewEncoder(w).Encode(struct {
+		Closes    string       `json:"closes"`
+		Total     flow.Account `json:"total"`
+		Exporters flow.Ledger  `json:"exporters"`
+	}{closes, total, l}) // the client went away; there is nobody to tell
+}
+
+// keptToken reads the token in a file of the data directory, or makes one there
+// that only the owner can read.
+func keptToken(dir, name string) (string, error) {
+	path := filepath.Join(dir, name)
+	b, err := os.ReadFile(path)
+	if err == nil && len(strings.TrimSpace(string(b))) >= 32 {
+		return strings.TrimSpace(string(b)), nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	var raw [24]byte
+	_, _ = rand.Read(raw[:]) // never fails (crypto/rand)
+	token := base64.RawURLEncoding.EncodeToString(raw[:])
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
+	}
+	return token, writeDurably(path, []byte(token+"\n"))
+}
+
+// ledgerCollector shows the ledgers as metrics, taking stock at each scrape.
+type ledgerCollector struct {
+	take      func() flow.Ledger
+	datagrams *prometheus.Desc
+	records   *prometheus.Desc
+	beside    *prometheus.Desc
+	closes    *prometheus.Desc
+}
+
+func newLedgerCollector(take func() flow.Ledger) *ledgerCollector {
+	return &ledgerCollector{
+		take: take,
+		datagrams: prometheus.NewDesc("postern_ledger_datagrams",
+			"Datagrams by exporter and term of the ledger: received = decoded + rejected + parked + queued. Rejected ones carry their reason.",
+			[]string{"exporter", "term", "reason"}, nil),
+		records: prometheus.NewDesc("postern_ledger_records",
+			"Flow records by exporter and term of the ledger: decoded = written + duplicate + rejected + in_flight. Rejected ones carry their reason.",
+			[]string{"exporter", "term", "reason"}, nil),
+		beside: prometheus.NewDesc("postern_exporter_events",
+			"What stands beside the ledger, by exporter: templates, options, counters, gaps (estimate of what its sequence numbers skipped), reordered, restarts, sets_parked, sets_skipped.",
+			[]string{"exporter", "kind"}, nil),
+		closes: prometheus.NewDesc("postern_ledger_closes",
+			"1 if both ledgers of every exporter add up, 0 if something was lost without being counted.", nil, nil),
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (c *ledgerCollector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- c.datagrams
+	ch <- c.records
+	ch <- c.beside
+	ch <- c.closes
+}
+
+// Collect implements prometheus.Collector.
+func (c *ledgerCollector) Collect(ch chan<- prometheus.Metric) {
+	l := c.take()
+	closes := 1.0
+	if l.Check() != nil {
+		closes = 0
+	}
+	ch <- prometheus.MustNewConstMetric(c.closes, prometheus.GaugeValue, closes)
+	for _, exporter := range l.Exporters() {
+		a, e := l[exporter], exporter.String()
+		gauge := func(d *prometheus.Desc, v uint64, labels ...string) {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), append([]string{e}, labels...)...)
+		}
+		gauge(c.datagrams, a.Datagrams.Received, "received", "")
+		gauge(c.datagrams, a.Datagrams.Decoded, "decoded", "")
+		gauge(c.datagrams, a.Datagrams.Parked, "parked", "")
+		gauge(c.datagrams, a.Datagrams.Queued, "queued", "")
+		gauge(c.records, a.Records.Decoded, "decoded", "")
+		gauge(c.records, a.Records.Written, "written", "")
+		gauge(c.records, a.Records.Duplicate, "duplicate", "")
+		gauge(c.records, a.Records.InFlight, "in_flight", "")
+		for _, r := range flow.Rejects() {
+			if n := a.Datagrams.Rejected[r]; n > 0 {
+				gauge(c.datagrams, n, "rejected", r.String())
+			}
+			if n := a.Records.Rejected[r]; n > 0 {
+				gauge(c.records, n, "rejected", r.String())
+			}
+		}
+		for kind, v := range map[string]uint64{"templates": a.Templates, "options": a.Options, "counters": a.Counters, "gaps": a.Gaps,
+			"reordered": a.Reordered, "restarts": a.Restarts, "sets_parked": a.SetsParked, "sets_skipped": a.SetsSkipped} {
+			gauge(c.beside, v, kind)
+		}
+	}
+}

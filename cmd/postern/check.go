@@ -1,0 +1,52 @@
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/postern/postern/policy"
+)
+
+func checkCommand() *cobra.Command {
+	var path string
+	cmd := &cobra.Command{
+		Use:   "check [-c postern.yaml] [DIR]",
+		Short: "Check a configuration and a policy folder",
+		Long: `Reads the configuration (with -c) and the policy folder (DIR, else the configuration's) and lists everything
+that is wrong as file:line:column: what is wrong; what would be right. Warnings alone leave the status 0; an
+error makes it 1.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			out := cmd.OutOrStdout()
+			cfg, err := loadConfig(path)
+			if err != nil {
+				fmt.Fprintln(out, err)
+			}
+			failed := err != nil
+			dir := cfg.Policy.Dir
+			if len(args) == 1 {
+				dir = args[0]
+			} else if failed {
+				return exitError(1) // what it says of the folder cannot be relied on
+			}
+			if st, err := os.Stat(dir); err != nil || !st.IsDir() {
+				fmt.Fprintf(out, "%s is no folder; name the folder that holds the policy files\n", dir)
+				return exitError(1)
+			}
+			p, diags := policy.Load(os.DirFS(dir))
+			for _, d := range diags {
+				fmt.Fprintln(out, d)
+			}
+			if failed || p == nil {
+				return exitError(1)
+			}
+			fmt.Fprintf(out, "%s: %d segments, %d workloads, %d rules, %d exceptions; version %s\n",
+				dir, len(p.Segments), len(p.Workloads), len(p.Rules), len(p.Exceptions), p.Version())
+			return nil
+		},
+	}
+	cmd.Flags().StringVarP(&path, "config", "c", "", "configuration file")
+	return cmd
+}

@@ -1,0 +1,220 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"github.com/postern/postern/detect"
+	"github.com/postern/postern/enrich"
+	"github.com/postern/postern/ingest"
+	"github.com/postern/postern/policy"
+	"github.com/postern/postern/sink"
+	"github.com/postern/postern/sink/embedded"
+)
+
+// config is postern.yaml: each package's own configuration under one roof.
+type config struct {
+	// Data is the directory for everything that must last: spool, checkpoints, outbox, tokens, the embedded database.
+	Data string `yaml:"data"`
+	// Log says how much is logged, and how.
+	Log logConfig `yaml:"log"`
+	// Ingest is how flows come in.
+	Ingest ingestConfig `yaml:"ingest"`
+	// Policy is where the policy is.
+	Policy policyConfig `yaml:"policy"`
+	// Enrich bounds the wait for the other half of a conversation.
+	Enrich enrich.Config `yaml:"enrich"`
+	// Detect is how findings are made and told.
+	Detect detect.Config `yaml:"detect"`
+	// ClickHouse is where rows go.
+	ClickHouse sink.ClickHouseConfig `yaml:"clickhouse"`
+	// Embedded is the ClickHouse engine inside this process, used while clickhouse.url is `embedded`.
+	Embedded embedded.Config `yaml:"embedded"`
+	// Webhooks are the receivers of findings.
+	Webhooks []sink.WebhookConfig `yaml:"webhooks"`
+	// Outbox bounds what waits for each receiver.
+	Outbox sink.OutboxConfig `yaml:"outbox"`
+	// Admin is the address for operators.
+	Admin adminConfig `yaml:"admin"`
+	// Shutdown is how long a stop may take to work through what was received already.
+	Shutdown time.Duration `yaml:"shutdown"`
+}
+
+// ingestConfig is how flows come in.
+type ingestConfig struct {
+	// NetFlow receives NetFlow v5, v9 and IPFIX; an empty address turns it off.
+	NetFlow ingest.ListenerConfig `yaml:"netflow"`
+	// SFlow receives sFlow v5; an empty address turns it off.
+	SFlow ingest.ListenerConfig `yaml:"sflow"`
+	// Decode is how datagrams become records.
+	Decode ingest.DecoderConfig `yaml:"decode"`
+	// Spool is the local log that datagrams are appended to before anything else happens.
+	Spool ingest.SpoolConfig `yaml:"spool"`
+}
+
+// logConfig says how much is logged, and how.
+type logConfig struct {
+	// Level is the least that is logged: debug, info, warn or error.
+	Level slog.Level `yaml:"level"`
+	// Format is text or json.
+	Format string `yaml:"format"`
+}
+
+func defaultConfig() config {
+	return config{
+		Data: "postern-data",
+		Log:  logConfig{Level: slog.LevelInfo, Format: "text"},
+		Ingest: ingestConfig{
+			NetFlow: ingest.DefaultListenerConfig("127.0.0.1:2055"),
+			SFlow:   ingest.DefaultListenerConfig("127.0.0.1:6343"),
+			Decode:  ingest.DefaultDecoderConfig(),
+			Spool:   ingest.DefaultSpoolConfig(),
+		},
+		Policy:     policyConfig{Dir: "policy", Judge: policy.DefaultConfig()},
+		Enrich:     enrich.DefaultConfig(),
+		Detect:     detect.DefaultConfig(),
+		ClickHouse: sink.DefaultClickHouseConfig(),
+		Embedded:   embedded.DefaultConfig(),
+		Outbox:     sink.DefaultOutboxConfig(),
+		Admin:      adminConfig{Listen: "127.0.0.1:9464"},
+		// Working through a second of spool takes well below a second; the rest is
+		// for a ClickHouse that is slow. What is left stays in the spool.
+		Shutdown: 20 * time.Second,
+	}
+}
+
+// loadConfig reads and checks a file; an empty path is the defaults. The error
+// lists everything that is wrong, a line each.
+func loadConfig(path string) (config, error) {
+	c := defaultConfig()
+	if path == "" {
+		return c, c.validate()
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return c, err
+	}
+	if err := parseYAML(path, raw, &c); err != nil {
+		return c, err
+	}
+	for i := range c.Webhooks {
+		fillWebhook(&c.Webhooks[i])
+	}
+	if err := c.validate(); err != nil {
+		return c, locate(path, raw, err)
+	}
+	return c, nil
+}
+
+// fillWebhook gives a receiver the defaults of what its entry does not say.
+func fillWebhook(w *sink.WebhookConfig) {
+	d := sink.DefaultWebhookConfig()
+	if w.MinSeverity == "" {
+		w.MinSeverity = d.MinSeverity
+	}
+	if w.Timeout == 0 {
+		w.Timeout = d.Timeout
+	}
+	if w.MaxAttempts == 0 {
+		w.MaxAttempts = d.MaxAttempts
+	}
+}
+
+// keyError is something wrong below a key of the configuration.
+type keyError struct {
+	key string
+	err error
+}
+
+func (e keyError) Error() string { return e.key + ": " + e.err.Error() }
+func (e keyError) Unwrap() error { return e.err }
+
+func (c *config) validate() error {
+	var errs []error
+	check := func(key string, err error) {
+		if err != nil {
+			errs = append(errs, keyError{key, err})
+		}
+	}
+	if c.Data == "" {
+		check("data", errors.New("is empty; name a directory"))
+	}
+	if c.Log.Format != "text" && c.Log.Format != "json" {
+		check("log.format", fmt.Errorf("%q is not known; use text or json", c.Log.Format))
+	}
+	if c.Ingest.NetFlow.Listen != "" {
+		check("ingest.netflow", c.Ingest.NetFlow.Validate())
+	}
+	if c.Ingest.SFlow.Listen != "" {
+		check("ingest.sflow", c.Ingest.SFlow.Validate())
+	}
+	check("ingest.decode", c.Ingest.Decode.Validate())
+	check("ingest.spool", c.Ingest.Spool.Validate())
+	check("policy.judge", c.Policy.Judge.Validate())
+	check("enrich", c.Enrich.Validate())
+	check("detect", c.Detect.Validate())
+	check("clickhouse", c.ClickHouse.Validate())
+	if c.ClickHouse.URL == sink.URLEmbedded {
+		e := c.Embedded
+		if e.DataDir == "" {
+			e.DataDir = filepath.Join(c.Data, "clickhouse") // as embeddedConfig completes it
+		}
+		check("embedded", e.Validate())
+	}
+	check("outbox", c.Outbox.Validate())
+	names := map[string]bool{}
+	for i := range c.Webhooks {
+		w := &c.Webhooks[i]
+		key := fmt.Sprintf("webhooks[%d]", i)
+		check(key, w.Validate())
+		if names[w.Name] {
+			check(key+".name", fmt.Errorf("%q is used twice; each receiver has an outbox of its own", w.Name))
+		}
+		names[w.Name] = true
+	}
+	if c.Shutdown <= 0 {
+		check("shutdown", errors.New("must be above zero, such as 20s"))
+	}
+	return errors.Join(errs...)
+}
+
+var leadingKey = regexp.MustCompile(`^[a-z][A-Za-z]*(\.[a-z][A-Za-z]*|\[\d+\])*`)
+
+// locate puts file:line:column before each error that validating found.
+func locate(path string, raw []byte, err error) error {
+	var out []error
+	list := []error{err}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		list = joined.Unwrap()
+	}
+	for _, e := range list {
+		key, message := "", e.Error()
+		var k keyError
+		if errors.As(e, &k) {
+			key = k.key
+			if sub := leadingKey.FindString(k.err.Error()); sub != "" {
+				if line, col := positionOf(raw, key+"."+sub); line > 1 || col > 1 {
+					out = append(out, fmt.Errorf("%s:%d:%d: %s", path, line, col, message))
+					continue
+				}
+			}
+		}
+		line, column := positionOf(raw, key)
+		out = append(out, fmt.Errorf("%s:%d:%d: %s", path, line, column, message))
+	}
+	return errors.Join(out...)
+}
+
+// logger makes the process's logger.
+func (c *config) logger() *slog.Logger {
+	opts := &slog.HandlerOptions{Level: c.Log.Level}
+	if c.Log.Format == "json" {
+		return slog.New(slog.NewJSONHandler(os.Stderr, opts))
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, opts))
+}

@@ -1,0 +1,438 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/postern/postern/detect"
+	"github.com/postern/postern/enrich"
+	"github.com/postern/postern/flow"
+	"github.com/postern/postern/ingest"
+	"github.com/postern/postern/sink"
+)
+
+// pipeline is the flow's journey through one process:
+//
+//	input ─▶ decode ─▶ orient, pair, judge ─▶ detect ─▶ encode ┊ insert ─▶ tell ─▶ checkpoint
+//
+// Its input comes in units: a segment of the spool, or a capture file. Left of the
+// dotted line one goroutine works through a unit, right of it another makes the
+// result last, so that waiting for ClickHouse overlaps with decoding. Between them
+// are at most [storeBlocks] encoded blocks: when ClickHouse is slow or away the
+// left side waits, and the spool on disk takes what arrives meanwhile.
+//
+// Everything left of the line is a deterministic state machine over the entries of
+// its input. Nothing there asks a clock.
+type pipeline struct {
+	names    *flow.Names
+	decoder  *ingest.Decoder
+	pairer   *enrich.Pairer
+	detector *detect.Detector
+	// collect ends a unit for the detector: its Collect, at the very end its Flush.
+	collect func() ([]flow.Contribution, []*flow.Finding)
+	store   store
+	log     *slog.Logger
+
+	// onFlow, if set, sees every judged batch in order (replay --flows).
+	onFlow func(*flow.Batch) error
+	// onEvents, if set, sees every finding event in order (replay --findings).
+	onEvents func([]*flow.Finding) error
+
+	chunkRows int         // rows an insert, constant for an input
+	unit      sink.Insert // names the open unit
+	chunk     int
+	decoded   *flow.Batch // what the decoder filled so far
+	judged    *flow.Batch
+	free      chan *block
+	block     *block // the one being filled
+	out       chan storeItem
+
+	// gate is held for reading while records move, and for writing by whoever
+	// takes stock: at that moment every record is in exactly one place.
+	gate    sync.RWMutex
+	totals  ledgerTotals         // received, written, duplicate, refused before decoding
+	queued  map[flow.Addr]uint64 // datagrams of the open unit not yet decoded
+	storing map[*block]struct{}
+}
+
+// block is rows on their way to the store, and whose they are. Without a writer
+// (replay --no-store) rows end here.
+type block struct {
+	writer    *sink.FlowWriter
+	rows      int
+	exporters map[flow.Addr]uint64
+	received  flow.Time // newest receipt among the rows
+}
+
+func (b *block) add(batch *flow.Batch) {
+	if b.writer != nil {
+		b.writer.Append(batch)
+	}
+	b.rows += len(batch.Records)
+	for i := range batch.Records {
+		b.exporters[batch.Records[i].Exporter]++
+		b.received = max(b.received, batch.Records[i].Received)
+	}
+}
+
+func (b *block) reset() {
+	if b.writer != nil {
+		b.writer.Reset()
+	}
+	b.rows, b.received = 0, 0
+	clear(b.exporters)
+}
+
+// storeBlocks is how many encoded blocks there are: one being filled, one being
+// inserted, one in between. At 65,536 rows of about 300 bytes each that is 60 MB.
+const storeBlocks = 3
+
+// store is where a pipeline's results last: ClickHouse and the outbox, or nowhere.
+// Its methods return when the result is durable, and retry until ctx ends.
+type store interface {
+	// writer makes an empty block for rows; nil where rows do not last.
+	writer() *sink.FlowWriter
+	// rows inserts a block under a range's name; duplicate says that the store had it already.
+	rows(ctx context.Context, ins sink.Insert, b *block) (duplicate bool, err error)
+	// findings makes contributions and events last.
+	findings(ctx context.Context, ins sink.Insert, c []flow.Contribution, events []*flow.Finding) error
+}
+
+// storeItem is one step right of the line: a block to insert, or a unit's end.
+type storeItem struct {
+	insert sink.Insert
+	block  *block
+
+	end      bool
+	contribs []flow.Contribution
+	events   []*flow.Finding
+	cp       *checkpoint  // to save when all before it is durable; may be nil
+	done     func() error // after that
+}
+
+type pipelineConfig struct {
+	names    *flow.Names
+	decoder  *ingest.Decoder
+	pairer   *enrich.Pairer
+	detector *detect.Detector
+	store    store
+	log      *slog.Logger
+	// chunkRows is the number of rows after which a block is inserted.
+	chunkRows int
+}
+
+func newPipeline(cfg pipelineConfig) *pipeline {
+	p := &pipeline{
+		names: cfg.names, decoder: cfg.decoder, pairer: cfg.pairer,
+		detector: cfg.detector, store: cfg.store, log: cfg.log,
+		collect:   cfg.detector.Collect,
+		chunkRows: cfg.chunkRows,
+		decoded:   flow.NewBatch(flow.BatchSize, nil),
+		judged:    flow.NewBatch(flow.BatchSize, nil),
+		free:      make(chan *block, storeBlocks),
+		out:       make(chan storeItem, storeBlocks),
+		totals:    ledgerTotals{},
+		queued:    map[flow.Addr]uint64{},
+		storing:   map[*block]struct{}{},
+	}
+	for range storeBlocks {
+		p.free <- &block{writer: p.store.writer(), exporters: map[flow.Addr]uint64{}}
+	}
+	return p
+}
+
+// begin opens a unit of input: every insert of it carries its token and a number.
+func (p *pipeline) begin(unit sink.Insert) { p.unit, p.chunk = unit, 0 }
+
+// datagram takes one datagram of the open unit. It blocks while the store is behind.
+func (p *pipeline) datagram(ctx context.Context, d *ingest.Datagram) error {
+	p.gate.RLock()
+	if n := p.queued[d.Exporter]; n > 0 {
+		p.queued[d.Exporter] = n - 1
+	}
+	p.decoder.Decode(d, p.decoded)
+	p.gate.RUnlock()
+	if len(p.decoded.Records) < flow.BatchSize {
+		return nil
+	}
+	return p.advance(ctx, nil)
+}
+
+// tick tells every stage the time of the injected clock as the input recorded it.
+func (p *pipeline) tick(ctx context.Context, now flow.Time) error {
+	return p.advance(ctx, func() {
+		p.decoder.Tick(now)
+		p.pairer.Tick(now, p.judged)
+		p.detector.Tick(now)
+	})
+}
+
+// advance moves what was decoded on through judging and detection into the block,
+// then runs after, then hands the block on if it is full.
+func (p *pipeline) advance(ctx context.Context, after func()) error {
+	if p.block == nil {
+		select {
+		case p.block = <-p.free:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		p.gate.Lock()
+		p.storing[p.block] = struct{}{}
+		p.gate.Unlock()
+	}
+	err := p.move(after)
+	if err != nil {
+		return err
+	}
+	if p.block.rows >= p.chunkRows {
+		return p.handOn(ctx)
+	}
+	return nil
+}
+
+// move is the part of advance during which records are between places.
+func (p *pipeline) move(after func()) error {
+	p.gate.RLock()
+	defer p.gate.RUnlock()
+	p.judged.Reset()
+	p.pairer.Process(p.decoded, p.judged)
+	p.decoded.Reset()
+	if after != nil {
+		after()
+	}
+	if len(p.judged.Records) == 0 {
+		return nil
+	}
+	p.detector.Observe(p.judged)
+	p.block.add(p.judged)
+	if p.onFlow != nil {
+		if err := p.onFlow(p.judged); err != nil {
+			return err
+		}
+	}
+	p.judged.Reset()
+	return nil
+}
+
+// handOn sends the block to be inserted.
+func (p *pipeline) handOn(ctx context.Context) error {
+	item := storeItem{insert: p.unit, block: p.block}
+	item.insert.Token += "/" + strconv.Itoa(p.chunk)
+	p.chunk++
+	p.block = nil
+	return p.send(ctx, item)
+}
+
+func (p *pipeline) send(ctx context.Context, item storeItem) error {
+	select {
+	case p.out <- item:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// end closes the unit: what is left of it is inserted, its findings are told, cp
+// (if not nil) is filled with every stage's state and extra and saved, done runs.
+func (p *pipeline) end(ctx context.Context, cp *checkpoint, extra map[string][]byte, done func() error) error {
+	if err := p.advance(ctx, nil); err != nil {
+		return err
+	}
+	if p.block.rows > 0 {
+		if err := p.handOn(ctx); err != nil {
+			return err
+		}
+	}
+	contribs, events := p.collect()
+	if p.onEvents != nil {
+		if err := p.onEvents(events); err != nil {
+			return err
+		}
+	}
+	if cp != nil {
+		var err error
+		if cp.state, err = p.snapshot(); err != nil {
+			return err
+		}
+		maps.Copy(cp.state, extra)
+		cp.Ledger = p.received()
+	}
+	return p.send(ctx, storeItem{insert: p.unit, end: true, contribs: contribs, events: events, cp: cp, done: done})
+}
+
+// drain ends the input for good: what waits for another half is judged without it,
+// and, if it was the last of several, what detection holds is decided.
+func (p *pipeline) drain(ctx context.Context, last bool) error {
+	if last {
+		p.collect = p.detector.Flush
+	}
+	return p.advance(ctx, func() { p.pairer.Flush(p.judged) })
+}
+
+// section is a stage whose state crosses units.
+type section interface {
+	Snapshot() ([]byte, error)
+	Restore([]byte) error
+}
+
+func (p *pipeline) sections() map[string]section {
+	return map[string]section{"decoder": p.decoder, "pairer": p.pairer, "detector": p.detector}
+}
+
+func (p *pipeline) snapshot() (map[string][]byte, error) {
+	out := map[string][]byte{}
+	for name, s := range p.sections() {
+		b, err := s.Snapshot()
+		if err != nil {
+			return nil, fmt.Errorf("state of the %s: %w", name, err)
+		}
+		out[name] = b
+	}
+	return out, nil
+}
+
+// restore puts every stage back to a checkpoint.
+func (p *pipeline) restore(cp *checkpoint) error {
+	for name, s := range p.sections() {
+		if b, ok := cp.state[name]; ok {
+			if err := s.Restore(b); err != nil {
+				return fmt.Errorf("state of the %s: %w", name, err)
+			}
+		}
+	}
+	p.totals = maps.Clone(cp.Ledger)
+	if p.totals == nil {
+		p.totals = ledgerTotals{}
+	}
+	return nil
+}
+
+// runStore makes results last, in order, until the pipeline is closed or ctx ends.
+func (p *pipeline) runStore(ctx context.Context, saved checkpoints) error {
+	for {
+		var item storeItem
+		var ok bool
+		select {
+		case item, ok = <-p.out:
+			if !ok {
+				return nil
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		var err error
+		if item.end {
+			err = p.finish(ctx, saved, item)
+		} else {
+			err = p.insert(ctx, item)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (p *pipeline) insert(ctx context.Context, item storeItem) error {
+	start := time.Now()
+	duplicate, err := p.store.rows(ctx, item.insert, item.block)
+	if err != nil {
+		return err
+	}
+	p.log.Debug("inserted", "token", item.insert.Token, "rows", item.block.rows, "duplicate", duplicate, "took", time.Since(start))
+	p.gate.Lock()
+	for exporter, n := range item.block.exporters {
+		a := p.totals[exporter]
+		if duplicate {
+			a.Records.Duplicate += n
+		} else {
+			a.Records.Written += n
+		}
+		p.totals[exporter] = a
+	}
+	delete(p.storing, item.block)
+	item.block.reset()
+	p.gate.Unlock()
+	p.free <- item.block
+	return nil
+}
+
+func (p *pipeline) finish(ctx context.Context, saved checkpoints, item storeItem) error {
+	if err := p.store.findings(ctx, item.insert, item.contribs, item.events); err != nil {
+		return err
+	}
+	if item.cp != nil {
+		p.gate.RLock()
+		for exporter, a := range p.totals {
+			c := item.cp.Ledger[exporter]
+			c.Records.Written, c.Records.Duplicate = a.Records.Written, a.Records.Duplicate
+			item.cp.Ledger[exporter] = c
+		}
+		p.gate.RUnlock()
+		if err := saved.save(item.cp); err != nil {
+			return err
+		}
+	}
+	if item.done != nil {
+		return item.done()
+	}
+	return nil
+}
+
+// received is the totals without what runStore counts, for a checkpoint.
+func (p *pipeline) received() ledgerTotals {
+	p.gate.RLock()
+	defer p.gate.RUnlock()
+	return maps.Clone(p.totals)
+}
+
+// admit counts datagrams that belong to the unit about to be worked through.
+func (p *pipeline) admit(exporter flow.Addr, n uint64) {
+	a := p.totals[exporter]
+	a.Datagrams.Received += n
+	p.totals[exporter] = a
+	p.queued[exporter] += n
+}
+
+// refuse counts datagrams that were refused before the spool.
+func (p *pipeline) refuse(exporter flow.Addr, reason flow.Reject, n uint64) {
+	a := p.totals[exporter]
+	a.Datagrams.Received += n
+	a.Datagrams.Rejected[reason] += n
+	p.totals[exporter] = a
+}
+
+// ledger takes stock: both sums, every term counted where its things are. waiting,
+// if not nil, adds what lies in the spool behind the open unit.
+func (p *pipeline) ledger(waiting func(flow.Ledger)) flow.Ledger {
+	p.gate.Lock()
+	defer p.gate.Unlock()
+	l := flow.Ledger{}
+	for exporter, a := range p.decoder.Ledger() {
+		a.Datagrams.Received = 0 // the decoder's view; the spool's is the one that counts
+		l.Of(exporter).Add(a)
+	}
+	for exporter, a := range p.totals {
+		l.Of(exporter).Add(&a)
+	}
+	for exporter, n := range p.queued {
+		l.Of(exporter).Datagrams.Queued += n
+	}
+	for i := range p.decoded.Records {
+		l.Of(p.decoded.Records[i].Exporter).Records.InFlight++
+	}
+	p.pairer.Held(func(exporter flow.Addr, n uint64) { l.Of(exporter).Records.InFlight += n })
+	for b := range p.storing {
+		for exporter, n := range b.exporters {
+			l.Of(exporter).Records.InFlight += n
+		}
+	}
+	if waiting != nil {
+		waiting(l)
+	}
+	return l
+}

@@ -1,0 +1,250 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+	"github.com/postern/postern/flow"
+	"github.com/postern/postern/policy"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// policyConfig says where the policy is.
+type policyConfig struct {
+	// Dir is the folder of the policy files, watched while the service runs.
+	Dir string `yaml:"dir"`
+	// Since states when the first version that this data directory sees came into force (RFC 3339); unset, it is the moment the service accepted it.
+	Since flow.Time `yaml:"since"`
+	// Judge is what judging may be told.
+	Judge policy.Config `yaml:"judge"`
+}
+
+// policyQuiet is how long a folder must stay unchanged before it is read, so that
+// a checkout or an editor in the middle of its work is not taken for a policy.
+const policyQuiet = 2 * time.Second
+
+// activation is a policy version coming into force. It travels through the spool,
+// so that a re-read sees the same versions at the same places.
+type activation struct {
+	Hash     string    `json:"hash"`
+	Since    flow.Time `json:"since"`
+	Accepted flow.Time `json:"accepted"` // when the service took it
+}
+
+// policyKeeper brings versions into force: it watches the folder, keeps the source
+// of every version beside the checkpoints, and feeds the history that judging reads.
+type policyKeeper struct {
+	cfg     policyConfig
+	sources string // directory of <hash>.json
+	history *policy.History
+	log     *slog.Logger
+	append  func(activation) error // durably into the spool
+
+	mu      sync.Mutex
+	entered []activation // in force by position, part of the checkpoint
+	latest  string       // hash last put into the spool
+	lastErr error        // why the folder as it stands is not in force; nil if it is
+
+	loads *prometheus.CounterVec
+}
+
+func newPolicyKeeper(cfg policyConfig, stateDir string, history *policy.History, log *slog.Logger, reg prometheus.Registerer) *policyKeeper {
+	k := &policyKeeper{
+		cfg: cfg, sources: filepath.Join(stateDir, "policy"), history: history, log: log,
+		loads: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "postern_policy_loads_total",
+			Help: "Readings of the policy folder by result: accepted, unchanged, rejected.",
+		}, []string{"result"}),
+	}
+	reg.MustRegister(k.loads)
+	return k
+}
+
+// enter brings a version into force at the present position of the input.
+func (k *policyKeeper) enter(a activation) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if n := len(k.entered); n > 0 && k.entered[n-1].Hash == a.Hash {
+		return nil
+	}
+	raw, err := os.ReadFile(k.path(a.Hash))
+	if err != nil {
+		return fmt.Errorf("policy version %s came into force at %s, but its source is gone: %w", a.Hash, a.Since, err)
+	}
+	p, err := policy.ParseSource(raw)
+	if err != nil {
+		return fmt.Errorf("policy version %s: %w", a.Hash, err)
+	}
+	if err := k.history.Add(p, a.Since); err != nil {
+		return fmt.Errorf("policy version %s: %w", a.Hash, err)
+	}
+	k.entered = append(k.entered, a)
+	if k.latest == "" {
+		k.latest = a.Hash
+	}
+	k.log.Info("policy in force", "version", a.Hash, "since", a.Since)
+	return nil
+}
+
+// keep stores a version's source durably.
+func (k *policyKeeper) keep(hash string, source []byte) error {
+	if err := os.MkdirAll(k.sources, 0o700); err != nil {
+		return err
+	}
+	return writeDurably(k.path(hash), source)
+}
+
+func (k *policyKeeper) path(hash string) string { return filepath.Join(k.sources, hash+".json") }
+
+// Snapshot lists the versions in force so far.
+func (k *policyKeeper) Snapshot() ([]byte, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return json.Marshal(k.entered)
+}
+
+// Restore brings the versions of a snapshot into force again.
+func (k *policyKeeper) Restore(b []byte) error {
+	var list []activation
+	if err := json.Unmarshal(b, &list); err != nil {
+		return err
+	}
+	for _, a := range list {
+		if err := k.enter(a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// versions lists what is in force so far, with the full sources.
+func (k *policyKeeper) versions() ([]activation, func(hash string) ([]byte, error)) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return append([]activation(nil), k.entered...), func(hash string) ([]byte, error) { return os.ReadFile(k.path(hash)) }
+}
+
+// reload reads the folder and, if it holds another version than the last, puts it
+// into the spool as in force from since on. A folder with errors changes nothing.
+func (k *policyKeeper) reload(since, now flow.Time) error {
+	err := k.tryReload(since, now)
+	k.mu.Lock()
+	k.lastErr = err
+	k.mu.Unlock()
+	if err != nil {
+		k.loads.WithLabelValues("rejected").Inc()
+		k.log.Error("policy not accepted; the last good version stays in force", "dir", k.cfg.Dir, "error", err)
+	}
+	return err
+}
+
+func (k *policyKeeper) tryReload(since, now flow.Time) error {
+	p, diags := policy.Load(os.DirFS(k.cfg.Dir))
+	for _, d := range diags {
+		if d.Warning {
+			k.log.Warn("policy", "at", d.String())
+		}
+	}
+	if p == nil {
+		return errors.New(diags.Errors().String())
+	}
+	hash := p.Hash()
+	k.mu.Lock()
+	same := hash == k.latest
+	k.mu.Unlock()
+	if same {
+		k.loads.WithLabelValues("unchanged").Inc()
+		return nil
+	}
+	if err := k.keep(hash, p.Source()); err != nil {
+		return err
+	}
+	if err := k.append(activation{Hash: hash, Since: since, Accepted: now}); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	k.latest = hash
+	k.mu.Unlock()
+	k.loads.WithLabelValues("accepted").Inc()
+	return nil
+}
+
+// watch reloads after every change of the folder, once it has been quiet, and
+// whenever hup says so, until ctx ends.
+func (k *policyKeeper) watch(ctx context.Context, hup <-chan os.Signal, now func() flow.Time) error {
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		return fmt.Errorf("watching the policy folder: %w", err)
+	}
+	defer w.Close()
+	k.follow(w)
+	dir := filepath.Clean(k.cfg.Dir)
+	above := filepath.Dir(dir)
+	quiet := time.NewTimer(policyQuiet) // also catches what changed between the first reading and now
+	defer quiet.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hup:
+			quiet.Reset(0)
+		case event, ok := <-w.Events:
+			if !ok {
+				return errors.New("watching the policy folder ended by itself")
+			}
+			if outside := filepath.Dir(event.Name) == above; outside && event.Name != dir {
+				continue // a neighbour of the folder
+			}
+			k.follow(w)
+			quiet.Reset(policyQuiet)
+		case err, ok := <-w.Errors:
+			if !ok {
+				return errors.New("watching the policy folder ended by itself")
+			}
+			k.log.Warn("watching the policy folder", "error", err)
+			quiet.Reset(policyQuiet)
+		case <-quiet.C:
+			t := now()
+			_ = k.reload(t, t) // reload has told and counted it
+		}
+	}
+}
+
+// follow watches the folder, every folder below it, and the one above it, where a
+// deployment that swaps a link shows.
+func (k *policyKeeper) follow(w *fsnotify.Watcher) {
+	add := func(path string) {
+		if err := w.Add(path); err != nil {
+			k.log.Warn("watching the policy folder", "path", path, "error", err)
+		}
+	}
+	add(filepath.Dir(filepath.Clean(k.cfg.Dir)))
+	_ = filepath.WalkDir(k.cfg.Dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			add(path)
+		}
+		return nil // a folder that vanished meanwhile shows as an event
+	})
+}
+
+// ready says why no verdict can be trusted, nil if one can.
+func (k *policyKeeper) ready() error {
+	if k.history.Latest() == nil {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if k.lastErr != nil {
+			return fmt.Errorf("no policy is in force: %w", k.lastErr)
+		}
+		return errors.New("no policy is in force yet")
+	}
+	return nil
+}

@@ -1,0 +1,521 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/cobra"
+
+	"github.com/postern/postern/detect"
+	"github.com/postern/postern/enrich"
+	"github.com/postern/postern/flow"
+	"github.com/postern/postern/ingest"
+	"github.com/postern/postern/policy"
+	"github.com/postern/postern/sink"
+)
+
+// replayOptions is what `postern replay` was asked for.
+type replayOptions struct {
+	config   string
+	policy   string
+	policyAt string
+	findings string
+	flows    string
+	noStore  bool
+	notify   bool
+}
+
+func replayCommand() *cobra.Command {
+	var o replayOptions
+	cmd := &cobra.Command{
+		Use:   "replay [-c postern.yaml] [--policy DIR] FILE…",
+		Short: "Send captures through the whole pipeline",
+		Long: `Reads captures (pcap, pcapng, either in gzip) and does with their flows what the service does: orients,
+judges, detects, stores. Exporters' clocks are believed, and each file is an input of its own.
+
+Rows go to the ClickHouse of the configuration, which may be that of a running service. Replaying the
+same file under the same policy changes nothing; under another policy the file's earlier rows are
+replaced, and the summary says so. --no-store needs no ClickHouse and no configuration.
+
+Webhooks are sent only with --notify: what happened long ago is seldom news.`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, files []string) error {
+			return replay(cmd.Context(), o, files, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVarP(&o.config, "config", "c", "", "configuration file")
+	f.StringVar(&o.policy, "policy", "", "policy folder; by default that of the configuration")
+	f.StringVar(&o.policyAt, "policy-at", "", "when the policy came into force (RFC 3339); by default it is in force always")
+	f.StringVar(&o.findings, "findings", "", "write findings to this file as JSON lines; - is standard output")
+	f.StringVar(&o.flows, "flows", "", "write every judged flow to this file as JSON lines; - is standard output")
+	f.BoolVar(&o.noStore, "no-store", false, "store nothing; needs no ClickHouse and no configuration")
+	f.BoolVar(&o.notify, "notify", false, "send the findings to the configured webhooks as well")
+	return cmd
+}
+
+func replay(ctx context.Context, o replayOptions, files []string, stdout, stderr io.Writer) error {
+	cfg, err := loadConfig(o.config)
+	if err != nil {
+		return err
+	}
+	if o.policy != "" {
+		cfg.Policy.Dir = o.policy
+	}
+	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: max(cfg.Log.Level, slog.LevelWarn)}))
+	r := &replayer{cfg: cfg, log: log, names: flow.NewNames(0), stderr: stderr, ledger: flow.Ledger{}, verdicts: map[verdictKey]int{}}
+	if err := r.loadPolicy(o.policyAt); err != nil {
+		return err
+	}
+	closeOutputs, err := r.openOutputs(o, stdout)
+	if err != nil {
+		return err
+	}
+	if o.noStore {
+		err = r.run(ctx, files, nowhere{}, nil)
+	} else {
+		err = withClickHouse(ctx, cfg, log, func(ctx context.Context, db *sink.ClickHouse) error {
+			s := &replayStore{db: db, names: r.names}
+			if o.notify {
+				stop, err := s.openTargets(ctx, cfg, log)
+				if err != nil {
+					return err
+				}
+				defer stop()
+			}
+			return r.run(ctx, files, s, s)
+		})
+	}
+	err = errors.Join(err, closeOutputs())
+	if err != nil {
+		return err
+	}
+	return r.summary(stderr)
+}
+
+// replayer sends files through a pipeline of their own each. Findings are kept
+// over all of them.
+type replayer struct {
+	cfg      config
+	log      *slog.Logger
+	names    *flow.Names
+	history  *policy.History
+	hash     string
+	key      string // what the rows are judged by: the policy, and since when
+	source   []byte
+	since    flow.Time
+	detector *detect.Detector
+	stderr   io.Writer
+
+	onFlow   func(*flow.Batch) error
+	onEvents func([]*flow.Finding) error
+
+	stats    ingest.CaptureStats
+	ledger   flow.Ledger
+	verdicts map[verdictKey]int
+	findings map[string]*flow.Finding // newest revision by id
+	notes    []string
+}
+
+type verdictKey struct {
+	reason  flow.Reason
+	outcome flow.Outcome
+}
+
+// loadPolicy reads the folder and puts it in force always, or since at.
+func (r *replayer) loadPolicy(at string) error {
+	r.history = policy.NewHistory(r.names, r.cfg.Policy.Judge)
+	r.since = policy.Always
+	if at != "" {
+		if err := r.since.UnmarshalText([]byte(at)); err != nil {
+			return fmt.Errorf("--policy-at %q is no time; write it as 2026-10-02T00:00:00Z", at)
+		}
+	}
+	p, diags := policy.Load(os.DirFS(r.cfg.Policy.Dir))
+	if p == nil {
+		fmt.Fprintln(r.stderr, diags.String())
+		return fmt.Errorf("the policy in %s has errors; nothing was replayed", r.cfg.Policy.Dir)
+	}
+	r.hash, r.source = p.Hash(), p.Source()
+	r.key = r.hash
+	if at != "" {
+		r.key += "@" + r.since.String()
+	}
+	if err := r.history.Add(p, r.since); err != nil {
+		return err
+	}
+	var err error
+	r.detector, err = detect.New(r.cfg.Detect, policyFacts{r.history}, r.names, nil)
+	r.findings = map[string]*flow.Finding{}
+	return err
+}
+
+// openOutputs prepares --flows and --findings; the returned function writes what
+// is left and closes them.
+func (r *replayer) openOutputs(o replayOptions, stdout io.Writer) (func() error, error) {
+	var closers []func() error
+	open := func(path string) (*bufio.Writer, error) {
+		w, done, err := stdoutOr(path, stdout)
+		if err != nil {
+			return nil, err
+		}
+		b := bufio.NewWriterSize(w, 1<<16)
+		closers = append(closers, func() error { return errors.Join(b.Flush(), done()) })
+		return b, nil
+	}
+	if o.flows != "" {
+		w, err := open(o.flows)
+		if err != nil {
+			return nil, err
+		}
+		var line []byte
+		r.onFlow = func(b *flow.Batch) error {
+			texts := r.names.Texts()
+			for i := range b.Records {
+				line = append(b.Records[i].AppendJSON(line[:0], texts), '\n')
+				if _, err := w.Write(line); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	}
+	var findings *bufio.Writer
+	if o.findings != "" {
+		var err error
+		if findings, err = open(o.findings); err != nil {
+			return nil, err
+		}
+	}
+	// Every finding is printed once, in its last revision, in the order of first sight.
+	closers = append([]func() error{func() error {
+		if findings == nil {
+			return nil
+		}
+		for _, f := range r.sorted() {
+			var line bytes.Buffer
+			enc := json.NewEncoder(&line)
+			enc.SetEscapeHTML(false)
+			if err := enc.Encode(f); err != nil {
+				return err
+			}
+			if _, err := findings.Write(line.Bytes()); err != nil {
+				return err
+			}
+		}
+		return nil
+	}}, closers...)
+	return func() (err error) {
+		for _, c := range closers {
+			err = errors.Join(err, c())
+		}
+		return err
+	}, nil
+}
+
+// sorted lists the findings by first sight, then id.
+func (r *replayer) sorted() []*flow.Finding {
+	list := make([]*flow.Finding, 0, len(r.findings))
+	for _, f := range r.findings {
+		list = append(list, f)
+	}
+	slices.SortFunc(list, func(a, b *flow.Finding) int {
+		if a.FirstSeen != b.FirstSeen {
+			return int(a.FirstSeen - b.FirstSeen)
+		}
+		return bytes.Compare([]byte(a.ID), []byte(b.ID))
+	})
+	return list
+}
+
+// loader prepares the store for a file: it says whether its rows are there
+// already, and replaces those of another policy.
+type loader interface {
+	begin(ctx context.Context, input, policy string) (at flow.Time, note string, err error)
+	done(ctx context.Context, input, policy string, at flow.Time, rows uint64) error
+	policyVersion(ctx context.Context, hash string, since flow.Time, source []byte) error
+}
+
+func (r *replayer) run(ctx context.Context, files []string, s store, l loader) error {
+	if l != nil {
+		if err := l.policyVersion(ctx, r.hash, max(r.since, 0), r.source); err != nil {
+			return err
+		}
+	}
+	for i, file := range files {
+		if err := r.file(ctx, file, s, l, i == len(files)-1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unitDatagrams is how many datagrams of a file make a unit: results become
+// durable, and memory is given back, after each.
+const unitDatagrams = 50_000
+
+func (r *replayer) file(ctx context.Context, file string, s store, l loader, last bool) error {
+	sum, err := fileHash(file)
+	if err != nil {
+		return err
+	}
+	input := "file/" + sum
+	unit := sink.Insert{Input: input, At: 1}
+	if l != nil {
+		var note string
+		if unit.At, note, err = l.begin(ctx, input, r.key); err != nil {
+			return err
+		}
+		if note != "" {
+			r.notes = append(r.notes, file+": "+note)
+		}
+	}
+	dcfg := r.cfg.Ingest.Decode
+	dcfg.SourceID, dcfg.BelieveClock = sourceID(input), true
+	pairer, err := enrich.NewPairer(r.cfg.Enrich, r.history, declaredBy(r.history), r.names, nil)
+	if err != nil {
+		return err
+	}
+	p := newPipeline(pipelineConfig{
+		names: r.names, decoder: ingest.NewDecoder(dcfg, r.names, nil), pairer: pairer, detector: r.detector,
+		store: s, log: r.log, chunkRows: r.cfg.Ingest.Spool.ChunkRows,
+	})
+	p.onFlow, p.onEvents = r.see, r.keep
+	stored := make(chan error, 1)
+	storeCtx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() { stored <- p.runStore(storeCtx, checkpoints{}) }()
+
+	token := func(n int) string { return fmt.Sprintf("%s/%s/%d", input, r.key, n) }
+	units, inUnit := 0, 0
+	unit.Token = token(units)
+	p.begin(unit)
+	stats, err := eachDatagram(ctx, file, r.stderr, func(d *ingest.Datagram) error {
+		select {
+		case err := <-stored:
+			return errors.Join(err, errors.New("storing ended"))
+		default:
+		}
+		p.gate.Lock()
+		p.admit(d.Exporter, 1)
+		p.gate.Unlock()
+		if err := p.datagram(ctx, d); err != nil {
+			return err
+		}
+		if inUnit++; inUnit < unitDatagrams {
+			return nil
+		}
+		inUnit = 0
+		units++
+		if err := p.end(ctx, nil, nil, nil); err != nil {
+			return err
+		}
+		unit.Token = token(units)
+		p.begin(unit)
+		return nil
+	})
+	addStats(&r.stats, stats)
+	if err == nil {
+		err = p.drain(ctx, last)
+	}
+	if err == nil {
+		err = p.end(ctx, nil, nil, nil)
+	}
+	if err != nil {
+		cancel()
+		return errors.Join(err, <-stored)
+	}
+	close(p.out)
+	if err := <-stored; err != nil {
+		return err
+	}
+	account := p.ledger(nil)
+	r.ledger.Add(account)
+	if l != nil {
+		total := account.Total()
+		return l.done(ctx, input, r.key, unit.At, total.Records.Written+total.Records.Duplicate)
+	}
+	return nil
+}
+
+// see counts verdicts, and prints flows if asked to.
+func (r *replayer) see(b *flow.Batch) error {
+	for i := range b.Records {
+		v := &b.Records[i].Verdict
+		r.verdicts[verdictKey{v.Reason, v.Outcome}]++
+	}
+	if r.onFlow != nil {
+		return r.onFlow(b)
+	}
+	return nil
+}
+
+// keep remembers the newest revision of every finding.
+func (r *replayer) keep(events []*flow.Finding) error {
+	for _, f := range events {
+		if old := r.findings[f.ID]; old == nil || old.Revision < f.Revision {
+			r.findings[f.ID] = f
+		}
+	}
+	return nil
+}
+
+// summary says what was read, how it was judged and what was found.
+func (r *replayer) summary(w io.Writer) error {
+	for _, n := range r.notes {
+		fmt.Fprintln(w, n)
+	}
+	if err := decodeSummary(w, r.stats, r.ledger); err != nil {
+		return err
+	}
+	fmt.Fprint(w, verdictTable(r.verdicts))
+	fmt.Fprintf(w, "%d findings\n", len(r.findings))
+	return r.ledger.Check()
+}
+
+// verdictTable renders how many flows were judged how.
+func verdictTable(counts map[verdictKey]int) string {
+	keys := make([]verdictKey, 0, len(counts))
+	for k := range counts {
+		keys = append(keys, k)
+	}
+	slices.SortFunc(keys, func(a, b verdictKey) int {
+		if counts[a] != counts[b] {
+			return counts[b] - counts[a]
+		}
+		return int(a.reason)*16 + int(a.outcome) - int(b.reason)*16 - int(b.outcome)
+	})
+	t := table.NewWriter()
+	t.SetStyle(table.StyleLight)
+	t.AppendHeader(table.Row{"flows", "reason", "outcome"})
+	for _, k := range keys {
+		t.AppendRow(table.Row{counts[k], k.reason, k.outcome})
+	}
+	return t.Render() + "\n"
+}
+
+// fileHash is the content hash of a file: what a replay is known by.
+func fileHash(path string) (string, error) {
+	if path == "-" {
+		return "", errors.New("replay reads files, not standard input: a file's content is what its rows are known by")
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)[:16]), nil
+}
+
+// replayStore stores a replay in ClickHouse.
+type replayStore struct {
+	db    *sink.ClickHouse
+	names *flow.Names
+	tell  *durableStore // nil: nobody is told
+	// repeated: this file's rows are all there already. They are sent all the same,
+	// and ClickHouse recognises their tokens; over HTTP it does not say so.
+	repeated bool
+}
+
+func (s *replayStore) writer() *sink.FlowWriter { return sink.NewFlowWriter(s.names) }
+
+func (s *replayStore) rows(ctx context.Context, ins sink.Insert, b *block) (bool, error) {
+	b.writer.Bind(s.db)
+	_, err := b.writer.FlushWithRetry(ctx, ins)
+	return s.repeated, err
+}
+
+func (s *replayStore) findings(ctx context.Context, ins sink.Insert, contribs []flow.Contribution, events []*flow.Finding) error {
+	if len(contribs) > 0 {
+		if err := storeContributions(ctx, s.db, ins, contribs); err != nil {
+			return err
+		}
+	}
+	if s.tell == nil {
+		return nil
+	}
+	return s.tell.tell(ctx, events)
+}
+
+func (s *replayStore) policyVersion(ctx context.Context, hash string, since flow.Time, source []byte) error {
+	_, err := s.db.InsertPolicyVersion(ctx, sink.PolicyVersion{Hash: hash, Since: since, AcceptedAt: wallClock(), Instance: "replay", Source: string(source)})
+	return err
+}
+
+// begin finds out what an earlier replay of the same file left.
+func (s *replayStore) begin(ctx context.Context, input, policy string) (at flow.Time, note string, err error) {
+	last, err := s.db.LastReplay(ctx, input)
+	if err != nil {
+		return 0, "", err
+	}
+	stored, err := s.db.InsertedAt(ctx, input)
+	if err != nil {
+		return 0, "", err
+	}
+	now := wallClock()
+	s.repeated = false
+	switch {
+	case last.Policy == policy && stored != 0:
+		if last.Rows == 0 {
+			return last.Started, "was replayed in part before; the rest follows", nil
+		}
+		s.repeated = true
+		return last.Started, fmt.Sprintf("was replayed under this policy before, at %s; nothing changes", last.Started), nil
+	case stored != 0:
+		if err := s.db.DeleteInput(ctx, input); err != nil {
+			return 0, "", err
+		}
+		note = fmt.Sprintf("was replayed under another policy (%.16s); its %d rows are replaced", last.Policy, last.Rows)
+	}
+	return now, note, s.db.NoteReplay(ctx, sink.Replay{Input: input, Policy: policy, Started: now}, now)
+}
+
+func (s *replayStore) done(ctx context.Context, input, policy string, at flow.Time, rows uint64) error {
+	return s.db.NoteReplay(ctx, sink.Replay{Input: input, Policy: policy, Started: at, Rows: rows}, max(wallClock(), at+1))
+}
+
+// openTargets opens the configured receivers for the time of the replay; stop
+// gives them a moment to be told.
+func (s *replayStore) openTargets(ctx context.Context, cfg config, log *slog.Logger) (stop func(), err error) {
+	s.tell, err = newDurableStore(cfg, s.names, log, prometheus.NewRegistry())
+	if err != nil {
+		return nil, err
+	}
+	s.tell.cfg.ClickHouse.URL = "" // only its outboxes are opened
+	if err := s.tell.open(); err != nil {
+		return nil, err
+	}
+	runCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var running sync.WaitGroup
+	for _, t := range s.tell.targets {
+		running.Go(func() { _ = t.outbox.Run(runCtx, t.webhook) }) // what fails stays in the outbox, and is told by it
+	}
+	return func() {
+		flushCtx, done := context.WithTimeout(runCtx, 30*time.Second)
+		defer done()
+		for _, t := range s.tell.targets {
+			_ = t.outbox.Flush(flushCtx) // what is left waits for the service
+		}
+		cancel()
+		running.Wait()
+		_ = s.tell.close()
+	}, nil
+}

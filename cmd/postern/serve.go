@@ -1,0 +1,477 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/postern/postern/detect"
+	"github.com/postern/postern/enrich"
+	"github.com/postern/postern/flow"
+	"github.com/postern/postern/ingest"
+	"github.com/postern/postern/policy"
+	"github.com/postern/postern/sink"
+)
+
+func serveCommand() *cobra.Command {
+	var path string
+	cmd := &cobra.Command{
+		Use:   "serve -c postern.yaml",
+		Short: "Receive flows, judge them, store them, tell what was misused",
+		Long: `Runs the whole pipeline in one process: UDP listeners, spool, decoding, judging, ClickHouse
+(a server, or the embedded engine), webhooks. The policy folder is watched; SIGHUP reads it
+at once. SIGTERM stops the listeners, works through what was received, and flushes.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := loadConfig(path)
+			if err != nil {
+				return err
+			}
+			s, err := newService(cfg, cfg.logger())
+			if err != nil {
+				return err
+			}
+			return s.run(cmd.Context())
+		},
+	}
+	cmd.Flags().StringVarP(&path, "config", "c", "", "configuration file; without one, the defaults run everything on loopback")
+	return cmd
+}
+
+// service is `postern serve`: the pipeline between a spool and a store, and what
+// keeps it fed, watched and answerable.
+type service struct {
+	cfg      config
+	log      *slog.Logger
+	registry *prometheus.Registry
+	names    *flow.Names
+	history  *policy.History
+	pipe     *pipeline
+	keeper   *policyKeeper
+	store    *durableStore
+	saved    checkpoints
+
+	spool     *ingest.Spool
+	listeners []*ingest.Listener
+	adminAddr net.Listener
+	token     string // of the admin address
+
+	cursor    uint64 // segment the pipeline is in; guarded by pipe.gate
+	listening atomic.Bool
+	notify    func(state string) // the demo waits for states; may be nil
+}
+
+// wallClock is the one place where the service's clock comes from.
+func wallClock() flow.Time { return flow.TimeOf(time.Now()) }
+
+// newService puts the parts together. It opens nothing and starts nothing.
+func newService(cfg config, log *slog.Logger) (*service, error) {
+	s := &service{
+		cfg: cfg, log: log,
+		registry: prometheus.NewRegistry(),
+		names:    flow.NewNames(0),
+		saved:    checkpoints{filepath.Join(cfg.Data, "state")},
+	}
+	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	s.history = policy.NewHistory(s.names, cfg.Policy.Judge)
+	s.keeper = newPolicyKeeper(cfg.Policy, s.saved.dir, s.history, log, s.registry)
+	var err error
+	s.store, err = newDurableStore(cfg, s.names, log, s.registry)
+	return s, err
+}
+
+// run serves until ctx ends, then works through what was received.
+func (s *service) run(ctx context.Context) error {
+	if err := os.MkdirAll(s.cfg.Data, 0o700); err != nil {
+		return err
+	}
+	if err := s.open(ctx); err != nil {
+		return err
+	}
+	defer s.spool.Close()
+	defer s.store.close()
+
+	// Phases of a stop: sources end with asked; what they handed on is worked
+	// through under grace; what serves others (store, outbox, admin) ends last.
+	asked := ctx
+	ctx, endSources := context.WithCancel(asked)
+	defer endSources()
+	base := context.WithoutCancel(ctx)
+	last, endLast := context.WithCancel(base)
+	defer endLast()
+	grace, endGrace := context.WithCancel(base)
+	defer endGrace()
+
+	sources, sctx := errgroup.WithContext(ctx)
+	for _, l := range s.listeners {
+		sources.Go(func() error { return l.Run(sctx) })
+	}
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	sources.Go(func() error { return s.keeper.watch(sctx, hup, wallClock) })
+	sources.Go(func() error { return s.tick(sctx) })
+
+	work, wctx := errgroup.WithContext(grace)
+	work.Go(func() error { return s.spool.Run(wctx) })
+	work.Go(func() error { defer close(s.pipe.out); return s.consume(wctx) })
+	stored := make(chan struct{})
+	work.Go(func() error { defer close(stored); return s.pipe.runStore(wctx, s.saved) })
+
+	outer, octx := errgroup.WithContext(last)
+	outer.Go(func() error { return s.store.run(octx) })
+	outer.Go(func() error { return s.report(octx) })
+	if s.adminAddr != nil {
+		a := &admin{listener: s.adminAddr, token: s.token, registry: s.registry, ready: s.ready, ledger: s.ledger, log: s.log}
+		outer.Go(func() error { return a.run(octx) })
+	}
+	s.listening.Store(true)
+	s.log.Info("serving", "data", s.cfg.Data, "policy", s.cfg.Policy.Dir, "version", versionText())
+
+	// Whatever ends first, ends all.
+	failed := make(chan error, 3)
+	go func() { failed <- sources.Wait() }()
+	go func() { failed <- work.Wait() }()
+	go func() { failed <- outer.Wait() }()
+	ended := 1
+	err := <-failed
+	s.listening.Store(false)
+	s.log.Info("stopping", "grace", s.cfg.Shutdown)
+	if asked.Err() != nil { // and not because something failed: the sources have ended
+		if e := s.spool.Stop(); e != nil {
+			err = errors.Join(err, e)
+		}
+		select {
+		case <-stored:
+		case <-time.After(s.cfg.Shutdown):
+			s.log.Warn("what is left stays in the spool for the next start", "bytes", s.spool.Bytes())
+		}
+		s.finalReport(base)
+	}
+	endSources()
+	endGrace()
+	endLast()
+	for ; ended < 3; ended++ {
+		err = errors.Join(err, <-failed)
+	}
+	if asked.Err() != nil && errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// open takes the data directory, loads the newest checkpoint and binds addresses.
+func (s *service) open(ctx context.Context) error {
+	var err error
+	s.spool, err = ingest.OpenSpool(filepath.Join(s.cfg.Data, "spool"), s.cfg.Ingest.Spool,
+		ingest.SpoolOptions{Clock: wallClock, Logger: s.log, Registerer: s.registry})
+	if err != nil {
+		return err
+	}
+	s.keeper.append = func(a activation) error {
+		text, err := json.Marshal(a)
+		if err != nil {
+			return err
+		}
+		return s.spool.Policy(text, wallClock())
+	}
+	if err := s.openPipeline(); err != nil {
+		s.spool.Close()
+		return err
+	}
+	if err := s.store.open(); err != nil {
+		s.spool.Close()
+		return err
+	}
+	s.bringPolicy()
+	if err := s.listen(ctx); err != nil {
+		s.spool.Close()
+		return errors.Join(err, s.store.close())
+	}
+	return nil
+}
+
+func (s *service) openPipeline() error {
+	id := s.spool.ID()
+	dcfg := s.cfg.Ingest.Decode
+	dcfg.SourceID = sourceID(id.String())
+	dcfg.Log = s.log
+	ecfg, tcfg := s.cfg.Enrich, s.cfg.Detect
+	ecfg.ClockTolerance, tcfg.ClockTolerance = dcfg.ClockTolerance, dcfg.ClockTolerance
+	pairer, err := enrich.NewPairer(ecfg, s.history, declaredBy(s.history), s.names, s.registry)
+	if err != nil {
+		return err
+	}
+	detector, err := detect.New(tcfg, policyFacts{s.history}, s.names, s.registry)
+	if err != nil {
+		return err
+	}
+	s.pipe = newPipeline(pipelineConfig{
+		names:     s.names,
+		decoder:   ingest.NewDecoder(dcfg, s.names, s.registry),
+		pairer:    pairer,
+		detector:  detector,
+		store:     s.store,
+		log:       s.log,
+		chunkRows: s.cfg.Ingest.Spool.ChunkRows,
+	})
+	s.registry.MustRegister(newLedgerCollector(s.ledger))
+	cp, err := s.saved.load()
+	if err != nil {
+		return err
+	}
+	if cp == nil {
+		return nil
+	}
+	if cp.Spool != id.String() {
+		return fmt.Errorf("the checkpoint in %s belongs to spool %s, but the spool in the data directory is %s; "+
+			"put back the spool that belongs to it, or move the state directory away to start afresh", s.saved.dir, cp.Spool, id)
+	}
+	// Versions first: what waits in the other sections is judged by them.
+	if err := s.keeper.Restore(cp.state["policy"]); err != nil {
+		return err
+	}
+	if err := s.pipe.restore(cp); err != nil {
+		return err
+	}
+	s.cursor = cp.Segment
+	s.spool.Seek(cp.Segment)
+	if err := s.spool.Remove(cp.Segment); err != nil {
+		return err
+	}
+	s.log.Info("going on after the checkpoint", "segment", cp.Segment, "waiting", s.spool.Bytes())
+	return nil
+}
+
+// bringPolicy puts the folder's version into the spool before any datagram.
+func (s *service) bringPolicy() {
+	now := wallClock()
+	since := now
+	if n, _ := s.keeper.versions(); len(n) == 0 && s.cfg.Policy.Since != 0 {
+		since = s.cfg.Policy.Since
+	}
+	_ = s.keeper.reload(since, now) // told and counted; without a version every flow is unverified
+}
+
+func (s *service) listen(ctx context.Context) error {
+	for _, l := range []struct {
+		name string
+		cfg  ingest.ListenerConfig
+	}{{"netflow", s.cfg.Ingest.NetFlow}, {"sflow", s.cfg.Ingest.SFlow}} {
+		if l.cfg.Listen == "" {
+			continue
+		}
+		listener, err := ingest.NewListener(l.cfg, ingest.ListenerOptions{Sink: s.spool, Clock: wallClock,
+			Logger: s.log.With("listener", l.name), Registerer: prometheus.WrapRegistererWith(prometheus.Labels{"listener": l.name}, s.registry)})
+		if err != nil {
+			return fmt.Errorf("ingest.%s: %w", l.name, err)
+		}
+		if err := listener.Bind(ctx); err != nil {
+			return fmt.Errorf("ingest.%s: %w", l.name, err)
+		}
+		s.listeners = append(s.listeners, listener)
+	}
+	if s.cfg.Admin.Listen == "" {
+		return nil
+	}
+	var err error
+	if !s.cfg.Admin.Open {
+		if s.cfg.Admin.Token != "" {
+			s.token, err = resolveSecret(s.cfg.Admin.Token)
+		} else {
+			s.token, err = keptToken(s.cfg.Data, "admin.token")
+		}
+		if err != nil {
+			return fmt.Errorf("admin.token: %w", err)
+		}
+	}
+	if s.adminAddr, err = net.Listen("tcp", s.cfg.Admin.Listen); err != nil {
+		return fmt.Errorf("admin.listen: %w", err)
+	}
+	return nil
+}
+
+// tick notes the clock in the spool every second, so that what the pipeline does
+// when time passes without traffic is repeated by a re-read.
+func (s *service) tick(ctx context.Context) error {
+	t := time.NewTicker(time.Second)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+			if err := s.spool.Tick(wallClock()); err != nil {
+				s.log.Warn("the clock could not be noted in the spool", "error", err)
+			}
+		}
+	}
+}
+
+// consume works through the spool, segment by segment.
+func (s *service) consume(ctx context.Context) error {
+	for {
+		seg, err := s.spool.Next(ctx)
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
+			s.log.Error("the spool cannot be read; trying again", "error", err)
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(time.Second):
+			}
+			continue
+		}
+		if err := s.segment(ctx, seg); err != nil {
+			return err
+		}
+	}
+}
+
+func (s *service) segment(ctx context.Context, seg *ingest.Segment) error {
+	s.takeIn(seg)
+	s.pipe.chunkRows = seg.ChunkRows()
+	spool := seg.Spool().String()
+	s.pipe.begin(sink.Insert{Token: fmt.Sprintf("spool/%s/%d", spool, seg.Seq()), Input: "spool/" + spool, At: seg.Created()})
+	for e := range seg.Entries() {
+		var err error
+		switch e.Kind {
+		case ingest.EntryDatagram:
+			d := e.Datagram()
+			err = s.pipe.datagram(ctx, &d)
+		case ingest.EntryTick:
+			err = s.pipe.tick(ctx, e.Time)
+		case ingest.EntryPolicy:
+			err = s.activate(ctx, e.Payload)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	seq := seg.Seq()
+	policies, err := s.keeper.Snapshot()
+	if err != nil {
+		return err
+	}
+	cp := &checkpoint{Spool: spool, Segment: seq}
+	return s.pipe.end(ctx, cp, map[string][]byte{"policy": policies}, func() error { return s.spool.Remove(seq) })
+}
+
+// takeIn opens a segment for the ledger: what it holds moves from "in the spool"
+// to "in the open unit" in one step.
+func (s *service) takeIn(seg *ingest.Segment) {
+	s.pipe.gate.Lock()
+	defer s.pipe.gate.Unlock()
+	s.cursor = seg.Seq()
+	for e := range seg.Entries() {
+		switch e.Kind {
+		case ingest.EntryDatagram:
+			s.pipe.admit(e.Exporter, 1)
+		case ingest.EntryRefused:
+			s.pipe.refuse(e.Exporter, e.Reason, e.Count)
+		}
+	}
+	for exporter, n := range seg.Lost() {
+		s.pipe.refuse(exporter, flow.RejectSpoolLost, n)
+	}
+}
+
+// activate brings a version into force between two datagrams.
+func (s *service) activate(ctx context.Context, text []byte) error {
+	var a activation
+	if err := json.Unmarshal(text, &a); err != nil {
+		return fmt.Errorf("the spool names a policy version in a way this postern does not read: %w", err)
+	}
+	if err := s.pipe.advance(ctx, nil); err != nil {
+		return err
+	}
+	if err := s.keeper.enter(a); err != nil {
+		return err
+	}
+	if s.notify != nil {
+		s.notify("policy " + a.Hash)
+	}
+	return nil
+}
+
+// ledger takes stock of everything from the sockets to the store.
+func (s *service) ledger() flow.Ledger {
+	return s.pipe.ledger(func(l flow.Ledger) {
+		waiting := s.spool.Counts(s.cursor)
+		for exporter, n := range waiting.Datagrams {
+			d := &l.Of(exporter).Datagrams
+			d.Received += n
+			d.Queued += n
+		}
+		for exporter, r := range waiting.Refused {
+			d := &l.Of(exporter).Datagrams
+			d.Received += r.Sum()
+			for i, n := range r {
+				d.Rejected[i] += n
+			}
+		}
+	})
+}
+
+// ready says why the service cannot do its work, nil if it can.
+func (s *service) ready() error {
+	if !s.listening.Load() {
+		return errors.New("not listening: starting or stopping")
+	}
+	if err := s.keeper.ready(); err != nil {
+		return err
+	}
+	return s.store.ready()
+}
+
+// reportEvery is how often the ledgers and exporters are written to ClickHouse.
+const reportEvery = time.Minute
+
+// report writes what ClickHouse should know beside flows and findings.
+func (s *service) report(ctx context.Context) error {
+	t := time.NewTicker(reportEvery)
+	defer t.Stop()
+	for {
+		s.store.report(ctx, s.reportNow())
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+	}
+}
+
+// finalReport writes the ledger once more at a stop.
+func (s *service) finalReport(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	s.store.report(ctx, s.reportNow())
+}
+
+func (s *service) reportNow() report {
+	versions, source := s.keeper.versions()
+	return report{at: wallClock(), spool: s.spool.ID().String(), ledger: s.ledger(), exporters: s.exporters(), versions: versions, source: source}
+}
+
+// sourceID makes the number that record ids are built on from an input's name.
+func sourceID(name string) uint64 { return xxhash.Sum64String(name) }

@@ -1,0 +1,406 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/postern/postern/flow"
+	"github.com/postern/postern/sink"
+	"github.com/postern/postern/sink/embedded"
+)
+
+// durableStore makes rows last in ClickHouse and events in the outboxes. Until
+// ClickHouse answers, whoever wants to store waits.
+type durableStore struct {
+	cfg    config
+	names  *flow.Names
+	log    *slog.Logger
+	reg    prometheus.Registerer
+	engine *embedded.Engine // nil with a server
+	opts   sink.Options
+
+	targets []target
+
+	reported int // policy versions that ClickHouse knows of; only report uses it
+
+	opened chan struct{} // closed once db is set
+	db     *sink.ClickHouse
+
+	mu      sync.Mutex
+	lastErr error // why ClickHouse is not open yet
+	refused error // what it refuses at present
+}
+
+// target is one receiver of findings with what waits for it.
+type target struct {
+	min     flow.Severity
+	webhook *sink.Webhook
+	outbox  *sink.Outbox
+}
+
+// newDurableStore makes the store; it opens nothing.
+func newDurableStore(cfg config, names *flow.Names, log *slog.Logger, reg prometheus.Registerer) (*durableStore, error) {
+	s := &durableStore{cfg: cfg, names: names, log: log, reg: reg, opened: make(chan struct{}),
+		opts: sink.Options{Logger: log, Metrics: reg}}
+	if cfg.ClickHouse.URL != sink.URLEmbedded && cfg.ClickHouse.Password != "" {
+		p, err := resolveSecret(cfg.ClickHouse.Password)
+		if err != nil {
+			return nil, fmt.Errorf("clickhouse.password: %w", err)
+		}
+		s.opts.Password = p
+	}
+	for _, w := range cfg.Webhooks {
+		resolved, err := w.Resolve(resolveSecret)
+		if err != nil {
+			return nil, err
+		}
+		hook, err := sink.NewWebhook(resolved, log, reg, nil)
+		if err != nil {
+			return nil, err
+		}
+		t := target{webhook: hook}
+		if err := t.min.UnmarshalText([]byte(w.MinSeverity)); err != nil {
+			return nil, err
+		}
+		s.targets = append(s.targets, t)
+	}
+	return s, nil
+}
+
+// open takes the outboxes, and prepares the embedded engine if there is one.
+func (s *durableStore) open() (err error) {
+	for i, w := range s.cfg.Webhooks {
+		s.targets[i].outbox, err = sink.OpenOutbox(outboxDir(s.cfg), w.Name, w.MaxAttempts, s.cfg.Outbox, s.log, s.reg, nil)
+		if err != nil {
+			return errors.Join(err, s.close())
+		}
+	}
+	if s.cfg.ClickHouse.URL != sink.URLEmbedded {
+		return nil
+	}
+	ecfg, err := embeddedConfig(s.cfg)
+	if err != nil {
+		return errors.Join(err, s.close())
+	}
+	if s.engine, err = embedded.New(ecfg, s.log, s.reg); err != nil {
+		return errors.Join(err, s.close())
+	}
+	return nil
+}
+
+func outboxDir(cfg config) string { return filepath.Join(cfg.Data, "outbox") }
+
+// embeddedConfig completes the engine's configuration: where its data lies, and
+// the tokens that other commands and Grafana find in the data directory.
+func embeddedConfig(cfg config) (embedded.Config, error) {
+	e := cfg.Embedded
+	if e.DataDir == "" {
+		e.DataDir = filepath.Join(cfg.Data, "clickhouse")
+	}
+	e.Database = cfg.ClickHouse.Database
+	var err error
+	for _, t := range []struct {
+		value *string
+		key   string
+		file  string
+	}{{&e.Token, "token", "clickhouse.token"}, {&e.ReadOnlyToken, "readOnlyToken", "clickhouse-readonly.token"}} {
+		if *t.value != "" {
+			*t.value, err = resolveSecret(*t.value)
+		} else {
+			*t.value, err = keptToken(cfg.Data, t.file)
+		}
+		if err != nil {
+			return e, fmt.Errorf("embedded.%s: %w", t.key, err)
+		}
+	}
+	return e, nil
+}
+
+// close gives the outboxes free.
+func (s *durableStore) close() (err error) {
+	for i := range s.targets {
+		if o := s.targets[i].outbox; o != nil {
+			err = errors.Join(err, o.Close())
+		}
+	}
+	return err
+}
+
+// run keeps the engine, the connection and the deliveries going until ctx ends.
+func (s *durableStore) run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	if s.engine != nil {
+		g.Go(func() error { return s.engine.Run(ctx) })
+		g.Go(func() error {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-s.engine.Ready():
+			}
+			s.opts.Endpoint, s.opts.Token = "http://"+s.engine.Addr().String(), s.engine.Token()
+			if err := writeEndpoint(s.cfg, s.opts.Endpoint); err != nil {
+				return err
+			}
+			return s.connect(ctx)
+		})
+	} else {
+		g.Go(func() error { return s.connect(ctx) })
+	}
+	for _, t := range s.targets {
+		g.Go(func() error { return t.outbox.Run(ctx, t.webhook) })
+	}
+	err := g.Wait()
+	select {
+	case <-s.opened:
+		err = errors.Join(err, s.db.Close())
+	default:
+	}
+	return err
+}
+
+// connect tries until ClickHouse answers and its tables are as this binary needs them.
+func (s *durableStore) connect(ctx context.Context) error {
+	db, err := backoff.Retry(ctx, func() (*sink.ClickHouse, error) {
+		db, err := sink.Open(ctx, s.cfg.ClickHouse, s.opts)
+		if err == nil {
+			err = db.Migrate(ctx, nil)
+			if err != nil {
+				_ = db.Close()
+			}
+		}
+		if err != nil && ctx.Err() == nil {
+			s.mu.Lock()
+			s.lastErr = err
+			s.mu.Unlock()
+			if !sink.Retryable(err) {
+				return nil, backoff.Permanent(err)
+			}
+			s.log.Warn("ClickHouse is not there yet; flows wait in the spool", "error", err)
+		}
+		return db, err
+	}, backoff.WithBackOff(newBackOff()), backoff.WithMaxElapsedTime(0))
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	s.db = db
+	close(s.opened)
+	return nil
+}
+
+// newBackOff waits from a quarter of a second to 15 seconds, with jitter.
+func newBackOff() backoff.BackOff {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.MaxInterval = 250*time.Millisecond, 15*time.Second
+	return b
+}
+
+// ready says why nothing can be stored, nil if it can.
+func (s *durableStore) ready() error {
+	select {
+	case <-s.opened:
+	default:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.lastErr != nil {
+			return fmt.Errorf("ClickHouse: %w", s.lastErr)
+		}
+		return errors.New("ClickHouse is not connected yet")
+	}
+	s.mu.Lock()
+	refused := s.refused
+	s.mu.Unlock()
+	if refused != nil {
+		return fmt.Errorf("ClickHouse refuses: %w", refused)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	if err := s.db.Ping(ctx); err != nil {
+		return fmt.Errorf("ClickHouse: %w", err)
+	}
+	return nil
+}
+
+func (s *durableStore) wait(ctx context.Context) error {
+	select {
+	case <-s.opened:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (s *durableStore) writer() *sink.FlowWriter { return sink.NewFlowWriter(s.names) }
+
+func (s *durableStore) rows(ctx context.Context, ins sink.Insert, b *block) (duplicate bool, err error) {
+	if err := s.wait(ctx); err != nil {
+		return false, err
+	}
+	// A re-read range counts as written even where the server had it already: the
+	// process that wrote it did not live to count it.
+	b.writer.Bind(s.db)
+	return false, s.insist(ctx, "flows", func() error {
+		_, err := b.writer.FlushWithRetry(ctx, ins)
+		return err
+	})
+}
+
+// insist repeats what ClickHouse refuses for good, slowly and loudly: such a
+// refusal is a mistake in a schema or in Postern, and while it lasts nothing may
+// be thrown away. The spool fills meanwhile, and /readyz fails.
+func (s *durableStore) insist(ctx context.Context, what string, do func() error) error {
+	for {
+		err := do()
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		s.log.Error("ClickHouse refuses an insert for good; trying again in a while, flows wait in the spool", "what", what, "error", err)
+		s.mu.Lock()
+		s.refused = err
+		s.mu.Unlock()
+		select {
+		case <-time.After(15 * time.Second):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		s.mu.Lock()
+		s.refused = nil
+		s.mu.Unlock()
+	}
+}
+
+func (s *durableStore) findings(ctx context.Context, ins sink.Insert, contribs []flow.Contribution, events []*flow.Finding) error {
+	if len(contribs) > 0 {
+		if err := s.wait(ctx); err != nil {
+			return err
+		}
+		err := s.insist(ctx, "findings", func() error { return storeContributions(ctx, s.db, ins, contribs) })
+		if err != nil {
+			return err
+		}
+	}
+	return s.tell(ctx, events)
+}
+
+// storeContributions repeats what may succeed later.
+func storeContributions(ctx context.Context, db *sink.ClickHouse, ins sink.Insert, contribs []flow.Contribution) error {
+	_, err := backoff.Retry(ctx, func() (sink.Written, error) {
+		w, err := db.InsertContributions(ctx, ins, contribs)
+		if err != nil && !sink.Retryable(err) {
+			err = backoff.Permanent(err)
+		}
+		return w, err
+	}, backoff.WithBackOff(newBackOff()), backoff.WithMaxElapsedTime(0))
+	return err
+}
+
+// tell puts events into the outbox of every receiver that wants them, and waits
+// while one is full: findings are never dropped.
+func (s *durableStore) tell(ctx context.Context, events []*flow.Finding) error {
+	if len(events) == 0 {
+		return nil
+	}
+	for _, t := range s.targets {
+		var list []sink.Event
+		for _, f := range events {
+			if f.Severity < t.min {
+				continue
+			}
+			e, err := sink.NewEvent(f)
+			if err != nil {
+				return err
+			}
+			list = append(list, e)
+		}
+		_, err := backoff.Retry(ctx, func() (struct{}, error) {
+			return struct{}{}, t.outbox.Put(list)
+		}, backoff.WithBackOff(newBackOff()), backoff.WithMaxElapsedTime(0))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// report is what ClickHouse should know of the service beside flows and findings.
+type report struct {
+	at        flow.Time
+	spool     string
+	ledger    flow.Ledger
+	exporters []sink.Exporter
+	versions  []activation
+	source    func(hash string) ([]byte, error)
+}
+
+// report writes it if ClickHouse is there; what fails is told and comes again with
+// the next report, since every report is complete.
+func (s *durableStore) report(ctx context.Context, r report) {
+	select {
+	case <-s.opened:
+	default:
+		return
+	}
+	warn := func(what string, err error) {
+		if err != nil && ctx.Err() == nil {
+			s.log.Warn("not reported to ClickHouse", "what", what, "error", err)
+		}
+	}
+	ins := sink.Insert{Token: fmt.Sprintf("report/%s/%d", r.spool, r.at), Input: "spool/" + r.spool, At: r.at}
+	_, err := s.db.InsertLedger(ctx, ins, r.spool, r.at, r.ledger)
+	warn("ledger", err)
+	_, err = s.db.InsertExporters(ctx, ins, r.spool, r.at, r.exporters)
+	warn("exporters", err)
+	for _, v := range r.versions[min(s.reported, len(r.versions)):] {
+		source, err := r.source(v.Hash)
+		if err == nil {
+			_, err = s.db.InsertPolicyVersion(ctx, sink.PolicyVersion{Hash: v.Hash, Since: v.Since, AcceptedAt: v.Accepted,
+				Instance: r.spool, Source: string(source)})
+		}
+		if err != nil {
+			warn("policy version", err)
+			break
+		}
+		s.reported++
+	}
+}
+
+// endpoint is where a running service's embedded ClickHouse answers; other
+// commands read it from the data directory.
+type endpoint struct {
+	URL string `json:"url"`
+	PID int    `json:"pid"`
+}
+
+func endpointFile(cfg config) string { return filepath.Join(cfg.Data, "clickhouse.json") }
+
+func writeEndpoint(cfg config, url string) error {
+	raw, err := json.Marshal(endpoint{URL: url, PID: os.Getpid()})
+	if err != nil {
+		return err
+	}
+	return writeDurably(endpointFile(cfg), raw)
+}
+
+// nowhere is the store of replay --no-store.
+type nowhere struct{}
+
+func (nowhere) writer() *sink.FlowWriter { return nil }
+func (nowhere) rows(context.Context, sink.Insert, *block) (bool, error) {
+	return false, nil
+}
+func (nowhere) findings(context.Context, sink.Insert, []flow.Contribution, []*flow.Finding) error {
+	return nil
+}

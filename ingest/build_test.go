@@ -115,7 +115,7 @@ func sflowSample(format uint32, header []byte, frame int) []byte {
 	if format == 1 {
 		b = cat(u32(1), u32(3), u32(512), u32(1000), u32(0), u32(3), u32(7), u32(1), records)
 	} else {
-		b = cat(u32(1), u32(0), u32(3), u32(512), u32(1000), u32(0), u32(0), u32(3), u32(1), u32(7), u32(1), records)
+		b = cat(u32(1), u32(0), u32(3), u32(512), u32(1000), u32(0), u32(0), u32(3), u32(0), u32(7), u32(1), records)
 	}
 	return cat(u32(format), u32(uint32(len(b))), b)
 }

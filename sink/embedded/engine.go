@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -168,6 +169,10 @@ type Engine struct {
 	serial           atomic.Uint64 // of statements, for KILL
 	running          sync.WaitGroup
 
+	// patience is how long a client may stand still in the middle of a body before
+	// its connection is given up: it holds a turn meanwhile.
+	patience time.Duration
+
 	diskUsed atomic.Int64
 	nextWalk time.Time // of Run's goroutine
 }
@@ -188,7 +193,7 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Engine, erro
 	e := &Engine{
 		cfg: cfg, log: log, metrics: newMetrics(reg),
 		token: sha256.Sum256([]byte(cfg.Token)), reader: sha256.Sum256([]byte(cfg.ReadOnlyToken)),
-		ready: make(chan struct{}), queries: make(chan struct{}, cfg.MaxQueries), inserts: make(chan struct{}, cfg.MaxInserts),
+		patience: time.Minute, ready: make(chan struct{}), queries: make(chan struct{}, cfg.MaxQueries), inserts: make(chan struct{}, cfg.MaxInserts),
 	}
 	e.metrics.diskLimit.Set(float64(cfg.MaxDisk))
 	e.metrics.memLimit.Set(float64(cfg.MaxMemory))
@@ -208,7 +213,8 @@ func (e *Engine) Token() string { return e.cfg.Token }
 // URL is a clickhouse-go data source name of full access; valid once Ready is
 // closed. It holds the token: do not log it.
 func (e *Engine) URL() string {
-	return fmt.Sprintf("http://default:%s@%s/%s", e.cfg.Token, e.addr, e.cfg.Database)
+	u := url.URL{Scheme: "http", User: url.UserPassword("default", e.cfg.Token), Host: e.addr.String(), Path: "/" + e.cfg.Database}
+	return u.String()
 }
 
 // started is set by the first Run of the process: libchdb boots once, and a second

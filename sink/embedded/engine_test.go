@@ -56,6 +56,9 @@ func child(dir string) {
 	if err != nil {
 		fail(err)
 	}
+	if os.Getenv("POSTERN_TEST_PATIENCE") != "" {
+		e.SetPatience(time.Second)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	done := make(chan error, 1)
@@ -380,6 +383,22 @@ func TestCancel(t *testing.T) {
 			t.Fatalf("%d statements still run after their clients went away", n)
 		}
 	}
+}
+
+// TestStandingStill: deadlines for bodies neither end a long statement nor outlive
+// their request on the connection.
+func TestStandingStill(t *testing.T) {
+	_, addr, _, err := spawn(t, t.TempDir(), "POSTERN_TEST_PATIENCE=1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := dial(t, addr, childToken, func(o *clickhouse.Options) { o.MaxOpenConns = 1 })
+	if n := one[uint64](t, c, "SELECT count() FROM (SELECT sleepEachRow(1) FROM numbers(4)) SETTINGS max_block_size = 1"); n != 4 {
+		t.Fatalf("%d rows", n)
+	}
+	exe(t, c, "CREATE TABLE s (a UInt8) ENGINE = Memory")
+	time.Sleep(1500 * time.Millisecond)
+	exe(t, c, "INSERT INTO s VALUES (1)")
 }
 
 func TestConcurrency(t *testing.T) {

@@ -23,15 +23,16 @@ import (
 )
 
 const (
-	maxQuery     = 1 << 20   // bytes of a statement's text; the engine's own default is 256 KiB
-	maxParams    = 256       // query parameters and settings of one request
-	spillAbove   = 8 << 20   // bytes of an insert's body kept in memory; the rest goes to a file
-	maxWhole     = 256 << 20 // bytes of a result whose format cannot be streamed
-	bodyPatience = time.Minute
+	maxQuery   = 1 << 20   // bytes of a statement's text; the engine's own default is 256 KiB
+	maxParams  = 256       // query parameters and settings of one request
+	spillAbove = 8 << 20   // bytes of an insert's body kept in memory; the rest goes to a file
+	maxWhole   = 256 << 20 // bytes of a result whose format cannot be streamed
 )
 
 // ServeHTTP speaks ClickHouse's HTTP interface.
 func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	// A write deadline belongs to the connection and outlives the request that set it.
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
 	h := w.Header()
 	h.Set("X-ClickHouse-Server-Display-Name", "postern-embedded")
 	h.Set("X-ClickHouse-Timezone", "UTC")
@@ -171,13 +172,13 @@ func (e *Engine) serve(w http.ResponseWriter, r *http.Request, q request) error 
 			return refuse("the read-only token does not allow the setting " + s.name)
 		}
 	}
-	_ = control.SetReadDeadline(time.Now().Add(bodyPatience))
+	_ = control.SetReadDeadline(time.Now().Add(e.patience))
 	body, err := decodeBody(r, q)
 	if err != nil {
 		e.refused("request")
 		return err
 	}
-	body = &patientReader{r: body, control: control}
+	body = &patientReader{r: body, control: control, patience: e.patience}
 
 	text, st := q.query, parseStatement(q.query)
 	var data io.Reader
@@ -223,15 +224,22 @@ func (e *Engine) serve(w http.ResponseWriter, r *http.Request, q request) error 
 	return e.query(w, r, q, text, st)
 }
 
-// patientReader gives the client a minute for each piece of its body.
+// patientReader gives the client some time for each piece of its body. At the end
+// the deadline is taken off: net/http goes on reading to see the client leave, and
+// would take the deadline for that.
 type patientReader struct {
-	r       io.Reader
-	control *http.ResponseController
+	r        io.Reader
+	control  *http.ResponseController
+	patience time.Duration
 }
 
 func (p *patientReader) Read(b []byte) (int, error) {
-	_ = p.control.SetReadDeadline(time.Now().Add(bodyPatience))
-	return p.r.Read(b)
+	_ = p.control.SetReadDeadline(time.Now().Add(p.patience))
+	n, err := p.r.Read(b)
+	if err != nil {
+		_ = p.control.SetReadDeadline(time.Time{})
+	}
+	return n, err
 }
 
 func bodyError(err error) error {
@@ -320,6 +328,7 @@ func (e *Engine) session(q request) (*session, string, error) {
 		// Defaults first: a request may ask for less time, and readonly comes last.
 		add("max_execution_time", strconv.Itoa(int(e.cfg.ReadOnlyTime/time.Second)))
 		add("max_memory_usage", strconv.FormatInt(int64(e.cfg.MaxMemory)/2, 10))
+		add("max_result_bytes", strconv.Itoa(maxWhole))
 	}
 	for _, p := range q.settings {
 		if p.name == "log_comment" || p.name == "readonly" {
@@ -477,7 +486,7 @@ func (e *Engine) query(w http.ResponseWriter, r *http.Request, q request, text s
 	if st.format != "" {
 		format = st.format
 	}
-	out := &result{w: w, r: r, q: q, format: format, control: http.NewResponseController(w)}
+	out := &result{w: w, r: r, q: q, format: format, control: http.NewResponseController(w), patience: e.patience}
 	if class == classReadOnly && streamable[format] {
 		rows, err := s.Stream(text, format, q.params...)
 		if err == nil {
@@ -487,9 +496,9 @@ func (e *Engine) query(w http.ResponseWriter, r *http.Request, q request, text s
 			return err
 		}
 	}
-	if class == classReadOnly && !streamable[format] && (st.verb == "SELECT" || st.verb == "WITH") {
+	if class == classReadOnly && !streamable[format] && q.access == accessFull { // the other has the cap anyway
 		// The whole result will be in memory, in the engine's and once more in ours.
-		if _, _, err := s.Query(fmt.Sprintf("SET max_result_bytes = %d", maxWhole), "Null"); err != nil && q.access == accessFull {
+		if _, _, err := s.Query(fmt.Sprintf("SET max_result_bytes = %d", maxWhole), "Null"); err != nil {
 			return err
 		}
 	}
@@ -593,11 +602,12 @@ func compressMethod(name string) compress.Method {
 
 // result writes a statement's output as the request asked for it.
 type result struct {
-	w       http.ResponseWriter
-	r       *http.Request
-	q       request
-	format  string
-	control *http.ResponseController
+	w        http.ResponseWriter
+	r        *http.Request
+	q        request
+	format   string
+	control  *http.ResponseController
+	patience time.Duration
 
 	begun bool
 	gz    *gzip.Writer
@@ -649,7 +659,7 @@ func (o *result) write(b []byte) error {
 		o.begin()
 	}
 	// A reader that stands still would hold the connection and its turn for ever.
-	_ = o.control.SetWriteDeadline(time.Now().Add(bodyPatience))
+	_ = o.control.SetWriteDeadline(time.Now().Add(o.patience))
 	switch {
 	case o.block != nil:
 		for part := range slices.Chunk(b, 1<<20) {

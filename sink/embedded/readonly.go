@@ -93,7 +93,7 @@ func (g *guard) checkTree(tree string) error {
 // expressions or switch protections off.
 func readerSetting(name string) bool {
 	switch name {
-	case "max_execution_time", "max_result_rows", "max_result_bytes", "max_rows_to_read", "max_bytes_to_read", "max_block_size", "max_threads",
+	case "max_execution_time", "max_result_rows", "max_rows_to_read", "max_bytes_to_read", "max_block_size", "max_threads",
 		"result_overflow_mode", "read_overflow_mode", "timeout_overflow_mode", "session_timezone", "extremes", "limit", "offset", "readonly",
 		"date_time_output_format", "enable_http_compression", "http_zlib_compression_level", "network_compression_method", "network_zstd_compression_level",
 		"send_progress_in_http_headers", "http_headers_progress_interval_ms", "cancel_http_readonly_queries_on_client_close", "log_comment",

@@ -231,7 +231,8 @@ func QueuedEvents(dir, target string) ([]QueuedEvent, error) {
 }
 
 // ListDeadLetters lists a target's dead letters in the order of their events,
-// those with one of ids, or all if there is none. A file that cannot be read is
+// those with one of ids, or all if there is none; an id that no dead letter has is
+// passed over, since it may be another target's. A file that cannot be read is
 // part of the error; the others are listed all the same.
 func ListDeadLetters(dir, target string, ids ...string) ([]DeadLetter, error) {
 	names, err := deadNames(dir, target, ids)
@@ -252,7 +253,7 @@ func ListDeadLetters(dir, target string, ids ...string) ([]DeadLetter, error) {
 }
 
 // ReplayDeadLetters has dead letters sent again, those with one of ids, or all if
-// there is none, and says how many. Each begins anew with no attempt behind it.
+// there is none, and says how many it found. Each begins anew with no attempt behind it.
 func ReplayDeadLetters(dir, target string, ids ...string) (int, error) {
 	names, err := deadNames(dir, target, ids)
 	folder, n := filepath.Join(dir, target, replayFolder), 0
@@ -273,12 +274,9 @@ func ReplayDeadLetters(dir, target string, ids ...string) (int, error) {
 	return n, err
 }
 
-// DropDeadLetters removes the dead letters with ids for good and says how many;
-// without an id it removes none.
+// DropDeadLetters removes dead letters for good, those with one of ids, or all if
+// there is none, and says how many it found.
 func DropDeadLetters(dir, target string, ids ...string) (int, error) {
-	if len(ids) == 0 {
-		return 0, nil
-	}
 	names, err := deadNames(dir, target, ids)
 	n := 0
 	for _, name := range names {
@@ -295,8 +293,7 @@ func DropDeadLetters(dir, target string, ids ...string) (int, error) {
 	return n, err
 }
 
-// deadNames gives the files of the dead letters with ids, or all. An id without a
-// dead letter is an error; the others are given all the same.
+// deadNames gives the files of the dead letters with ids, or all.
 func deadNames(dir, target string, ids []string) ([]string, error) {
 	if err := validTargetName(target); err != nil {
 		return nil, err
@@ -316,14 +313,13 @@ func deadNames(dir, target string, ids []string) ([]string, error) {
 		return names, err
 	}
 	var names []string
-	var err error
 	for _, id := range ids {
 		name := filepath.Join(folder, letterName(id))
-		if _, statErr := os.Stat(name); statErr != nil {
-			err = errors.Join(err, fmt.Errorf("target %s has no dead letter %q", target, id))
-			continue
+		if _, err := os.Stat(name); err == nil {
+			names = append(names, name)
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
 		}
-		names = append(names, name)
 	}
-	return names, err
+	return names, nil
 }

@@ -133,10 +133,12 @@ func (c *ClickHouseConfig) Validate() error {
 	if (c.TLS.Cert == "") != (c.TLS.Key == "") {
 		bad("clickhouse.tls has only one of cert and key; give both or neither")
 	}
-	for name, d := range map[string]time.Duration{"dial": c.Timeouts.Dial, "insert": c.Timeouts.Insert,
-		"query": c.Timeouts.Query, "migration": c.Timeouts.Migration} {
-		if d <= 0 {
-			bad("clickhouse.timeouts.%s is %v; it must be above zero, such as 30s", name, d)
+	for _, t := range []struct {
+		name string
+		d    time.Duration
+	}{{"dial", c.Timeouts.Dial}, {"insert", c.Timeouts.Insert}, {"query", c.Timeouts.Query}, {"migration", c.Timeouts.Migration}} {
+		if t.d <= 0 {
+			bad("clickhouse.timeouts.%s is %v; it must be above zero, such as 30s", t.name, t.d)
 		}
 	}
 	for _, r := range c.Retention.byTable() {

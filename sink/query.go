@@ -166,7 +166,9 @@ func plain(v reflect.Value, kind string) any {
 		}
 		return x.String()
 	case []byte:
-		return string(x)
+		if !strings.HasPrefix(kind, "Array(") {
+			return string(x)
+		}
 	}
 	switch v.Kind() {
 	case reflect.Bool:
@@ -348,7 +350,7 @@ func (t *tableWriter) head(names, kinds []string) {
 	for i, n := range names {
 		row[i] = visible(n)
 		if k := within(kinds[i], "Nullable"); strings.HasPrefix(k, "UInt") || strings.HasPrefix(k, "Int") || strings.HasPrefix(k, "Float") || strings.HasPrefix(k, "Decimal") {
-			configs = append(configs, table.ColumnConfig{Number: i + 1, Align: prettytext.AlignRight})
+			configs = append(configs, table.ColumnConfig{Number: i + 1, Align: prettytext.AlignRight, AlignHeader: prettytext.AlignRight})
 		}
 	}
 	t.t.SetColumnConfigs(configs)

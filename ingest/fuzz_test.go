@@ -50,7 +50,7 @@ func FuzzDecode(f *testing.F) {
 			facts, ok := ref.decode(dg)
 			// From the first datagram on that one of the two refuses, their templates differ.
 			refOK = refOK && ok && after.Datagrams.Decoded == uint64(i+1) && after.SetsSkipped == 0
-			if refOK {
+			if refOK && !(ref.variable && len(facts) > len(out.Records)) {
 				if s := disagree(facts, out.Records, names); s != "" {
 					t.Fatal(s)
 				}

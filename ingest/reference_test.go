@@ -18,13 +18,20 @@ import (
 // not guard itself.
 type reference struct {
 	templates map[string]netflow.NetFlowTemplateSystem
+	// variable: a template with fields of variable length was seen. goflow2 takes
+	// such a field to need no byte at all, and makes one more record of what is
+	// left of a set, reading beyond its end as empty.
+	variable bool
 }
 
 var errUnfit = errors.New("not for goflow2")
 
 // guarded refuses templates on which goflow2 does not return: records of no
 // bytes, of which any set holds infinitely many.
-type guarded struct{ netflow.NetFlowTemplateSystem }
+type guarded struct {
+	netflow.NetFlowTemplateSystem
+	ref *reference
+}
 
 func (g guarded) AddTemplate(version uint16, domain uint32, id uint16, t any) error {
 	var f []netflow.Field
@@ -35,6 +42,9 @@ func (g guarded) AddTemplate(version uint16, domain uint32, id uint16, t any) er
 		f = append(append(f, t.Scopes...), t.Options...)
 	case netflow.NFv9OptionsTemplateRecord:
 		f = append(append(f, t.Scopes...), t.Options...)
+	}
+	for _, f := range f {
+		g.ref.variable = g.ref.variable || f.Length == variable
 	}
 	if netflow.GetTemplateSize(version, f) == 0 {
 		return errUnfit
@@ -55,7 +65,7 @@ func (ref *reference) decode(dg *Datagram) (facts []fact, ok bool) {
 	key := fmt.Sprint(dg.Exporter)
 	ts := ref.templates[key]
 	if ts == nil {
-		ts = guarded{netflow.CreateTemplateSystem()}
+		ts = guarded{netflow.CreateTemplateSystem(), ref}
 		ref.templates[key] = ts
 	}
 	switch v := binary.BigEndian.Uint16(b); v {

@@ -293,7 +293,14 @@ func (s *Spool) load() error {
 		position = 0
 	}
 	if err := s.create(last+1, position); err != nil {
-		return err
+		if len(s.segments) == 0 {
+			return err
+		}
+		// A full disk must not keep the service from reading what fills it. The file
+		// is made with the first write that finds room.
+		s.trouble(err)
+		s.begin(s.newSegment(last+1, position))
+		return nil
 	}
 	// A segment without entries says nothing. It goes only now that the number
 	// behind it stands on the disk.
@@ -394,8 +401,28 @@ func (s *Spool) path(seq uint64) string {
 
 // create opens a new segment, which becomes the open one.
 func (s *Spool) create(seq, first uint64) error {
-	g := &segmentFile{path: s.path(seq)}
+	g := s.newSegment(seq, first)
+	if err := s.makeFile(g); err != nil {
+		return err
+	}
+	s.begin(g)
+	return nil
+}
+
+func (s *Spool) newSegment(seq, first uint64) *segmentFile {
+	g := &segmentFile{path: s.path(seq), size: segmentHeaderLen}
 	g.segmentHeader = segmentHeader{id: s.id, seq: seq, first: first, created: s.clock(), chunkRows: uint32(s.cfg.ChunkRows)}
+	return g
+}
+
+// begin makes g the open segment.
+func (s *Spool) begin(g *segmentFile) {
+	s.segments = append(s.segments, g)
+	s.index, s.seed = 0, g.segmentHeader.seed()
+}
+
+// makeFile makes the file of a new segment, with its header.
+func (s *Spool) makeFile(g *segmentFile) error {
 	f, err := os.OpenFile(g.path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
@@ -404,10 +431,8 @@ func (s *Spool) create(seq, first uint64) error {
 		f.Close()
 		return errors.Join(err, os.Remove(g.path))
 	}
-	g.file, g.size = f, segmentHeaderLen
-	s.segments = append(s.segments, g)
-	s.bytes += g.size
-	s.index, s.seed = 0, g.segmentHeader.seed()
+	g.file = f
+	s.bytes += segmentHeaderLen
 	return nil
 }
 
@@ -550,6 +575,13 @@ func (s *Spool) flush() (accepted int) {
 // write puts buf behind the open segment, all of it or nothing.
 func (s *Spool) write() error {
 	g := s.open()
+	if g.file == nil {
+		if err := s.makeFile(g); err != nil {
+			s.buf = s.buf[:0]
+			s.metrics.writeErrors.Inc()
+			return err
+		}
+	}
 	n, err := g.file.WriteAt(s.buf, g.size)
 	if err != nil {
 		// Part of it may stand there and would be read after a crash although it
@@ -890,6 +922,13 @@ func (s *Spool) Remove(through uint64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for len(s.segments) > 1 && s.segments[0].seq <= through {
+		if g := s.open(); len(s.segments) == 2 && g.file == nil && !s.closed {
+			// Its number is not on the disk yet, see load; the one before holds it.
+			if err := s.makeFile(g); err != nil {
+				s.trouble(err)
+				return nil
+			}
+		}
 		if err := s.removeAt(0); err != nil {
 			return fmt.Errorf("spool: %w", err)
 		}

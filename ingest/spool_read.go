@@ -79,10 +79,11 @@ func (s *Spool) Next(ctx context.Context) (*Segment, error) {
 	for {
 		s.mu.Lock()
 		g := s.nextFile()
+		ready := g != nil && g.sealed && g.synced
 		end := s.stopped && (g == nil || !g.sealed)
 		s.mu.Unlock()
-		if g != nil && g.sealed && g.synced {
-			return s.read(g)
+		if ready {
+			return s.read(g) // what a sealed segment says of itself changes no more
 		}
 		if end {
 			return nil, io.EOF

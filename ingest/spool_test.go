@@ -481,6 +481,58 @@ func TestSpoolWriteErrors(t *testing.T) {
 	}
 }
 
+// TestSpoolOpensOnFullDisk makes the directory refuse new files, as a full disk
+// does: the spool opens all the same, gives what it has, and writes once there is
+// room, under a number of its own.
+func TestSpoolOpensOnFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	s := openSpool(t, dir, smallSpool())
+	s.Append(testDatagrams(0, 10, 100))
+	first := s.open().seq
+	s.Close()
+	// A folder in the place of the next file fails like a disk without room.
+	blocked := s.path(first + 1)
+	if err := os.Mkdir(blocked, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s = openSpool(t, dir, smallSpool())
+	if n := s.Append(testDatagrams(10, 5, 100)); n != 0 {
+		t.Errorf("%d datagrams are taken without a file", n)
+	}
+	g, err := s.Next(t.Context())
+	if err != nil || g.Seq() != first {
+		t.Fatalf("%v, %v; want segment %d", g, err, first)
+	}
+	if err := s.Remove(first); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(s.path(first)); err != nil {
+		t.Error("the last segment with a number is gone")
+	}
+	if err := os.Remove(blocked); err != nil {
+		t.Fatal(err)
+	}
+	if n := s.Append(testDatagrams(15, 5, 100)); n != 5 {
+		t.Errorf("%d of 5 datagrams are taken with room again", n)
+	}
+	if err := s.Remove(first); err != nil {
+		t.Fatal(err)
+	}
+	entries, seqs := readSpool(t, s)
+	if ds := datagramEntries(entries); len(ds) != 5 || ds[0].Position != 10 || !slices.Equal(seqs, []uint64{first + 1}) {
+		t.Errorf("segments %v with %d datagrams", seqs, len(ds))
+	}
+	var refused flow.Rejected
+	for _, e := range entries {
+		if e.Kind == EntryRefused {
+			refused[e.Reason] += e.Count
+		}
+	}
+	if refused[flow.RejectSpoolFull] != 5 {
+		t.Errorf("refused %v, want 5 as spool_full", refused.Map())
+	}
+}
+
 func TestSpoolCountsByExporter(t *testing.T) {
 	dir := t.TempDir()
 	s := openSpool(t, dir, smallSpool())
@@ -617,7 +669,7 @@ func TestSpoolConcurrentAppends(t *testing.T) {
 				if n := s.Append(ds); n != len(ds) {
 					t.Errorf("writer %d: %d of %d taken", w, n, len(ds))
 				}
-				s.Counts(last)
+				s.Counts(0)
 			}
 		})
 	}
@@ -653,6 +705,11 @@ func TestSpoolSealsByAge(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { s.Run(ctx); close(done) }()
+		segments := func() int {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return len(s.segments)
+		}
 		start := time.Now()
 		s.Append(testDatagrams(0, 1, 100))
 		g, err := s.Next(ctx)
@@ -667,7 +724,7 @@ func TestSpoolSealsByAge(t *testing.T) {
 		}
 		// An idle spool makes no segments.
 		time.Sleep(time.Minute)
-		if n := len(s.segments); n != 2 {
+		if n := segments(); n != 2 {
 			t.Errorf("after a minute of nothing there are %d segments", n)
 		}
 		// A reader that is behind gets larger segments, not more of them.
@@ -675,7 +732,7 @@ func TestSpoolSealsByAge(t *testing.T) {
 			s.Append(testDatagrams(i, 1, 100))
 			time.Sleep(time.Second / 2)
 		}
-		if n := len(s.segments); n > maxWaiting+3 {
+		if n := segments(); n > maxWaiting+3 {
 			t.Errorf("%d segments wait for a reader that sleeps", n)
 		}
 		cancel()

@@ -176,6 +176,8 @@ func conversation(r *flow.Record, t flow.Time, reading flow.Orientation, c *Conv
 		hasClient, hasServer, hasPort = flow.HasDst, flow.HasSrc, flow.HasSrcPort
 		c.Client.Addr, c.Server.Addr, c.Port = r.Dst, r.Src, r.SrcPort
 		c.Client.Identity, c.Server.Identity = r.DstIdentity, r.SrcIdentity
+		// A reply is judged as the request it answers: icmp/echo permits its replies.
+		c.ICMPType = icmpRequest(r.Proto, r.ICMPType)
 	}
 	for _, k := range [...]struct {
 		has   flow.Has
@@ -185,6 +187,20 @@ func conversation(r *flow.Record, t flow.Time, reading flow.Orientation, c *Conv
 			c.Known |= k.known
 		}
 	}
+}
+
+// icmpRequest gives the type of the request that an ICMP reply answers (RFC 792,
+// RFC 950, RFC 4443); every other type is its own.
+func icmpRequest(proto, typ uint8) uint8 {
+	switch {
+	case proto == flow.ProtoICMP && typ == 0:
+		return 8
+	case proto == flow.ProtoICMP && (typ == 14 || typ == 16 || typ == 18):
+		return typ - 1
+	case proto == flow.ProtoICMPv6 && typ == 129:
+		return 128
+	}
+	return typ
 }
 
 // observed is what the exporter itself says enforcement did: forwarding status

@@ -118,8 +118,7 @@ func (d *Detector) expired(r *flow.Record) {
 	s := d.sight(r, flow.FindingExpired)
 	t := tupleOf(r)
 	st := d.straddles[t]
-	near := s.Told.Facts.Ends != 0 && s.Span.Start <= s.Told.Facts.Ends+max(d.sessionGap, d.lateness)
-	if !near && st == nil {
+	if st == nil && !d.justEnded(r) {
 		d.add(&s, r)
 		return
 	}
@@ -144,13 +143,32 @@ func (d *Detector) expired(r *flow.Record) {
 	d.nextHeld = min(d.nextHeld, s.Span.Start)
 }
 
+// justEnded says whether one of the exceptions that r implicates ended so shortly
+// before r began that a session it allowed may go on in r and not have come yet.
+func (d *Detector) justEnded(r *flow.Record) bool {
+	v := &r.Verdict
+	within := func(e flow.Name) bool {
+		f, ok := d.policy.ExceptionFacts(r.Start, e)
+		return ok && f.Ends != 0 && f.Ends <= r.Start && r.Start <= f.Ends+max(d.sessionGap, d.lateness)
+	}
+	if within(v.Exception) {
+		return true
+	}
+	for _, e := range v.Others[:min(int(v.OthersTotal), flow.MaxOthers)] {
+		if within(e) {
+			return true
+		}
+	}
+	return false
+}
+
 // settle decides whether an expired record joins a session of st, which may be nil.
 func (d *Detector) settle(st *straddle, s *sighting, r *flow.Record) {
 	var best *root
 	if st != nil {
 		for i := range st.Roots {
 			o := &st.Roots[i]
-			if s.Span.Start < o.Span.Start || s.Span.Start > o.Span.End+d.sessionGap {
+			if s.Span.Start < o.Span.Start || s.Span.Start > o.Span.End+d.sessionGap || s.Span.Start < o.Until {
 				continue
 			}
 			if best == nil || cmp.Or(cmp.Compare(o.Until, best.Until), strings.Compare(o.Exception, best.Exception), cmp.Compare(o.Span.Start, best.Span.Start)) > 0 {

@@ -24,7 +24,8 @@ type Declared func(at flow.Time) Services
 // Pairer orients and judges records, and lets the few wait whose verdict hangs on
 // their other half:
 //
-//   - client and server are open and the two readings are judged differently;
+//   - client and server are open, and the two readings are judged differently or
+//     both denied: the finding would name a pair where the other half names the client;
 //   - the record tells one direction, enforcement said nothing, and the flow is
 //     denied and so far only attempted: with traffic both ways it got through.
 //
@@ -131,7 +132,7 @@ func (p *Pairer) Process(in, out *flow.Batch) {
 		p.orient(r)
 		own, sure := r.Oriented, r.OrientationCertainty // judging may choose a reading
 		settled := p.policy.JudgeRecord(r)
-		if key, low, ok := keyOf(r); ok && waits(r, settled) {
+		if key, low, ok := keyOf(r); ok && waits(r, own, settled) {
 			if p.hold(member{rec: *r, key: key, low: low, own: own, ownSure: sure}) {
 				continue
 			}
@@ -178,9 +179,9 @@ func (p *Pairer) orient(r *flow.Record) {
 	Orient(r, s)
 }
 
-// waits says whether the other half could change the verdict.
-func waits(r *flow.Record, settled bool) bool {
-	return !settled || r.Verdict.Expected == flow.ExpectDeny && r.Verdict.Outcome == flow.OutcomeAttempted
+// waits says whether the other half could change the verdict or who it is about.
+func waits(r *flow.Record, own flow.Orientation, settled bool) bool {
+	return !settled || r.Verdict.Expected == flow.ExpectDeny && (own == flow.Open || r.Verdict.Outcome == flow.OutcomeAttempted)
 }
 
 // keyOf gives the key under which the halves of a conversation meet, and whether

@@ -80,9 +80,9 @@ func DefaultConfig() Config {
 		// machines a quarter of the memory, so that the pipeline, the page cache
 		// and the system keep the rest. The engine's own default is 90 %.
 		MaxMemory: min(2*flow.GiB, systemMemory()/4),
-		// About 20 days of 5,000 flows/s at 30 bytes a row on disk, half of it
-		// free again by TTL and merges: 5,000 × 86,400 × 20 × 30 B = 240 GiB is
-		// too much for a laptop; 50 GiB holds four days of it, or a month of 700.
+		// At an assumed 30 bytes a flow on disk, 5,000 flows/s take 12 GiB a day:
+		// 5,000 × 86,400 × 30 B. 50 GiB is four days of that or a month of 700
+		// flows/s, and still a size that a laptop's disk can spare.
 		MaxDisk: 50 * flow.GiB,
 		// 16 bytes a mark and column, 8,192 rows a mark: 30 columns × 1e9 rows /
 		// 8,192 × 16 B = 56 MiB. The engine's own default is 5 GB.
@@ -256,7 +256,7 @@ func (e *Engine) Run(ctx context.Context) (err error) {
 
 	ln, err := net.Listen("tcp", e.cfg.Listen)
 	if err != nil {
-		return fmt.Errorf("embedded ClickHouse: %w; another listen address can be set as clickhouse.embedded.listen", err)
+		return fmt.Errorf("embedded ClickHouse: %w; another listen address can be set as embedded.listen", err)
 	}
 	// Requests outlive ctx by the grace period, so they have a context of their own.
 	base, kill := context.WithCancel(context.WithoutCancel(ctx))

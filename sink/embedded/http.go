@@ -215,7 +215,7 @@ func (e *Engine) serve(w http.ResponseWriter, r *http.Request, q request) error 
 	if st.verb == "INSERT" {
 		if limit := int64(e.cfg.MaxDisk); limit > 0 && e.diskUsed.Load() >= limit {
 			e.refused("disk")
-			return &Exception{Code: CodeNotEnoughSpace, Message: fmt.Sprintf("the embedded database takes %d bytes and its cap is %d (clickhouse.embedded.maxDisk); retry later: space is free again when data expires or is dropped, or raise the cap (NOT_ENOUGH_SPACE)", e.diskUsed.Load(), limit)}
+			return &Exception{Code: CodeNotEnoughSpace, Message: fmt.Sprintf("the embedded database takes %d bytes and its cap is %d (embedded.maxDisk); retry later: space is free again when data expires or is dropped, or raise the cap (NOT_ENOUGH_SPACE)", e.diskUsed.Load(), limit)}
 		}
 		if st.insertData {
 			return e.insert(w, r, q, st, data)
@@ -408,7 +408,7 @@ func (e *Engine) insert(w http.ResponseWriter, r *http.Request, q request, st st
 	if _, err := io.Copy(sp, data); err != nil {
 		if errors.Is(err, errTooBig) {
 			e.refused("size")
-			return &Exception{Code: codeLimitExceeded, Message: fmt.Sprintf("the body of an insert is larger than %v (clickhouse.embedded.maxInsertSize); send smaller batches (LIMIT_EXCEEDED)", e.cfg.MaxInsertSize)}
+			return &Exception{Code: codeLimitExceeded, Message: fmt.Sprintf("the body of an insert is larger than %v (embedded.maxInsertSize); send smaller batches (LIMIT_EXCEEDED)", e.cfg.MaxInsertSize)}
 		}
 		e.refused("request")
 		return bodyError(err)

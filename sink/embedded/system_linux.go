@@ -66,7 +66,7 @@ func lockDir(dir string) (unlock func(), err error) {
 				}
 			}
 		}
-		return nil, fmt.Errorf("%w: %s is held by %s; ask that one over HTTP, stop it, or choose another clickhouse.embedded.dataDir", ErrInUse, dir, owner)
+		return nil, fmt.Errorf("%w: %s is held by %s; ask that one over HTTP, stop it, or choose another embedded.dataDir", ErrInUse, dir, owner)
 	}
 	if err := f.Truncate(0); err == nil {
 		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)

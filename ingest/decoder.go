@@ -134,14 +134,16 @@ func (d *Decoder) Decode(dg *Datagram, out *flow.Batch) {
 	before := len(out.Records)
 	d.rejected, d.reason, d.parking = false, 0, nil
 	ex := d.exporter(dg.Exporter)
-	account := d.ledger[dg.Exporter]
+	var account *flow.Account
+	m := &d.msg
 	if ex == nil {
 		account = d.ledger.Of(flow.Addr{}) // all those beyond MaxExporters together
+		account.Datagrams.Received++
 		d.reject(flow.RejectTableFull)
-	}
-	account.Datagrams.Received++
-	if ex != nil {
-		m := &d.msg
+		*m = message{}
+	} else {
+		account = ex.account
+		account.Datagrams.Received++
 		*m = message{ex: ex, received: dg.Received, port: dg.Port,
 			seed: mix(mix(d.cfg.SourceID) + dg.Position)}
 		d.dispatch(m, dg.Payload, out, before)
@@ -149,7 +151,7 @@ func (d *Decoder) Decode(dg *Datagram, out *flow.Batch) {
 		m.ex.account.Records.Decoded += n
 		d.metrics.records[m.source].Add(float64(n))
 	}
-	d.metrics.datagrams[d.msg.source].Inc()
+	d.metrics.datagrams[m.source].Inc()
 
 	a := &account.Datagrams
 	p := d.parking

@@ -70,7 +70,7 @@ func (d *Decoder) unpark(m *message, id uint16, out *flow.Batch) {
 		return
 	}
 	delete(m.dom.waiting, id)
-	current, parking := d.reason, d.rejected
+	reason, rejected := d.reason, d.rejected // of the datagram that brought the template
 	for _, p := range waiting {
 		t := s.lookup(p.msg.port)
 		if t == nil {
@@ -87,7 +87,7 @@ func (d *Decoder) unpark(m *message, id uint16, out *flow.Batch) {
 		}
 		d.settleParked(p.datagram)
 	}
-	d.reason, d.rejected = current, parking
+	d.reason, d.rejected = reason, rejected
 }
 
 // settleParked counts a parked datagram as decoded or rejected once none of its

@@ -17,7 +17,7 @@ import (
 // TestDiagnostics holds every complaint of the loader: where it points, what it
 // says is wrong and what it says would be right.
 func TestDiagnostics(t *testing.T) {
-	const seg = "postern: v1\nsegments: [{name: s, zone: z, prefixes: [10.0.0.0/24], stage: enforced}]\n" // lines 1 and 2
+	const seg = "postern: v1\nsegments: [{name: s, zone: z, prefixes: [10.0.0.0/24], stage: enforced}]\n"                                                            // lines 1 and 2
 	const exc = "exceptions:\n- id: E\n  class: vendor\n  from: {cidr: 10.9.0.1}\n  to: {segment: s}\n  services: [tcp/443]\n  ticket: T\n  owner: o\n  reason: r\n" // to line 11
 	const req = "  requested: {by: ana, at: 2026-01-01T00:00:00Z}\n"
 	const end = "  expires: 2026-02-01T00:00:00Z\n"

@@ -518,6 +518,28 @@ func TestHostileNames(t *testing.T) {
 	}
 }
 
+// TestMessageSize: a finding at its largest fits into a message.
+func TestMessageSize(t *testing.T) {
+	n := flow.NewNames(0)
+	evil := strings.Repeat("\x01", 256)
+	d := newTestDetector(t, DefaultConfig(), n)
+	for i := range 200 {
+		r := judged(n, uint64(i), "2001:db8:1111:2222:3333:4444:5555:6666", uint16(50000+i), "2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff", uint16(60000+i), 0, 1, escaped(n))
+		r.Oriented = flow.Open
+		r.SrcSegment, r.DstSegment, r.SrcWorkload, r.SrcIdentity = n.Intern(evil), n.Intern("b"+evil), n.Intern("c"+evil), n.Intern("d"+evil)
+		r.Verdict.Rule, r.Verdict.PolicyVersion, r.User = n.Intern("e"+evil), n.Intern("f"+evil), n.Intern("g"+evil)
+		d.Observe(batchOf(r))
+	}
+	_, events := d.Flush()
+	b, err := json.Marshal(events[0])
+	if err != nil || len(b) > maxMessage {
+		t.Errorf("%d bytes, want at most %d (%v)", len(b), maxMessage, err)
+	}
+	if events[0].EdgesTotal != 400 || len(events[0].Edges) == 0 {
+		t.Errorf("%d of %d edges, want some of 400", len(events[0].Edges), events[0].EdgesTotal)
+	}
+}
+
 func TestRestoreRefuses(t *testing.T) {
 	d := newTestDetector(t, DefaultConfig(), flow.NewNames(0))
 	for _, s := range []string{"", "{}", `{"version":2}`, `{"version":1,"findings":[null]}`, `{"version":1,"findings":[{"id":"x"}]}`, `{"version":1,"straddles":[null]}`} {

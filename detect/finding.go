@@ -121,7 +121,37 @@ func (f *finding) render() *flow.Finding {
 		}
 		out.Samples = append(out.Samples, s.JSON)
 	}
+	fit(out)
 	return out
+}
+
+// maxMessage is the most bytes a finding may have in JSON (SEMANTICS, "Findings").
+const maxMessage = 20_000
+
+// fit takes samples and then edges away until a finding fits into a message. Only
+// names at their full length, full of what JSON escapes sixfold, make that needed.
+func fit(out *flow.Finding) {
+	size := 1000 + len(out.Title) + len(out.Sentence) + len(out.Next) + 150*len(out.Edges) + 2*len(out.Approver)
+	for _, s := range []string{out.SrcSegment, out.DstSegment, out.Rule, out.Exception, out.Ticket, out.Owner, out.Requester, out.Approver, out.PolicyVersion} {
+		size += 6 * len(s)
+	}
+	for _, s := range out.Samples {
+		size += len(s)
+	}
+	for size > maxMessage {
+		b, err := json.Marshal(out)
+		if err != nil || len(b) <= maxMessage {
+			return
+		}
+		switch {
+		case len(out.Samples) > 0:
+			out.Samples = out.Samples[:len(out.Samples)-1]
+		case len(out.Edges) > 1:
+			out.Edges = out.Edges[:len(out.Edges)/2]
+		default:
+			return
+		}
+	}
 }
 
 // edges lists what the finding speaks of: one edge where client and server are

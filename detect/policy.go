@@ -1,6 +1,8 @@
 package detect
 
 import (
+	"strings"
+
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/policy"
 )
@@ -48,8 +50,18 @@ func (v Versions) ExceptionFacts(at flow.Time, exception flow.Name) (Facts, bool
 
 func factsOf(e *policy.Exception) Facts {
 	at, _ := e.ApprovedAt()
-	return Facts{Class: e.Class, Ticket: e.Ticket, Owner: e.Owner, Requester: e.RequestedBy, Approver: e.Approvers(),
+	return Facts{Class: e.Class, Ticket: clip(e.Ticket), Owner: clip(e.Owner), Requester: clip(e.RequestedBy), Approver: clip(e.Approvers()),
 		NotBefore: max(e.NotBefore, at)}
+}
+
+// clip cuts a text of the files to 256 bytes, as names are, so that a finding fits
+// into a message.
+func clip(s string) string {
+	const most = 256
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most], "")
 }
 
 // SegmentFacts implements [Policy].

@@ -83,9 +83,9 @@ func defaultOf(rule string) (segment string, ok bool) {
 func decided(rule string) string {
 	if seg, ok := defaultOf(rule); ok {
 		if strings.HasPrefix(rule, "default:in:") {
-			return "the default of segment " + word(seg) + " for what comes in"
+			return "the default of segment " + word(seg) + " for incoming traffic"
 		}
-		return "the default of segment " + word(seg) + " for what goes out"
+		return "the default of segment " + word(seg) + " for outgoing traffic"
 	}
 	return "rule " + word(rule)
 }

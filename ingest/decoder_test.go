@@ -355,6 +355,8 @@ func TestSampling(t *testing.T) {
 		{"configured for the sampler", []SamplingRule{{Sampler: &one, Rate: 1000}}, nil, v9(2, 5, bySampler, record(1)), 1000, false},
 		{"the wire goes first", []SamplingRule{{Sampler: &one, Rate: 1000}}, [][]byte{v9(1, 5, samplerTemplate, set(257, u32(0), u32(1), u32(64)))}, v9(2, 5, bySampler, record(1)), 64, false},
 		{"announced for the interface", nil, [][]byte{v9(1, 5, interfaceTemplate, set(258, u32(7), u32(32)))}, v9(2, 5, plain, plainRecord), 32, false},
+		{"zero in the record, announced for the interface", nil, [][]byte{v9(1, 5, interfaceTemplate, set(258, u32(7), u32(32)))},
+			v9(2, 5, set(0, tmpl(256, 8, 4, 1, 4, 10, 4, 34, 4)), set(256, u32(1), u32(100), u32(7), u32(0))), 32, false},
 		{"configured for the interface", []SamplingRule{{Interface: &seven, Rate: 16}}, nil, v9(2, 5, plain, plainRecord), 16, false},
 		{"configured for the domain", []SamplingRule{{Domain: &five, Rate: 8}}, nil, v9(2, 5, plain, plainRecord), 8, false},
 		{"configured for another exporter", []SamplingRule{{Exporter: netip.MustParsePrefix("198.51.100.1/32"), Rate: 8}}, nil, v9(2, 5, plain, plainRecord), 0, false},
@@ -596,6 +598,28 @@ func TestDecoderConfig(t *testing.T) {
 	c.Sampling = []SamplingRule{{}}
 	if err := c.Validate(); err == nil || !strings.Contains(err.Error(), "rate") {
 		t.Errorf("a rule without a rate: %v", err)
+	}
+}
+
+// Ids tell source, position, set and record apart, and only those.
+func TestRecordIDs(t *testing.T) {
+	seen := map[uint64]string{}
+	for source := range uint64(3) {
+		h := newHarness(DecoderConfig{BelieveClock: true, SourceID: source})
+		h.feed(v9(1, 5, set(0, tmpl(256, usual...))))
+		for range 50 {
+			for i, r := range h.feed(v9(2, 5, set(256, usualRecords(20)), set(256, usualRecords(20)))) {
+				at := fmt.Sprint(source, h.pos, i)
+				if other, twice := seen[r.ID]; twice {
+					t.Fatalf("%s and %s have one id", at, other)
+				}
+				seen[r.ID] = at
+			}
+		}
+	}
+	a, b := newHarness(DecoderConfig{BelieveClock: true, SourceID: 7}), newHarness(DecoderConfig{BelieveClock: true, SourceID: 7})
+	if x, y := a.feed(v5(1, 1))[0].ID, b.feed(v5(1, 1))[0].ID; x != y {
+		t.Errorf("the same input gives ids %x and %x", x, y)
 	}
 }
 

@@ -291,7 +291,6 @@ const (
 	needDuration
 	needObserved
 	needSamplingField
-	needSampler
 	needICMPPort // v9: the convention of the destination port
 	needICMP     // separate elements of both families
 	needInitiator
@@ -409,8 +408,6 @@ func (code opcode) needs() uint16 {
 		return needObserved
 	case opInterval, opPacketInterval, opPacketSpace, opSamplingSize, opSamplingPopulation:
 		return needSamplingField
-	case opSampler:
-		return needSampler
 	case opICMPType4, opICMPCode4, opICMPType6, opICMPCode6:
 		return needICMP
 	}

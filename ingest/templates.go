@@ -56,7 +56,7 @@ type slot struct {
 	since       flow.Time
 }
 
-// templatesOf counts the templates a slot holds.
+// count is how many templates the slot holds.
 func (s *slot) count() int {
 	if s.byPort != nil {
 		return len(s.byPort)
@@ -369,19 +369,17 @@ func (m *message) finish(r *flow.Record, p *plan, s *scratch) {
 	if need&needInitiator != 0 || r.Has&(flow.HasRevBytes|flow.HasRevPackets|flow.HasRevTCPFlags) != 0 && m.ex.biflowInitiator {
 		r.Has |= flow.HasInitiator
 	}
-	switch {
-	case need&needSamplingField != 0:
+	if need&needSamplingField != 0 {
 		r.SamplingRate = s.rate()
-		if r.SamplingRate != 0 {
-			break
-		}
-		fallthrough
-	case need&needSampler != 0 && s.id != 0:
+	}
+	switch {
+	case r.SamplingRate != 0:
+	case s.id != 0:
 		r.SamplingRate = m.dom.samplerRate(s.id, r.InIf, r.Any(flow.HasInIf))
-		if r.SamplingRate == 0 && s.id != 0 {
+		if r.SamplingRate == 0 {
 			r.Quality |= flow.QualitySamplingUnknown
 		}
-	default:
+	default: // no sampler, or number 0, which is none
 		r.SamplingRate = m.dom.rate(r.InIf, r.Any(flow.HasInIf))
 	}
 

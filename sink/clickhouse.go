@@ -1,11 +1,11 @@
 package sink
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -77,8 +77,9 @@ type ClickHouse struct {
 
 	mu     sync.Mutex // guards what follows: one insert is sent at a time
 	raw    *ch.Client // for native inserts; nil over HTTP and while not connected
-	buf    proto.Buffer
-	packed []byte
+	block  block      // the block being sent over HTTP
+	plain  []byte     // a frame of it
+	packed []byte     // all of it, compressed
 	pack   *compress.Writer
 }
 
@@ -99,19 +100,20 @@ var compressions = map[string]clickhouse.CompressionMethod{
 }
 
 // Open connects and makes sure that somebody answers. It changes nothing on the
-// server; see [ClickHouse.Migrate].
+// server; see [ClickHouse.Migrate]. Its errors are [Retryable] where the server does
+// not answer, not where the configuration is wrong.
 func Open(ctx context.Context, cfg ClickHouseConfig, opt Options) (*ClickHouse, error) {
 	if err := cfg.Validate(); err != nil {
-		return nil, err
+		return nil, permanent(err)
 	}
 	t, err := cfg.target()
 	if err != nil {
-		return nil, err
+		return nil, permanent(err)
 	}
 	if t.embedded {
 		addr, ok := strings.CutPrefix(opt.Endpoint, "http://")
 		if !ok {
-			return nil, errors.New("the embedded engine is not running: no endpoint was given")
+			return nil, permanent(errors.New("the embedded engine is not running: no endpoint was given"))
 		}
 		t.addr = strings.TrimSuffix(addr, "/")
 		if t.user == "" {
@@ -138,7 +140,7 @@ func Open(ctx context.Context, cfg ClickHouseConfig, opt Options) (*ClickHouse, 
 	if t.tls {
 		host, _, _ := net.SplitHostPort(t.addr)
 		if db.options.TLS, err = cfg.TLS.config(host); err != nil {
-			return nil, err
+			return nil, permanent(err)
 		}
 		if cfg.TLS.InsecureSkipVerify {
 			db.log.Warn("ClickHouse's certificate is not checked: anyone on the path may read and alter what is sent", "address", t.addr)
@@ -221,11 +223,6 @@ func insertSettings(token string) map[string]string {
 	}
 }
 
-// encodeBlock appends columns as one block of the Native format, revision 0.
-func encodeBlock(b *proto.Buffer, in proto.Input, rows int) error {
-	return proto.Block{Columns: len(in), Rows: rows}.EncodeRawBlock(b, 0, in)
-}
-
 // insertBlock sends one block under a token. Over HTTP it goes through
 // clickhouse-go as Native bytes; over TCP clickhouse-go has no door for a
 // block made by somebody else, so ch-go, its lower layer, sends it.
@@ -271,30 +268,111 @@ func (db *ClickHouse) insertInto(table string, in proto.Input) string {
 // frame is how many bytes are compressed at once: ClickHouse's own default.
 const frame = 1 << 20
 
+// block is a block of the Native format, revision 0, as a run of parts: numbers
+// stay in their columns' memory and are first copied into the socket. It is
+// good until its columns change or the next block is encoded.
+type block struct {
+	parts [][]byte
+	size  int
+	buf   proto.Buffer // what stands between the columns, and the names
+}
+
+func (b *block) encode(in proto.Input, rows int) error {
+	b.parts, b.size = b.parts[:0], 0
+	w := proto.NewWriter(b, &b.buf)
+	b.buf.Reset()
+	if err := (proto.Block{Columns: len(in), Rows: rows}).WriteBlock(w, 0, in); err != nil {
+		return err
+	}
+	_, err := w.Flush()
+	return err
+}
+
+// Write takes a part, as proto.Writer hands them over; it keeps p itself.
+func (b *block) Write(p []byte) (int, error) {
+	b.parts, b.size = append(b.parts, p), b.size+len(p)
+	return len(p), nil
+}
+
+// reader reads a block from its beginning.
+func (b *block) reader() *blockReader {
+	return &blockReader{rest: b.parts}
+}
+
+// blockReader is a request's body. The HTTP transport may go on reading a body after
+// the request has failed; after release it finds nothing, so that the columns can be written again.
+type blockReader struct {
+	mu   sync.Mutex
+	rest [][]byte // the first part may have been read in part
+	at   int
+	over bool
+}
+
+func (r *blockReader) Read(p []byte) (n int, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.over {
+		return 0, io.ErrClosedPipe
+	}
+	for n < len(p) && len(r.rest) > 0 {
+		c := copy(p[n:], r.rest[0][r.at:])
+		n, r.at = n+c, r.at+c
+		if r.at == len(r.rest[0]) {
+			r.rest, r.at = r.rest[1:], 0
+		}
+	}
+	if n == 0 && len(p) > 0 {
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+// Close ends reading; the transport calls it.
+func (r *blockReader) Close() error {
+	r.release()
+	return nil
+}
+
+// release makes sure that nothing of the block is read from now on.
+func (r *blockReader) release() {
+	r.mu.Lock()
+	r.rest, r.over = nil, true
+	r.mu.Unlock()
+}
+
 func (db *ClickHouse) insertHTTP(ctx context.Context, table string, in proto.Input, rows int, ins Insert) (int, error) {
-	db.buf.Reset()
-	if err := encodeBlock(&db.buf, in, rows); err != nil {
+	if err := db.block.encode(in, rows); err != nil {
 		return 0, permanent(err)
 	}
 	settings := clickhouse.Settings{}
 	for k, v := range insertSettings(ins.token()) {
 		settings[k] = v
 	}
-	body := db.buf.Buf
+	r := db.block.reader()
+	defer r.release()
+	var body io.Reader = r
 	if db.pack != nil {
 		db.packed = db.packed[:0]
-		for rest := body; len(rest) > 0; {
-			n := min(len(rest), frame)
-			if err := db.pack.Compress(rest[:n]); err != nil {
+		db.plain = extend(db.plain[:0], frame)
+		for {
+			n, err := io.ReadFull(body, db.plain)
+			if n == 0 {
+				break
+			}
+			if err := db.pack.Compress(db.plain[:n]); err != nil {
 				return 0, permanent(err)
 			}
-			db.packed, rest = append(db.packed, db.pack.Data...), rest[n:]
+			db.packed = append(db.packed, db.pack.Data...)
+			if err != nil {
+				break
+			}
 		}
-		body, settings["decompress"] = db.packed, "1"
+		r = (&block{parts: [][]byte{db.packed}}).reader()
+		defer r.release()
+		body, settings["decompress"] = r, "1"
 	}
-	err := db.conn.InsertFormat(clickhouse.Context(ctx, clickhouse.WithSettings(settings)), "Native",
-		db.insertInto(table, in), bytes.NewReader(body))
-	return len(db.buf.Buf), err
+	err := db.conn.InsertFormat(clickhouse.Context(ctx, clickhouse.WithSettings(settings)), "Native", db.insertInto(table, in), body)
+	return db.block.size, err
 }
 
 func (db *ClickHouse) insertNative(ctx context.Context, table string, in proto.Input, ins Insert) (duplicate bool, err error) {

@@ -155,6 +155,14 @@ func TestPasswordStaysSecret(t *testing.T) {
 			t.Errorf("%s: %v", u, err)
 		}
 	}
+	cfg.URL = "http://127.0.0.1:1"
+	if _, err := Open(t.Context(), cfg, Options{}); !Retryable(err) {
+		t.Errorf("nobody listens: %v is not retryable", err)
+	}
+	cfg.Database = "default"
+	if _, err := Open(t.Context(), cfg, Options{}); err == nil || Retryable(err) {
+		t.Errorf("a wrong configuration: %v is retryable", err)
+	}
 	db := &ClickHouse{}
 	db.options.Auth.Password = secret
 	inner := &clickhouse.Exception{Code: 53, Message: "at http://x:" + secret + "@host"}

@@ -2,6 +2,7 @@ package sink
 
 import (
 	"context"
+	"io"
 	"slices"
 	"time"
 
@@ -27,7 +28,8 @@ type FlowWriter struct {
 	input proto.Input
 	// texts is the names' snapshot of the last batch; the records of a block may
 	// need the later ones, never fewer.
-	texts []string
+	texts   []string
+	encoded block // for Encode
 }
 
 // NewFlowWriter makes a writer of records whose names are in names.
@@ -97,13 +99,14 @@ func (w *FlowWriter) FlushWithRetry(ctx context.Context, ins Insert) (Written, e
 	return retry(ctx, w.db, "flows", func() (Written, error) { return w.Flush(ctx, ins) })
 }
 
-// Encode appends the block to b as ClickHouse's Native format, revision 0, as
-// Flush would send it. For measuring, and for writing it elsewhere.
-func (w *FlowWriter) Encode(b []byte, ins Insert) ([]byte, error) {
+// Encode writes the block to out in ClickHouse's Native format, revision 0, as
+// Flush sends it, and keeps it. It is for measuring.
+func (w *FlowWriter) Encode(out io.Writer, ins Insert) (int64, error) {
 	w.seal(ins)
-	buf := proto.Buffer{Buf: b}
-	err := encodeBlock(&buf, w.input, w.rows)
-	return buf.Buf, err
+	if err := w.encoded.encode(w.input, w.rows); err != nil {
+		return 0, err
+	}
+	return io.Copy(out, w.encoded.reader())
 }
 
 func (w *FlowWriter) seal(ins Insert) {

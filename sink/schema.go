@@ -143,7 +143,7 @@ func (db *ClickHouse) Plan(ctx context.Context) ([]Step, error) {
 	defer cancel()
 	all, err := db.cfg.migrations()
 	if err != nil {
-		return nil, err
+		return nil, permanent(err)
 	}
 	applied, exists, err := db.applied(ctx)
 	if err != nil {
@@ -154,16 +154,16 @@ func (db *ClickHouse) Plan(ctx context.Context) ([]Step, error) {
 		steps = append(steps, Step{Name: "database " + db.cfg.Database, Statements: db.cfg.preamble()})
 	}
 	if newest := slices.Max(append(mapKeys(applied), 0)); newest > len(all) {
-		return nil, fmt.Errorf("%w: database %s has migration %d, this binary knows %d; use the newer postern, or another clickhouse.database",
-			ErrSchemaNewer, db.cfg.Database, newest, len(all))
+		return nil, permanent(fmt.Errorf("%w: database %s has migration %d, this binary knows %d; use the newer postern, or another clickhouse.database",
+			ErrSchemaNewer, db.cfg.Database, newest, len(all)))
 	}
 	for _, m := range all {
 		sum, done := applied[m.Version]
 		if !done {
 			steps = append(steps, Step{fmt.Sprintf("%04d %s", m.Version, m.Name), m.Statements, m.Version, m.Checksum})
 		} else if sum != m.Checksum {
-			return nil, fmt.Errorf("migration %04d %s was applied to database %s with another text (checksum %.12s, here %.12s); applied migrations are never edited: use the postern that applied it, or another clickhouse.database",
-				m.Version, m.Name, db.cfg.Database, sum, m.Checksum)
+			return nil, permanent(fmt.Errorf("migration %04d %s was applied to database %s with another text (checksum %.12s, here %.12s); applied migrations are never edited: use the postern that applied it, or another clickhouse.database",
+				m.Version, m.Name, db.cfg.Database, sum, m.Checksum))
 		}
 	}
 	retention, err := db.planRetention(ctx)

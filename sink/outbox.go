@@ -162,6 +162,7 @@ type Outbox struct {
 	clock       func() time.Time
 	delays      []time.Duration // tests shorten them
 	throttle    time.Duration   // likewise
+	scan        time.Duration   // likewise
 	write       func(name string, b []byte) error
 
 	putting sync.Mutex // one Put at a time
@@ -348,7 +349,7 @@ func OpenOutbox(dir, target string, maxAttempts int, cfg OutboxConfig, log *slog
 	}
 	o := &Outbox{
 		dir: filepath.Join(dir, target), target: target, cfg: cfg, maxAttempts: maxAttempts,
-		log: log.With("target", target), reg: reg, clock: clock, delays: webhookDelays, throttle: outboxThrottle, write: writeDurably,
+		log: log.With("target", target), reg: reg, clock: clock, delays: webhookDelays, throttle: outboxThrottle, scan: outboxScan, write: writeDurably,
 		pending: map[string]*outboxEntry{}, replaying: map[string]bool{}, keys: map[string][]*outboxEntry{},
 		known: outboxMemory{max: cfg.Remember, ids: map[string]struct{}{}},
 		wake:  make(chan struct{}, 1), changed: make(chan struct{}),
@@ -653,7 +654,7 @@ func (o *Outbox) Run(ctx context.Context, s Sender) error {
 		grace.Stop()
 		o.sweep()
 	}()
-	scan := time.NewTicker(outboxScan)
+	scan := time.NewTicker(o.scan)
 	defer scan.Stop()
 	timer := time.NewTimer(0)
 	defer timer.Stop()

@@ -566,7 +566,7 @@ func TestOutboxDeadLetters(t *testing.T) {
 		return nil
 	}}
 	o := openTestOutbox(t, dir, nil)
-	o.throttle = time.Millisecond
+	o.throttle, o.scan = time.Millisecond, 10*time.Millisecond
 	stop := runOutbox(o, s)
 	putEvents(t, o, revision("a", 1), revision("b", 1), revision("c", 1), revision("d", 1))
 	flushOutbox(t, o)

@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"os"
 	"time"
 
 	"github.com/postern/postern/flow"
@@ -14,6 +15,7 @@ import (
 // A receiver in Go. docs/webhooks.md shows the same code; a test keeps them alike.
 func ExampleVerify() {
 	secrets := []string{"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}
+	log := slog.New(slog.NewTextHandler(os.Stdout, nil))
 	seen := map[string]bool{} // keep it in a database, for at least four days
 
 	http.HandleFunc("POST /postern", func(w http.ResponseWriter, r *http.Request) {
@@ -35,6 +37,6 @@ func ExampleVerify() {
 			http.Error(w, "not a finding", http.StatusBadRequest)
 			return
 		}
-		slog.Info("finding", "id", f.ID, "revision", f.Revision, "severity", f.Severity, "sentence", f.Sentence)
+		log.Info("finding", "id", f.ID, "revision", f.Revision, "severity", f.Severity, "sentence", f.Sentence)
 	})
 }

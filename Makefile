@@ -1,0 +1,73 @@
+# `make` lists the targets. The tools live in tools/go.mod, so that the product's
+# own go.mod stays small; they are built when first used.
+
+SHELL := bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+GO      ?= go
+TOOL     = $(GO) tool -modfile=tools/go.mod
+POSTERN  = bin/postern
+VERSION ?=
+
+FUZZTIME ?= 60s
+BENCH    ?= .
+COUNT    ?= 6
+PKG      ?= ./...
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+
+.PHONY: check-go
+check-go:
+	@command -v $(GO) >/dev/null || { echo "Go is not installed; version 1.26 or later is needed: https://go.dev/doc/install" >&2; exit 1; }
+	@$(GO) version | awk '{ sub("go", "", $$3); split($$3, v, "."); exit !(v[1] > 1 || v[2] >= 26) }' || \
+		{ echo "$$($(GO) version) is too old; version 1.26 or later is needed: https://go.dev/doc/install" >&2; exit 1; }
+
+.PHONY: build
+build: check-go ## build bin/postern
+	$(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o $(POSTERN) ./cmd/postern
+
+.PHONY: engine
+engine: build ## fetch the embedded ClickHouse engine into the cache (178 MB, once)
+	$(POSTERN) engine fetch
+
+.PHONY: demo
+demo: engine ## see it all work on this machine; Ctrl-C ends it
+	$(POSTERN) demo
+
+.PHONY: test
+test: check-go ## vet, lint and run every test; installs and fetches what they need
+	@test/run
+
+.PHONY: race
+race: check-go ## run the tests under the race detector
+	$(GO) test -race -timeout 40m $(PKG)
+
+.PHONY: bench
+bench: check-go ## run the benchmarks COUNT times and sum them up; OLD=file compares
+	@mkdir -p .cache
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count=$(COUNT) -timeout 60m $(PKG) | tee .cache/bench.txt
+	$(TOOL) benchstat $(OLD) .cache/bench.txt
+
+.PHONY: fuzz
+fuzz: check-go ## run every fuzz target for FUZZTIME (60s)
+	@set -e; grep -rnoE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' . | sort | while IFS=: read -r file _ target; do \
+		target=$${target#func }; echo "== $$(dirname $$file) $$target"; \
+		$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10s "$$(dirname $$file)" </dev/null; \
+	done
+
+.PHONY: lint
+lint: check-go ## go vet, golangci-lint (.golangci.yml says what and why), gofmt
+	$(GO) vet ./...
+	$(TOOL) golangci-lint run ./...
+	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "gofmt would change:"; echo "$$out"; exit 1; }
+
+.PHONY: docs
+docs: check-go ## write the reference pages anew from the code
+	$(GO) test ./cmd/postern -run '^TestReferencePages$$' -count=1 -update
+
+.PHONY: clean
+clean: ## remove what was built; data and the engine cache stay
+	rm -rf bin .cache

@@ -202,7 +202,7 @@ func TestParkedExpires(t *testing.T) {
 }
 
 func TestParkFull(t *testing.T) {
-	for name, cfg := range map[string]DecoderConfig{"sets": {ParkSets: 1}, "bytes": {ParkBytes: 100}, "bytes of an exporter": {ParkBytesPerExporter: 100}} {
+	for name, cfg := range map[string]DecoderConfig{"sets": {ParkSets: 1}, "bytes": {ParkBytes: 600}, "bytes of an exporter": {ParkBytesPerExporter: 600}} {
 		cfg.BelieveClock = true
 		h := newHarness(cfg)
 		h.feed(v9(1, 5, set(256, usualRecords(2))))
@@ -294,7 +294,12 @@ func TestWithdrawal(t *testing.T) {
 	if r := h.feed(ipfixMsg(0, 6, set(301, variedRecord("x")))); len(r) != 1 {
 		t.Error("withdrawing one template took another")
 	}
+	h.feed(ipfixMsg(0, 6, set(3, cat(u16(400), u16(2), u16(1), specs(302, 8, 34, 4)))))
 	h.feed(ipfixMsg(0, 6, set(2, u16(2), u16(0)))) // all
+	if h.numTemplates != 1 {
+		t.Errorf("%d templates left, want the options template", h.numTemplates)
+	}
+	h.feed(ipfixMsg(0, 6, set(3, u16(3), u16(0)))) // all options templates
 	if h.numTemplates != 0 {
 		t.Errorf("%d templates left", h.numTemplates)
 	}

@@ -30,6 +30,9 @@ type optionsPlan struct {
 func compileOptions(fs []field, scopes int, k kind) (p *optionsPlan, ok bool) {
 	p = &optionsPlan{}
 	for i, f := range fs {
+		if f.length == 0 {
+			continue // or a record of one byte could take thousands of steps
+		}
 		o := optionField{field: f}
 		scope := i < scopes
 		if t := lookup(f, k == kindOptions9); t.code.fits(f.length) && !(scope && k == kindOptions9) {

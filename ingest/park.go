@@ -29,9 +29,15 @@ type parkedSet struct {
 	all      *list.Element // in Decoder.parked, oldest first
 }
 
+// cost is what p counts for: its bytes and about what it takes to hold them, so
+// that empty sets are not free.
+func (p *parkedSet) cost() flow.Size { return parkedCost(p.data) }
+
+func parkedCost(b []byte) flow.Size { return flow.Size(len(b)) + 256 }
+
 // parkSet puts a data set aside.
 func (d *Decoder) parkSet(m *message, id uint16, b []byte, ordinal int) {
-	size := flow.Size(len(b))
+	size := parkedCost(b)
 	if d.parked.Len() >= d.cfg.ParkSets || d.parkedBytes+size > d.cfg.ParkBytes ||
 		m.ex.parkedBytes+size > d.cfg.ParkBytesPerExporter {
 		d.reject(flow.RejectParkFull)
@@ -49,16 +55,16 @@ func (d *Decoder) parkSet(m *message, id uint16, b []byte, ordinal int) {
 func (d *Decoder) hold(p *parkedSet) {
 	p.all = d.parked.PushBack(p)
 	p.msg.dom.waiting[p.id] = append(p.msg.dom.waiting[p.id], p)
-	d.parkedBytes += flow.Size(len(p.data))
-	p.msg.ex.parkedBytes += flow.Size(len(p.data))
+	d.parkedBytes += p.cost()
+	p.msg.ex.parkedBytes += p.cost()
 }
 
 // drop takes p out of the list and the sums; its place among those waiting for
 // the id is the caller's.
 func (d *Decoder) drop(p *parkedSet) {
 	d.parked.Remove(p.all)
-	d.parkedBytes -= flow.Size(len(p.data))
-	p.msg.ex.parkedBytes -= flow.Size(len(p.data))
+	d.parkedBytes -= p.cost()
+	p.msg.ex.parkedBytes -= p.cost()
 }
 
 // unpark decodes the sets that waited for id, in the order they came. Sets from

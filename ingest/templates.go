@@ -75,13 +75,19 @@ func (s *slot) lookup(port uint16) *template {
 // templates reads a template set: RFC 3954, 5.2; RFC 7011, 3.4.1.
 func (d *Decoder) templates(m *message, b []byte, out *flow.Batch) {
 	be := binary.BigEndian
+	all := false // withdrawn already: once a set is enough
 	for len(b) >= 4 {
 		id, n := be.Uint16(b), int(be.Uint16(b[2:]))
 		if id < firstDataSet && zero(b) {
 			return // padding
 		}
 		if n == 0 && m.source == flow.SourceIPFIX {
-			d.withdraw(m, id, false)
+			if id != ipfixTemplate {
+				d.withdraw(m, id)
+			} else if !all {
+				d.withdrawAll(m, false)
+				all = true
+			}
 			b = b[4:]
 			continue
 		}
@@ -116,13 +122,19 @@ func (d *Decoder) optionsTemplates9(m *message, b []byte, out *flow.Batch) {
 // optionsTemplatesIPFIX reads an options template set of IPFIX: RFC 7011, 3.4.2.
 func (d *Decoder) optionsTemplatesIPFIX(m *message, b []byte, out *flow.Batch) {
 	be := binary.BigEndian
+	all := false
 	for len(b) >= 4 {
 		id, n := be.Uint16(b), int(be.Uint16(b[2:]))
 		if id < firstDataSet && zero(b) {
 			return
 		}
 		if n == 0 {
-			d.withdraw(m, id, true)
+			if id != ipfixOptionsTemplate {
+				d.withdraw(m, id)
+			} else if !all {
+				d.withdrawAll(m, true)
+				all = true
+			}
 			b = b[4:]
 			continue
 		}
@@ -242,23 +254,32 @@ func (d *Decoder) quarantine(m *message, s *slot, t *template) {
 	*s = slot{quarantined: true, candidate: t, since: d.now}
 }
 
-// withdraw forgets a template, or all of them where id is that of the set
-// itself (RFC 7011, 8.1).
-func (d *Decoder) withdraw(m *message, id uint16, options bool) {
-	for i, s := range m.dom.slots {
-		t := s.cur
-		if t == nil {
+// withdraw forgets a template (RFC 7011, 8.1); of an id that is split, the
+// sender's own.
+func (d *Decoder) withdraw(m *message, id uint16) {
+	s := m.dom.slots[id]
+	switch {
+	case s == nil:
+	case s.byPort != nil && s.byPort[m.port] == nil:
+	case len(s.byPort) > 1:
+		delete(s.byPort, m.port)
+		d.countTemplates(m.ex, -1)
+	default:
+		d.countTemplates(m.ex, -s.count())
+		delete(m.dom.slots, id)
+	}
+}
+
+// withdrawAll forgets all templates, or all options templates, of a domain.
+func (d *Decoder) withdrawAll(m *message, options bool) {
+	for id, s := range m.dom.slots {
+		t := s.lookup(m.port)
+		if s.quarantined {
 			t = s.candidate
 		}
-		switch {
-		case i == id:
-		case id == ipfixTemplate && !options && (t == nil || t.kind == kindFlows):
-		case id == ipfixOptionsTemplate && options && t != nil && t.kind != kindFlows:
-		default:
-			continue
+		if t != nil && (t.kind != kindFlows) == options {
+			d.withdraw(m, id)
 		}
-		d.countTemplates(m.ex, -s.count())
-		delete(m.dom.slots, i)
 	}
 }
 

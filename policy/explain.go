@@ -268,7 +268,7 @@ func (x *Index) whyCovered(r *rows, covered, coveredStaged bool) string {
 		if r.segment < 0 {
 			return "no segment"
 		}
-		return x.policy.Segments[r.segment].Name + " (" + x.stage(r).String() + ")"
+		return x.policy.Segments[r.segment].Name + " (" + r.stage.String() + ")"
 	}
 	ends := "the client is in " + say(r.client) + ", the server in " + say(r.server)
 	switch {

@@ -108,31 +108,25 @@ func oneGroup(want []flow.Name, p *Party) truth {
 // keys evaluates the open keys of one selector: no if any fails, and the
 // dimensions that failed and that were unknown.
 func (o *openSelector) keys(p *Party) (t truth, failed, missing flow.Dimensions) {
-	note := func(t truth, d flow.Dimensions) {
-		switch t {
-		case no:
-			failed |= d
-		case unknown:
-			missing |= d
-		}
-	}
+	// By truth: what failed, what is unknown, what held.
+	var d [3]flow.Dimensions
 	if len(o.identity) > 0 {
-		note(oneName(o.identity, p.Identity), flow.DimIdentity)
+		d[oneName(o.identity, p.Identity)] |= flow.DimIdentity
 	}
 	if len(o.group) > 0 {
-		note(oneGroup(o.group, p), flow.DimIdentity)
+		d[oneGroup(o.group, p)] |= flow.DimIdentity
 	}
 	if len(o.process) > 0 {
-		note(oneName(o.process, p.Process), flow.DimProcess)
+		d[oneName(o.process, p.Process)] |= flow.DimProcess
 	}
 	if len(o.posture) > 0 {
-		note(oneName(o.posture, p.Posture), flow.DimPosture)
+		d[oneName(o.posture, p.Posture)] |= flow.DimPosture
 	}
 	switch {
-	case failed != 0:
-		return no, failed, missing
-	case missing != 0:
-		return unknown, 0, missing
+	case d[no] != 0:
+		return no, d[no], d[unknown]
+	case d[unknown] != 0:
+		return unknown, 0, d[unknown]
 	}
 	return yes, 0, 0
 }
@@ -277,9 +271,12 @@ func isICMPError(c *Conversation) bool {
 // stagingMatters says whether anything staged could make the second judgement
 // differ from the first.
 func (x *Index) stagingMatters(r *rows) bool {
-	if x.stage(r.client) == StageStaged || x.stage(r.server) == StageStaged ||
+	if r.client.stage == StageStaged || r.server.stage == StageStaged ||
 		r.client.held[enforced] != r.client.held[staged] || r.server.held[enforced] != r.server.held[staged] {
 		return true
+	}
+	if !x.anyStaged {
+		return false
 	}
 	for w, all := range x.mask[staged] {
 		if r.from[w]&r.to[w]&r.perhaps[w]&(all&^x.mask[enforced][w]) != 0 {
@@ -287,13 +284,6 @@ func (x *Index) stagingMatters(r *rows) bool {
 		}
 	}
 	return false
-}
-
-func (x *Index) stage(r *region) Stage {
-	if r.segment < 0 {
-		return StageNone
-	}
-	return x.segments[r.segment].stage
 }
 
 // counts says whether a segment of this stage counts as enforced.
@@ -304,20 +294,20 @@ func (x *Index) covered(r *rows, m mode) bool {
 	if r.client.special && !r.client.held[m] || r.server.special && !r.server.held[m] {
 		return false
 	}
-	return m.counts(x.stage(r.client)) || m.counts(x.stage(r.server))
+	return m.counts(r.client.stage) || m.counts(r.server.stage)
 }
 
 // byDefault is what the defaults say, and which one says it: a denial before an
 // allowance, the responder's side before the initiator's.
 func (x *Index) byDefault(r *rows, m mode) (deny bool, name flow.Name) {
-	if m.counts(x.stage(r.server)) {
+	if m.counts(r.server.stage) {
 		s := &x.segments[r.server.segment]
 		name = s.nameIn
 		if s.denyIn {
 			return true, name
 		}
 	}
-	if m.counts(x.stage(r.client)) {
+	if m.counts(r.client.stage) {
 		s := &x.segments[r.client.segment]
 		if s.denyOut {
 			return true, s.nameOut
@@ -342,47 +332,119 @@ func (x *Index) rule(c *Conversation, r *rows, m mode, g *ruling) {
 	}
 	mask := x.mask[m]
 	first := -1
-	for w := range mask {
-		b := r.from[w] & r.to[w] & r.sure[w] & mask[w]
-		if b == 0 {
-			continue
-		}
-		if b&x.open[w] != 0 {
-			x.ruleExactly(c, r, m, g)
-			return
-		}
-		if first < 0 {
-			first = w<<6 + bits.TrailingZeros64(b)
+	for w := range x.allowAt {
+		for b := r.from[w] & r.to[w] & r.sure[w] & mask[w]; b != 0; b &= b - 1 {
+			bit := w<<6 + bits.TrailingZeros64(b)
+			if x.open[w]&(b&-b) != 0 {
+				failed, missing := x.openMatch(bit, &c.Client, &c.Server, r.client.sig, r.server.sig)
+				if failed != 0 {
+					continue
+				}
+				if missing != 0 {
+					x.ruleExactly(c, r, m, g)
+					return
+				}
+			}
+			if first < 0 {
+				first = bit
+			}
 		}
 	}
-	deny, name := first >= 0 && first < x.allowAt<<6, flow.NoName
+	deny, name := first >= 0, flow.NoName
 	if first < 0 {
-		deny, name = x.byDefault(r, m)
-	} else {
+		var perhaps bool
+		if first, perhaps = x.firstAllow(c, r, mask); first < 0 {
+			if deny, name = x.byDefault(r, m); deny && perhaps {
+				x.ruleExactly(c, r, m, g)
+				return
+			}
+		}
+	}
+	if first >= 0 {
 		name = x.matchers[first].id
 	}
+	var near uint64 // exceptions that two or three of source, destination and service match
+	var fits uint64 // all three
 	for w := x.exceptAt; w < x.words; w++ {
 		s, d, v := r.from[w], r.to[w], r.sure[w]
-		near := s & d & v
+		fits |= s & d & v
 		if deny {
-			near = s&d | v&(s|d) | r.swapFrom[w]&r.swapTo[w]&v
+			near |= s&d | v&(s|d) | r.swapFrom[w]&r.swapTo[w]&v
 		}
-		if near != 0 {
-			x.ruleExactly(c, r, m, g)
-			return
-		}
+	}
+	if fits != 0 {
+		x.ruleExactly(c, r, m, g)
+		return
 	}
 	g.rule = name
-	if deny {
-		g.expected, g.reason = flow.ExpectDeny, flow.ReasonDenied
-	} else {
+	if !deny {
 		g.expected, g.reason = flow.ExpectAllow, flow.ReasonPermitted
+		return
 	}
+	g.expected, g.reason = flow.ExpectDeny, flow.ReasonDenied
+	if near == 0 {
+		return
+	}
+	// No exception fits, so the denial is certain, and what is left is whom it
+	// implicates.
+	if first < 0 {
+		x.misuse(c, r, false, nil, g)
+		return
+	}
+	x.misuseOfRules(c, r, m, first, g)
+}
+
+// firstAllow is the lowest allow that matches for certain, -1 if there is none;
+// perhaps then says whether one may.
+func (x *Index) firstAllow(c *Conversation, r *rows, mask []uint64) (first int, perhaps bool) {
+	for w := x.allowAt; w < x.exceptAt; w++ {
+		for b := r.from[w] & r.to[w] & r.sure[w] & mask[w]; b != 0; b &= b - 1 {
+			bit := w<<6 + bits.TrailingZeros64(b)
+			if x.open[w]&(b&-b) == 0 {
+				return bit, false
+			}
+			switch failed, missing := x.openMatch(bit, &c.Client, &c.Server, r.client.sig, r.server.sig); {
+			case failed != 0:
+			case missing != 0:
+				perhaps = true
+			default:
+				return bit, false
+			}
+		}
+	}
+	return -1, perhaps
+}
+
+// fewDenies is how many words of denies are gathered without a detour: 1,024 rules.
+const fewDenies = 16
+
+func (x *Index) misuseOfRules(c *Conversation, r *rows, m mode, first int, g *ruling) {
+	n := x.allowAt - x.denyAt
+	if n > fewDenies {
+		x.ruleExactly(c, r, m, g)
+		return
+	}
+	var denies [fewDenies]uint64
+	for i := range n {
+		w := x.denyAt + i
+		denies[i] = r.from[w] & r.to[w] & r.sure[w] & x.mask[m][w]
+		for b := denies[i] & x.open[w]; b != 0; b &= b - 1 {
+			// None is unknown, or the exact way would have been taken.
+			if failed, _ := x.openMatch(w<<6+bits.TrailingZeros64(b), &c.Client, &c.Server, r.client.sig, r.server.sig); failed != 0 {
+				denies[i] &^= b & -b
+			}
+		}
+	}
+	x.misuse(c, r, first>>6 < x.denyAt, denies[:n], g)
 }
 
 // stackWords is how many words of matchers are judged without the heap: 8,192
-// rules and exceptions.
-const stackWords = 128
+// rules and exceptions. Up to fewWords (2,048) a smaller piece of stack does, which
+// is cheaper to clear.
+const (
+	stackWords = 128
+	fewWords   = 32
+)
 
 // sets are the matchers of one judgement: those that match for certain and those
 // that may, over the words of rules and exceptions. Exceptions are in them only
@@ -394,14 +456,21 @@ type sets struct {
 
 // ruleExactly judges with every open key and exception looked at.
 func (x *Index) ruleExactly(c *Conversation, r *rows, m mode, g *ruling) {
-	var stack [2 * stackWords]uint64
-	s := sets{}
-	if x.words <= stackWords {
-		s.sure, s.perhaps = stack[:x.words:x.words], stack[stackWords:stackWords+x.words]
-	} else {
-		both := make([]uint64, 2*x.words)
-		s.sure, s.perhaps = both[:x.words:x.words], both[x.words:]
+	switch {
+	case x.words <= fewWords:
+		var stack [2 * fewWords]uint64
+		x.ruleWith(c, r, m, g, stack[:2*x.words])
+	case x.words <= stackWords:
+		var stack [2 * stackWords]uint64
+		x.ruleWith(c, r, m, g, stack[:2*x.words])
+	default:
+		x.ruleWith(c, r, m, g, make([]uint64, 2*x.words))
 	}
+}
+
+// ruleWith is ruleExactly with room for the sets.
+func (x *Index) ruleWith(c *Conversation, r *rows, m mode, g *ruling, room []uint64) {
+	s := sets{sure: room[:x.words:x.words], perhaps: room[x.words:]}
 	for w := range x.words {
 		perhaps := r.from[w] & r.to[w] & r.perhaps[w]
 		if w < x.exceptAt {
@@ -463,7 +532,12 @@ func (x *Index) ruleExactly(c *Conversation, r *rows, m mode, g *ruling) {
 			name = x.matchers[bit].id
 		}
 		g.rule = name
-		x.misuse(c, r, &s, g)
+		overridden := first(s.sure, 0, x.denyAt) >= 0
+		var denies []uint64
+		if first(s.sure, x.denyAt, x.allowAt) >= 0 {
+			denies = s.sure[x.denyAt:x.allowAt]
+		}
+		x.misuse(c, r, overridden, denies, g)
 	}
 }
 
@@ -528,7 +602,7 @@ func (x *Index) canWaive(s *sets, denySure, defaultsCanDeny bool) bool {
 		for b := s.perhaps[w]; b != 0; b &= b - 1 {
 			overrides := x.excepts[(w-x.exceptAt)<<6+bits.TrailingZeros64(b)].overrides
 			if denySure {
-				if x.namesAll(overrides, s.sure) {
+				if namesAll(overrides, s.sure[x.denyAt:x.allowAt]) {
 					return true
 				}
 				continue
@@ -546,10 +620,10 @@ func (x *Index) canWaive(s *sets, denySure, defaultsCanDeny bool) bool {
 	return false
 }
 
-// namesAll says whether overrides names every deny in row.
-func (x *Index) namesAll(overrides, row []uint64) bool {
-	for i, o := range overrides {
-		if row[x.denyAt+i]&^o != 0 {
+// namesAll says whether overrides names every deny in denies; nil is none.
+func namesAll(overrides, denies []uint64) bool {
+	for i, d := range denies {
+		if d&^overrides[i] != 0 {
 			return false
 		}
 	}
@@ -560,7 +634,7 @@ func (x *Index) namesAll(overrides, row []uint64) bool {
 func (x *Index) anyFits(row, denies []uint64) bool {
 	for w := x.exceptAt; w < x.words; w++ {
 		for b := row[w]; b != 0; b &= b - 1 {
-			if x.namesAll(x.excepts[(w-x.exceptAt)<<6+bits.TrailingZeros64(b)].overrides, denies) {
+			if namesAll(x.excepts[(w-x.exceptAt)<<6+bits.TrailingZeros64(b)].overrides, denies[x.denyAt:x.allowAt]) {
 				return true
 			}
 		}
@@ -667,7 +741,7 @@ func (x *Index) waived(c *Conversation, r *rows, s *sets, g *ruling) {
 		for b := r.from[w] & r.to[w] & r.sure[w]; b != 0; b &= b - 1 {
 			i := (w-x.exceptAt)<<6 + bits.TrailingZeros64(b)
 			e := &x.excepts[i]
-			if !x.namesAll(e.overrides, s.perhaps) {
+			if !namesAll(e.overrides, s.perhaps[x.denyAt:x.allowAt]) {
 				continue
 			}
 			switch e.state(c.Start) {
@@ -696,9 +770,9 @@ const (
 
 var misuseReasons = [...]flow.Reason{flow.ReasonExpired, flow.ReasonNotYetValid, flow.ReasonUnapproved, flow.ReasonOutOfScope}
 
-// misuse names the exceptions that a denied conversation implicates.
-func (x *Index) misuse(c *Conversation, r *rows, s *sets, g *ruling) {
-	overridden := first(s.sure, 0, x.denyAt) >= 0
+// misuse names the exceptions that a denied conversation implicates. denies are the
+// words of the denies that match for certain, nil if none does.
+func (x *Index) misuse(c *Conversation, r *rows, overridden bool, denies []uint64, g *ruling) {
 	var l list
 	for w := x.exceptAt; w < x.words; w++ {
 		from, to, service := r.from[w], r.to[w], r.perhaps[w]
@@ -712,7 +786,11 @@ func (x *Index) misuse(c *Conversation, r *rows, s *sets, g *ruling) {
 			if state == over {
 				continue
 			}
-			failed, missing := x.openMatch(bit, &c.Client, &c.Server, r.client.sig, r.server.sig)
+			var failed, missing flow.Dimensions
+			open := x.open[w]&flag != 0
+			if open {
+				failed, missing = x.openMatch(bit, &c.Client, &c.Server, r.client.sig, r.server.sig)
+			}
 			if from&flag == 0 {
 				failed |= flow.DimSource
 			}
@@ -724,7 +802,7 @@ func (x *Index) misuse(c *Conversation, r *rows, s *sets, g *ruling) {
 			} else if r.sure[w]&flag == 0 {
 				missing |= flow.DimService
 			}
-			if overridden || !x.namesAll(e.overrides, s.sure) {
+			if overridden || !namesAll(e.overrides, denies) {
 				failed |= flow.DimRule
 			}
 			if state != active {
@@ -741,7 +819,10 @@ func (x *Index) misuse(c *Conversation, r *rows, s *sets, g *ruling) {
 			if swapped&flag == 0 || failed&flow.DimRule != 0 {
 				continue
 			}
-			failed, missing = x.openMatch(bit, &c.Server, &c.Client, r.server.sig, r.client.sig)
+			failed, missing = 0, 0
+			if open {
+				failed, missing = x.openMatch(bit, &c.Server, &c.Client, r.server.sig, r.client.sig)
+			}
 			if r.sure[w]&flag == 0 {
 				missing |= flow.DimService
 			}

@@ -55,13 +55,13 @@ func (x *Index) judgeRecord(r *flow.Record, t flow.Time, v *flow.Verdict, fill b
 	if r.Any(flow.HasSrc) {
 		src = x.region(r.Src)
 		if fill {
-			r.SrcSegment, r.SrcWorkload = src.endpoint.Segment, src.endpoint.Workload
+			r.SrcSegment, r.SrcWorkload = src.segmentName, src.workloadName
 		}
 	}
 	if r.Any(flow.HasDst) {
 		dst = x.region(r.Dst)
 		if fill {
-			r.DstSegment, r.DstWorkload = dst.endpoint.Segment, dst.endpoint.Workload
+			r.DstSegment, r.DstWorkload = dst.segmentName, dst.workloadName
 		}
 	}
 	var c Conversation

@@ -33,7 +33,7 @@ type DecoderConfig struct {
 	// BiflowInitiator lists the exporters (addresses or prefixes) whose
 	// bidirectional records name the initiator as source. Without an entry only
 	// biflowDirection (239) and initiator/responder counters are believed.
-	BiflowInitiator []netip.Prefix `yaml:"biflowInitiator"`
+	BiflowInitiator []ExporterPrefix `yaml:"biflowInitiator"`
 
 	// MaxExporters bounds how many exporters have state; further ones are
 	// rejected as table_full.
@@ -65,7 +65,7 @@ type DecoderConfig struct {
 // must match; a rule with a rate alone matches every exporter.
 type SamplingRule struct {
 	// Exporter is an address or a prefix.
-	Exporter netip.Prefix `yaml:"exporter"`
+	Exporter ExporterPrefix `yaml:"exporter"`
 	// Domain is an observation domain (IPFIX), source id (v9), 256 × engine type
 	// + engine id (v5) or sub-agent (sFlow).
 	Domain *uint32 `yaml:"domain"`
@@ -75,6 +75,27 @@ type SamplingRule struct {
 	Sampler *uint64 `yaml:"sampler"`
 	// Rate is packets seen per packet counted, at least 1.
 	Rate uint32 `yaml:"rate"`
+}
+
+// ExporterPrefix names one exporter by its address, or several by a prefix. The
+// zero value is none.
+type ExporterPrefix struct{ netip.Prefix }
+
+// UnmarshalText reads 192.0.2.1, 192.0.2.0/24 and the like in IPv6.
+func (p *ExporterPrefix) UnmarshalText(b []byte) error {
+	if a, err := netip.ParseAddr(string(b)); err == nil && a.Zone() == "" {
+		p.Prefix = netip.PrefixFrom(a.Unmap(), a.Unmap().BitLen())
+		return nil
+	}
+	v, err := netip.ParsePrefix(string(b))
+	if err != nil {
+		return fmt.Errorf("%q is neither an address nor a prefix; write 192.0.2.1 or 192.0.2.0/24", b)
+	}
+	if v != v.Masked() {
+		return fmt.Errorf("%q has bits beyond its length; write %s", b, v.Masked())
+	}
+	p.Prefix = v
+	return nil
 }
 
 // DefaultDecoderConfig is the configuration unless said otherwise.

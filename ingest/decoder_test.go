@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/goccy/go-yaml"
 	"github.com/google/go-cmp/cmp"
 	"github.com/postern/postern/flow"
 )
@@ -139,7 +140,7 @@ func TestIPFIX(t *testing.T) {
 }
 
 func TestBiflowInitiator(t *testing.T) {
-	h := newHarness(DecoderConfig{BelieveClock: true, BiflowInitiator: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}})
+	h := newHarness(DecoderConfig{BelieveClock: true, BiflowInitiator: []ExporterPrefix{{netip.MustParsePrefix("192.0.2.0/24")}}})
 	r := h.feed(ipfixMsg(0, 6, set(2, variedTemplate(300)), set(300, variedRecord("a"))))
 	if len(r) != 1 || !r[0].Any(flow.HasInitiator) {
 		t.Error("the configured exporter's biflow names no initiator")
@@ -364,7 +365,7 @@ func TestSampling(t *testing.T) {
 			v9(2, 5, set(0, tmpl(256, 8, 4, 1, 4, 10, 4, 34, 4)), set(256, u32(1), u32(100), u32(7), u32(0))), 32, false},
 		{"configured for the interface", []SamplingRule{{Interface: &seven, Rate: 16}}, nil, v9(2, 5, plain, plainRecord), 16, false},
 		{"configured for the domain", []SamplingRule{{Domain: &five, Rate: 8}}, nil, v9(2, 5, plain, plainRecord), 8, false},
-		{"configured for another exporter", []SamplingRule{{Exporter: netip.MustParsePrefix("198.51.100.1/32"), Rate: 8}}, nil, v9(2, 5, plain, plainRecord), 0, false},
+		{"configured for another exporter", []SamplingRule{{Exporter: ExporterPrefix{netip.MustParsePrefix("198.51.100.1/32")}, Rate: 8}}, nil, v9(2, 5, plain, plainRecord), 0, false},
 		{"in the record", []SamplingRule{{Rate: 8}}, nil, v9(2, 5, set(0, tmpl(256, 8, 4, 1, 4, 34, 4)), set(256, u32(1), u32(100), u32(10))), 10, false},
 		{"packets and space", nil, nil, ipfixMsg(0, 5, set(2, tmpl(256, 8, 4, 1, 4, 305, 4, 306, 4)), set(256, u32(1), u32(100), u32(1), u32(99))), 100, false},
 		{"size of population", nil, nil, ipfixMsg(0, 5, set(2, tmpl(256, 8, 4, 1, 4, 309, 4, 310, 4)), set(256, u32(1), u32(100), u32(2), u32(512))), 256, false},
@@ -603,6 +604,26 @@ func TestDecoderConfig(t *testing.T) {
 	c.Sampling = []SamplingRule{{}}
 	if err := c.Validate(); err == nil || !strings.Contains(err.Error(), "rate") {
 		t.Errorf("a rule without a rate: %v", err)
+	}
+}
+
+func TestDecoderConfigYAML(t *testing.T) {
+	var c DecoderConfig
+	text := "clockTolerance: 10s\nparkBytes: 2MiB\nbiflowInitiator: [192.0.2.7, 2001:db8::/32]\nsampling:\n- {exporter: 192.0.2.0/24, sampler: 1, rate: 1000}\n- {rate: 2}\n"
+	if err := yaml.Unmarshal([]byte(text), &c); err != nil {
+		t.Fatal(err)
+	}
+	one := uint64(1)
+	want := DecoderConfig{ClockTolerance: 10 * time.Second, ParkBytes: 2 * flow.MiB,
+		BiflowInitiator: []ExporterPrefix{{netip.MustParsePrefix("192.0.2.7/32")}, {netip.MustParsePrefix("2001:db8::/32")}},
+		Sampling:        []SamplingRule{{Exporter: ExporterPrefix{netip.MustParsePrefix("192.0.2.0/24")}, Sampler: &one, Rate: 1000}, {Rate: 2}}}
+	if d := cmp.Diff(want, c, cmp.Comparer(func(a, b ExporterPrefix) bool { return a == b })); d != "" {
+		t.Error(d)
+	}
+	for _, bad := range []string{"sampling: [{exporter: router1, rate: 2}]", "biflowInitiator: [192.0.2.7/24]"} {
+		if err := yaml.Unmarshal([]byte(bad), &c); err == nil || !strings.Contains(err.Error(), "write") {
+			t.Errorf("%s: %v", bad, err)
+		}
 	}
 }
 

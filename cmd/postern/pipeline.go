@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -54,10 +55,11 @@ type pipeline struct {
 
 	// gate is held for reading while records move, and for writing by whoever
 	// takes stock: at that moment every record is in exactly one place.
-	gate    sync.RWMutex
-	totals  ledgerTotals         // received, written, duplicate, refused before decoding
-	queued  map[flow.Addr]uint64 // datagrams of the open unit not yet decoded
-	storing map[*block]struct{}
+	gate        sync.RWMutex
+	totals      ledgerTotals         // received, written, duplicate, refused before decoding
+	queued      map[flow.Addr]uint64 // datagrams of the open unit not yet decoded
+	storing     map[*block]struct{}
+	judgedSoFar tally
 }
 
 // block is rows on their way to the store, and whose they are. Without a writer
@@ -210,6 +212,7 @@ func (p *pipeline) move(after func()) error {
 	}
 	p.detector.Observe(p.judged)
 	p.block.add(p.judged)
+	p.judgedSoFar.add(p.judged)
 	if p.onFlow != nil {
 		if err := p.onFlow(p.judged); err != nil {
 			return err
@@ -381,6 +384,15 @@ func (p *pipeline) finish(ctx context.Context, saved checkpoints, item storeItem
 		return item.done()
 	}
 	return nil
+}
+
+// verdicts is a copy of how flows were judged so far.
+func (p *pipeline) verdicts() tally {
+	p.gate.Lock()
+	defer p.gate.Unlock()
+	t := p.judgedSoFar
+	t.segments = slices.Clone(t.segments)
+	return t
 }
 
 // received is the totals without what runStore counts, for a checkpoint.

@@ -16,7 +16,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
@@ -77,7 +76,7 @@ func replay(ctx context.Context, o replayOptions, files []string, stdout, stderr
 		cfg.Policy.Dir = o.policy
 	}
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: max(cfg.Log.Level, slog.LevelWarn)}))
-	r := &replayer{cfg: cfg, log: log, names: flow.NewNames(0), stderr: stderr, ledger: flow.Ledger{}, verdicts: map[verdictKey]int{}}
+	r := &replayer{cfg: cfg, log: log, names: flow.NewNames(0), stderr: stderr, ledger: flow.Ledger{}}
 	if err := r.loadPolicy(o.policyAt); err != nil {
 		return err
 	}
@@ -126,14 +125,9 @@ type replayer struct {
 
 	stats    ingest.CaptureStats
 	ledger   flow.Ledger
-	verdicts map[verdictKey]int
+	verdicts tally
 	findings map[string]*flow.Finding // newest revision by id
 	notes    []string
-}
-
-type verdictKey struct {
-	reason  flow.Reason
-	outcome flow.Outcome
 }
 
 // loadPolicy reads the folder and puts it in force always, or since at.
@@ -159,7 +153,7 @@ func (r *replayer) loadPolicy(at string) error {
 		return err
 	}
 	var err error
-	r.detector, err = detect.New(r.cfg.Detect, policyFacts{r.history}, r.names, nil)
+	r.detector, err = detect.New(r.cfg.Detect, detect.Versions{History: r.history}, r.names, nil)
 	r.findings = map[string]*flow.Finding{}
 	return err
 }
@@ -286,7 +280,7 @@ func (r *replayer) file(ctx context.Context, file string, s store, l loader, las
 	}
 	dcfg := r.cfg.Ingest.Decode
 	dcfg.SourceID, dcfg.BelieveClock = sourceID(input), true
-	pairer, err := enrich.NewPairer(r.cfg.Enrich, r.history, declaredBy(r.history), r.names, nil)
+	pairer, err := enrich.NewPairer(r.cfg.Enrich, r.history, enrich.DeclaredBy(r.history), r.names, nil)
 	if err != nil {
 		return err
 	}
@@ -294,7 +288,7 @@ func (r *replayer) file(ctx context.Context, file string, s store, l loader, las
 		names: r.names, decoder: ingest.NewDecoder(dcfg, r.names, nil), pairer: pairer, detector: r.detector,
 		store: s, log: r.log, chunkRows: r.cfg.Ingest.Spool.ChunkRows,
 	})
-	p.onFlow, p.onEvents = r.see, r.keep
+	p.onFlow, p.onEvents = r.onFlow, r.keep
 	stored := make(chan error, 1)
 	storeCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -345,21 +339,10 @@ func (r *replayer) file(ctx context.Context, file string, s store, l loader, las
 	}
 	account := p.ledger(nil)
 	r.ledger.Add(account)
+	r.verdicts.merge(p.judgedSoFar)
 	if l != nil {
 		total := account.Total()
 		return l.done(ctx, input, r.key, unit.At, total.Records.Written+total.Records.Duplicate)
-	}
-	return nil
-}
-
-// see counts verdicts, and prints flows if asked to.
-func (r *replayer) see(b *flow.Batch) error {
-	for i := range b.Records {
-		v := &b.Records[i].Verdict
-		r.verdicts[verdictKey{v.Reason, v.Outcome}]++
-	}
-	if r.onFlow != nil {
-		return r.onFlow(b)
 	}
 	return nil
 }
@@ -382,30 +365,9 @@ func (r *replayer) summary(w io.Writer) error {
 	if err := decodeSummary(w, r.stats, r.ledger); err != nil {
 		return err
 	}
-	fmt.Fprint(w, verdictTable(r.verdicts))
+	fmt.Fprint(w, r.verdicts.table())
 	fmt.Fprintf(w, "%d findings\n", len(r.findings))
 	return r.ledger.Check()
-}
-
-// verdictTable renders how many flows were judged how.
-func verdictTable(counts map[verdictKey]int) string {
-	keys := make([]verdictKey, 0, len(counts))
-	for k := range counts {
-		keys = append(keys, k)
-	}
-	slices.SortFunc(keys, func(a, b verdictKey) int {
-		if counts[a] != counts[b] {
-			return counts[b] - counts[a]
-		}
-		return int(a.reason)*16 + int(a.outcome) - int(b.reason)*16 - int(b.outcome)
-	})
-	t := table.NewWriter()
-	t.SetStyle(table.StyleLight)
-	t.AppendHeader(table.Row{"flows", "reason", "outcome"})
-	for _, k := range keys {
-		t.AppendRow(table.Row{counts[k], k.reason, k.outcome})
-	}
-	return t.Render() + "\n"
 }
 
 // fileHash is the content hash of a file: what a replay is known by.

@@ -214,11 +214,11 @@ func (s *service) openPipeline() error {
 	dcfg.Log = s.log
 	ecfg, tcfg := s.cfg.Enrich, s.cfg.Detect
 	ecfg.ClockTolerance, tcfg.ClockTolerance = dcfg.ClockTolerance, dcfg.ClockTolerance
-	pairer, err := enrich.NewPairer(ecfg, s.history, declaredBy(s.history), s.names, s.registry)
+	pairer, err := enrich.NewPairer(ecfg, s.history, enrich.DeclaredBy(s.history), s.names, s.registry)
 	if err != nil {
 		return err
 	}
-	detector, err := detect.New(tcfg, policyFacts{s.history}, s.names, s.registry)
+	detector, err := detect.New(tcfg, detect.Versions{History: s.history}, s.names, s.registry)
 	if err != nil {
 		return err
 	}
@@ -231,7 +231,7 @@ func (s *service) openPipeline() error {
 		log:       s.log,
 		chunkRows: s.cfg.Ingest.Spool.ChunkRows,
 	})
-	s.registry.MustRegister(newLedgerCollector(s.ledger))
+	s.registry.MustRegister(newLedgerCollector(s.ledger), newPolicyCollector(s.pipe.verdicts, s.history))
 	cp, err := s.saved.load()
 	if err != nil {
 		return err
@@ -475,3 +475,8 @@ func (s *service) reportNow() report {
 
 // sourceID makes the number that record ids are built on from an input's name.
 func sourceID(name string) uint64 { return xxhash.Sum64String(name) }
+
+// exporters is who sends, as the decoder knows them.
+func (s *service) exporters() []sink.Exporter {
+	return nil
+}

@@ -83,6 +83,8 @@ type Index struct {
 	instants  []flow.Time  // every instant at which an exception's state changes, sorted
 
 	internet flow.Name
+	byName   map[flow.Name]int // place in excepts
+	rules    map[flow.Name]*Rule
 }
 
 // mode says what is judged: what is enforced, or what would be if all that is
@@ -201,7 +203,7 @@ func addTime(t flow.Time, d time.Duration) flow.Time {
 // selectors speak of are interned in names, which must be the table that flows
 // use. Exceptions in removed are implicated after their end as if p still held them.
 func Compile(p *Policy, names *flow.Names, cfg Config, removed ...Removed) *Index {
-	x := &Index{policy: p, names: names, cfg: cfg, version: names.Intern(p.Version()), internet: names.Intern(InternetSegment)}
+	x := &Index{byName: map[flow.Name]int{}, rules: map[flow.Name]*Rule{}, policy: p, names: names, cfg: cfg, version: names.Intern(p.Version()), internet: names.Intern(InternetSegment)}
 	c := &compiler{Index: x}
 	c.layOut(removed)
 	c.divide()
@@ -215,6 +217,10 @@ func Compile(p *Policy, names *flow.Names, cfg Config, removed ...Removed) *Inde
 // Version is the name of a policy's content in findings and rows: the first 16
 // digits of its hash.
 func (p *Policy) Version() string { return p.hash[:min(16, len(p.hash))] }
+
+// Rule is the rule of that name in this version, nil for a default's or none. The
+// caller must not write to it.
+func (x *Index) Rule(name flow.Name) *Rule { return x.rules[name] }
 
 // Policy is what the index was made of.
 func (x *Index) Policy() *Policy { return x.policy }
@@ -268,6 +274,7 @@ func (c *compiler) layOut(removed []Removed) {
 		for i, r := range byAction[action] {
 			bit := at*64 + i
 			c.matchers[bit].id = c.names.Intern(r.ID)
+			c.rules[c.matchers[bit].id] = r
 			c.selectors[bit] = [2]*Selector{&r.From, &r.To}
 			c.ranges[bit], c.used[bit] = r.Services, true
 			set(c.mask[staged], bit)
@@ -667,6 +674,7 @@ func (c *compiler) rankExceptions() {
 	excepts, matchers, ranges := slices.Clone(c.excepts), slices.Clone(c.matchers[base:]), slices.Clone(c.ranges[base:])
 	for to, from := range order {
 		c.excepts[to], c.matchers[base+to], c.ranges[base+to] = excepts[from], matchers[from], ranges[from]
+		c.byName[matchers[from].id] = to
 	}
 	move := func(row []uint64) {
 		old := slices.Clone(row[c.exceptAt:c.words])

@@ -11,10 +11,8 @@ import (
 // and is still implicated. ends is the first moment at which it no longer held:
 // expiry, revocation or removal. It is for findings, not for judging.
 func (x *Index) Exception(id flow.Name) (e *Exception, ends flow.Time, ok bool) {
-	for i := range x.excepts {
-		if info := &x.excepts[i]; info.e != nil && x.matchers[x.exceptAt*64+i].id == id {
-			return info.e, info.end, true
-		}
+	if i, known := x.byName[id]; known {
+		return x.excepts[i].e, x.excepts[i].end, true
 	}
 	return nil, 0, false
 }

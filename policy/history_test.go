@@ -137,6 +137,10 @@ func TestHistoryForget(t *testing.T) {
 	}
 	check("2026-02-01T12:00:00Z", "unverified", "")
 	check("2026-02-02T12:00:00Z", "expired-exception", "A")
+	// Whoever tells of it finds its ticket and owner though it is gone from the files.
+	if e, ends, ok := h.At(at("2026-02-02T12:00:00Z")).Exception(names.Intern("A")); !ok || e.Ticket != "T" || ends != at("2026-02-02T00:00:00Z") {
+		t.Errorf("the removed exception is %+v and ended %v", e, ends)
+	}
 	// A later version is compiled anew from what was forgotten, too.
 	if err := h.Add(load(t, small+"rules: [{id: x, action: allow, from: {segment: office}, to: {segment: pci}, services: [udp/9]}]\n"), at("2026-02-02T18:00:00Z")); err != nil {
 		t.Fatal(err)

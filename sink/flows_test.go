@@ -233,7 +233,7 @@ func TestAppendDoesNotAllocate(t *testing.T) {
 	block()
 	block()
 	// A handful a block for the encoder's buffers and column types, none a record.
-	if n := testing.AllocsPerRun(20, block); n > 200 {
+	if n := testing.AllocsPerRun(20, block); n > flow.BatchSize/8 {
 		t.Errorf("%v allocations for a block of %d records", n, 2*flow.BatchSize)
 	}
 	if n := testing.AllocsPerRun(20, func() { w.Append(b); w.Reset() }); n != 0 {

@@ -83,6 +83,8 @@ type domain struct {
 	defaultRate uint32
 	rules       []SamplingRule // of the configuration, those that may match here
 	apps        map[uint64]flow.Name
+
+	heard domainTotals
 }
 
 // message is what the records of one message share.
@@ -149,6 +151,9 @@ func (d *Decoder) Decode(dg *Datagram, out *flow.Batch) {
 		d.dispatch(m, dg.Payload, out, before)
 		n := uint64(len(out.Records) - before)
 		m.ex.account.Records.Decoded += n
+		if n > 0 {
+			m.dom.heard.SamplingRate = out.Records[len(out.Records)-1].SamplingRate
+		}
 		d.metrics.records[m.source].Add(float64(n))
 	}
 	d.metrics.datagrams[m.source].Inc()
@@ -335,6 +340,7 @@ func (d *Decoder) enter(m *message, agent flow.Addr, domain uint32) bool {
 		d.reject(flow.RejectTableFull)
 		return false
 	}
+	m.dom.heard.message(m.received)
 	m.skew, m.unusable, m.quality = 0, false, 0
 	if m.export <= 0 {
 		m.export = m.received // it has no clock
@@ -368,6 +374,7 @@ func (ex *exporter) clock(sample, tolerance flow.Time) flow.Time {
 
 // record adds a record to out, with what all records of m share.
 func (m *message) record(out *flow.Batch, set, i int) *flow.Record {
+	m.dom.heard.Records++
 	r := out.Next()
 	r.ID = mix(m.seed + uint64(set)<<32 + uint64(i))
 	r.Received = m.received
@@ -377,6 +384,12 @@ func (m *message) record(out *flow.Batch, set, i int) *flow.Record {
 	r.Quality = m.quality
 	r.Skew = m.skew
 	return r
+}
+
+// drop takes back the record that was added last.
+func (m *message) drop(out *flow.Batch) {
+	m.dom.heard.Records--
+	out.Drop()
 }
 
 // mix is the finalizer of splitmix64: every bit of v bears on every bit of the result.

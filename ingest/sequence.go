@@ -9,6 +9,7 @@ type sequence struct {
 	Next   uint32 `json:"next"` // what the next datagram should carry
 	Synced bool   `json:"synced,omitempty"`
 	Uptime uint32 `json:"uptime,omitempty"` // of the last datagram, milliseconds
+	Gaps   uint64 `json:"gaps,omitempty"`   // units skipped, as in the account
 }
 
 const (
@@ -37,9 +38,11 @@ func (s *sequence) datagram(a *flow.Account, seq, units, uptime uint32, ok bool)
 		a.Reordered++
 		// It had been taken for lost when its successor came.
 		a.Gaps -= min(a.Gaps, uint64(units))
+		s.Gaps -= min(s.Gaps, uint64(units))
 		return
 	default:
 		a.Gaps += uint64(ahead)
+		s.Gaps += uint64(ahead)
 	}
 	s.Next, s.Uptime, s.Synced = seq+units, uptime, true
 }

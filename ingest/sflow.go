@@ -164,7 +164,7 @@ func (m *message) flowSample(expanded bool, b []byte, i int, out *flow.Batch) bo
 		format, length := x.word(), x.word()
 		f := xdr{b: x.opaque(length)}
 		if x.bad {
-			out.Drop()
+			m.drop(out)
 			return false
 		}
 		switch format {
@@ -173,7 +173,7 @@ func (m *message) flowSample(expanded bool, b []byte, i int, out *flow.Batch) bo
 			f.word() // stripped
 			header := f.opaque(f.word())
 			if f.bad {
-				out.Drop()
+				m.drop(out)
 				return false
 			}
 			r.BytesRaw, r.Has = uint64(frame), r.Has|flow.HasBytes
@@ -190,7 +190,7 @@ func (m *message) flowSample(expanded bool, b []byte, i int, out *flow.Batch) bo
 			src, dst := f.opaque(size), f.opaque(size)
 			sport, dport, flags := f.word(), f.word(), f.word()
 			if f.bad {
-				out.Drop()
+				m.drop(out)
 				return false
 			}
 			if size == 4 {

@@ -49,6 +49,7 @@ type domainSnapshot struct {
 	Interfaces  map[uint64]uint32 `json:"interfaces,omitempty"`
 	Apps        map[uint64]string `json:"apps,omitempty"`
 	Slots       []slotSnapshot    `json:"slots,omitempty"`
+	Heard       domainTotals      `json:"heard"`
 }
 
 type slotSnapshot struct {
@@ -113,7 +114,7 @@ func (d *Decoder) Snapshot() ([]byte, error) {
 		})
 		for _, k := range keys {
 			dom := ex.domains[k]
-			ds := domainSnapshot{Source: k.source, Domain: k.domain, Seq: dom.seq, Init: dom.init, DefaultRate: dom.defaultRate,
+			ds := domainSnapshot{Source: k.source, Domain: k.domain, Seq: dom.seq, Init: dom.init, DefaultRate: dom.defaultRate, Heard: dom.heard,
 				Samplers: dom.samplers, Interfaces: dom.interfaces, Apps: map[uint64]string{}}
 			for id, n := range dom.apps {
 				ds.Apps[id] = d.names.Text(n)
@@ -194,7 +195,7 @@ func (d *Decoder) Restore(b []byte) (err error) {
 			if dom == nil || int(ds.Source) >= len(ex.zero) {
 				return fmt.Errorf("decoder state of %s holds more than maxDomains (%d) domains", es.Addr, d.cfg.MaxDomains)
 			}
-			dom.seq, dom.init, dom.defaultRate = ds.Seq, ds.Init, ds.DefaultRate
+			dom.seq, dom.init, dom.defaultRate, dom.heard = ds.Seq, ds.Init, ds.DefaultRate, ds.Heard
 			maps.Copy(dom.samplers, ds.Samplers)
 			maps.Copy(dom.interfaces, ds.Interfaces)
 			ex.samplers += len(ds.Samplers) + len(ds.Interfaces)

@@ -351,7 +351,7 @@ func (d *Decoder) dataSet(m *message, t *template, b []byte, ordinal int, out *f
 		if p.varies {
 			used, ok := d.varying(m, p, b, r, &s)
 			if !ok {
-				out.Drop()
+				m.drop(out)
 				if zero(b) {
 					break // padding that looked like a record of empty strings
 				}

@@ -478,5 +478,15 @@ func sourceID(name string) uint64 { return xxhash.Sum64String(name) }
 
 // exporters is who sends, as the decoder knows them.
 func (s *service) exporters() []sink.Exporter {
-	return nil
+	s.pipe.gate.Lock()
+	heard := s.pipe.decoder.Heard()
+	s.pipe.gate.Unlock()
+	out := make([]sink.Exporter, len(heard))
+	for i, h := range heard {
+		out[i] = sink.Exporter{
+			Exporter: h.Exporter, Domain: h.Domain, Source: h.Source, FirstSeen: h.First, LastSeen: h.Last,
+			Datagrams: h.Messages, Records: h.Records, Templates: uint32(h.Templates), SamplingRate: h.SamplingRate, Gaps: h.Gaps, Skew: h.Skew,
+		}
+	}
+	return out
 }

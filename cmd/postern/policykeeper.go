@@ -51,10 +51,11 @@ type policyKeeper struct {
 
 	mu      sync.Mutex
 	entered []activation // in force by position, part of the checkpoint
-	latest  string       // hash last put into the spool
+	latest  string       // hash this process last put into the spool; enter passes over what is in force already
 	lastErr error        // why the folder as it stands is not in force; nil if it is
 
-	loads *prometheus.CounterVec
+	loads    *prometheus.CounterVec
+	rejected prometheus.Gauge
 }
 
 func newPolicyKeeper(cfg policyConfig, stateDir string, history *policy.History, log *slog.Logger, reg prometheus.Registerer) *policyKeeper {
@@ -64,8 +65,12 @@ func newPolicyKeeper(cfg policyConfig, stateDir string, history *policy.History,
 			Name: "postern_policy_loads_total",
 			Help: "Readings of the policy folder by result: accepted, unchanged, rejected.",
 		}, []string{"result"}),
+		rejected: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "postern_policy_rejected",
+			Help: "1 while the policy folder as it stands has errors and is not in force; alert on it.",
+		}),
 	}
-	reg.MustRegister(k.loads)
+	reg.MustRegister(k.loads, k.rejected)
 	return k
 }
 
@@ -73,8 +78,14 @@ func newPolicyKeeper(cfg policyConfig, stateDir string, history *policy.History,
 func (k *policyKeeper) enter(a activation) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if n := len(k.entered); n > 0 && k.entered[n-1].Hash == a.Hash {
-		return nil
+	if n := len(k.entered); n > 0 {
+		last := k.entered[n-1]
+		if last.Hash == a.Hash {
+			return nil
+		}
+		// A clock that was set back, or a stated moment given twice, must not keep the
+		// newer version from coming into force, nor the service from starting.
+		a.Since = max(a.Since, last.Since+1)
 	}
 	raw, err := os.ReadFile(k.path(a.Hash))
 	if err != nil {
@@ -88,9 +99,6 @@ func (k *policyKeeper) enter(a activation) error {
 		return fmt.Errorf("policy version %s: %w", a.Hash, err)
 	}
 	k.entered = append(k.entered, a)
-	if k.latest == "" {
-		k.latest = a.Hash
-	}
 	k.log.Info("policy in force", "version", a.Hash, "since", a.Since)
 	return nil
 }
@@ -140,7 +148,9 @@ func (k *policyKeeper) reload(since, now flow.Time) error {
 	k.mu.Lock()
 	k.lastErr = err
 	k.mu.Unlock()
+	k.rejected.Set(0)
 	if err != nil {
+		k.rejected.Set(1)
 		k.loads.WithLabelValues("rejected").Inc()
 		k.log.Error("policy not accepted; the last good version stays in force", "dir", k.cfg.Dir, "error", err)
 	}
@@ -164,6 +174,9 @@ func (k *policyKeeper) tryReload(since, now flow.Time) error {
 	if same {
 		k.loads.WithLabelValues("unchanged").Inc()
 		return nil
+	}
+	if kept, err := os.ReadDir(k.sources); err == nil && len(kept) > 0 {
+		since = now // a stated moment is that of the first version this directory sees
 	}
 	if err := k.keep(hash, p.Source()); err != nil {
 		return err
@@ -201,7 +214,7 @@ func (k *policyKeeper) watch(ctx context.Context, hup <-chan os.Signal, now func
 			if !ok {
 				return errors.New("watching the policy folder ended by itself")
 			}
-			if outside := filepath.Dir(event.Name) == above; outside && event.Name != dir {
+			if name := filepath.Clean(event.Name); filepath.Dir(name) == above && name != dir {
 				continue // a neighbour of the folder
 			}
 			k.follow(w)
@@ -228,7 +241,11 @@ func (k *policyKeeper) follow(w *fsnotify.Watcher) {
 		}
 	}
 	add(filepath.Dir(filepath.Clean(k.cfg.Dir)))
-	_ = filepath.WalkDir(k.cfg.Dir, func(path string, d fs.DirEntry, err error) error {
+	root, err := filepath.EvalSymlinks(k.cfg.Dir) // WalkDir does not go into a link
+	if err != nil {
+		return // it is not there; the folder above shows when it comes
+	}
+	_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.IsDir() {
 			add(path)
 		}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/postern/postern/detect"
 	"github.com/postern/postern/enrich"
@@ -289,21 +290,36 @@ func (r *replayer) file(ctx context.Context, file string, s store, l loader, las
 		store: s, log: r.log, chunkRows: r.cfg.Ingest.Spool.ChunkRows,
 	})
 	p.onFlow, p.onEvents = r.onFlow, r.keep
-	stored := make(chan error, 1)
-	storeCtx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	go func() { stored <- p.runStore(storeCtx, checkpoints{}) }()
+	// Whichever of the two fails stops the other: where the store gives up, the
+	// file is not read on, and the store's reason is the one that is told.
+	work, wctx := errgroup.WithContext(ctx)
+	work.Go(func() error { return p.runStore(wctx, checkpoints{}) })
+	work.Go(func() error {
+		defer close(p.out)
+		return r.feed(wctx, p, file, unit, last)
+	})
+	if err := work.Wait(); err != nil {
+		return err
+	}
+	account := p.ledger(nil)
+	r.ledger.Add(account)
+	r.verdicts.merge(p.judgedSoFar)
+	if l != nil {
+		total := account.Total()
+		return l.done(ctx, input, r.key, unit.At, total.Records.Written+total.Records.Duplicate)
+	}
+	return nil
+}
 
-	token := func(n int) string { return fmt.Sprintf("%s/%s/%d", input, r.key, n) }
+// feed sends a file's datagrams through p, in units.
+func (r *replayer) feed(ctx context.Context, p *pipeline, file string, unit sink.Insert, last bool) error {
 	units, inUnit := 0, 0
-	unit.Token = token(units)
-	p.begin(unit)
+	begin := func() {
+		unit.Token = fmt.Sprintf("%s/%s/%d", unit.Input, r.key, units)
+		p.begin(unit)
+	}
+	begin()
 	stats, err := eachDatagram(ctx, file, r.stderr, func(d *ingest.Datagram) error {
-		select {
-		case err := <-stored:
-			return errors.Join(err, errors.New("storing ended"))
-		default:
-		}
 		p.gate.Lock()
 		p.admit(d.Exporter, 1)
 		p.gate.Unlock()
@@ -318,33 +334,17 @@ func (r *replayer) file(ctx context.Context, file string, s store, l loader, las
 		if err := p.end(ctx, nil, nil, nil); err != nil {
 			return err
 		}
-		unit.Token = token(units)
-		p.begin(unit)
+		begin()
 		return nil
 	})
 	addStats(&r.stats, stats)
-	if err == nil {
-		err = p.drain(ctx, last)
-	}
-	if err == nil {
-		err = p.end(ctx, nil, nil, nil)
-	}
 	if err != nil {
-		cancel()
-		return errors.Join(err, <-stored)
-	}
-	close(p.out)
-	if err := <-stored; err != nil {
 		return err
 	}
-	account := p.ledger(nil)
-	r.ledger.Add(account)
-	r.verdicts.merge(p.judgedSoFar)
-	if l != nil {
-		total := account.Total()
-		return l.done(ctx, input, r.key, unit.At, total.Records.Written+total.Records.Duplicate)
+	if err := p.drain(ctx, last); err != nil {
+		return err
 	}
-	return nil
+	return p.end(ctx, nil, nil, nil)
 }
 
 // keep remembers the newest revision of every finding.

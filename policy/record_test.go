@@ -14,6 +14,7 @@ segments:
 rules:
   - {id: no-east-west, action: deny, from: {segment: ws}, to: {segment: ws}}
   - {id: dc-services, action: allow, from: {segment: ws}, to: {segment: dc}, services: [tcp/49152-65535, udp/53]}
+  - {id: push, action: allow, from: {segment: dc}, to: {segment: ws}, services: [tcp/7777]}
   - {id: admin, action: allow, from: {segment: ws, identity: adm}, to: {segment: dc}, services: [tcp/22]}
 exceptions:
   - id: EX
@@ -78,6 +79,9 @@ func TestOpenOrientation(t *testing.T) {
 		{"denied otherwise each way names the pair", tcp("10.50.1.2", 1001, "10.60.0.1", 1002), false, flow.ReasonDenied, "default:in:dc", "", flow.Open, true},
 		{"waived one way is waived", tcp("10.50.1.1", 1001, "10.60.0.9", 2000), false, flow.ReasonWaived, "default:in:dc", "EX", flow.Forward, false},
 		{"misuse one way, denied the other", tcp("10.50.1.1", 2001, "10.60.0.9", 1001), false, flow.ReasonOutOfScope, "default:in:dc", "EX", flow.Open, true},
+		{"permitted where the higher address is the client", tcp("10.60.0.1", 1001, "10.50.1.2", 7777), false, flow.ReasonPermitted, "push", "", flow.Forward, false},
+		{"that told by its server", tcp("10.50.1.2", 7777, "10.60.0.1", 1001), false, flow.ReasonPermitted, "push", "", flow.Reverse, false},
+		{"misuse where the higher address is the client", tcp("10.60.0.9", 2000, "10.50.1.1", 2000), false, flow.ReasonWaived, "default:in:dc", "EX", flow.Reverse, false},
 		{"one way cannot be told", tcp("10.50.1.2", 1001, "10.60.0.1", 22), false, flow.ReasonUnverified, "", "", flow.Open, true},
 		{"uncovered either way", tcp("10.70.1.2", 1001, "10.71.0.1", 22), true, flow.ReasonUncovered, "", "", flow.Open, true},
 	} {

@@ -166,7 +166,7 @@ func fieldDocs(t *testing.T) map[string]string {
 					text = field.Comment.Text()
 				}
 				for _, name := range field.Names {
-					docs[pkg+"."+ts.Name.Name+"."+name.Name] = strings.Join(strings.Fields(text), " ")
+					docs[pkg+"."+ts.Name.Name+"."+name.Name] = withoutName(name.Name, strings.Join(strings.Fields(text), " "))
 				}
 			}
 			return true
@@ -177,6 +177,23 @@ func fieldDocs(t *testing.T) map[string]string {
 		t.Fatal(err)
 	}
 	return docs
+}
+
+// withoutName takes the field's name, which Go's comments begin with and users do
+// not know, off a sentence: "Listen is the address" becomes "The address".
+func withoutName(name, doc string) string {
+	for _, verb := range []string{" is ", " are ", " says ", " lists ", " bounds "} {
+		rest, ok := strings.CutPrefix(doc, name+verb)
+		if !ok || rest == "" {
+			continue
+		}
+		switch verb {
+		case " lists ", " bounds ":
+			rest = verb[1:] + rest
+		}
+		return strings.ToUpper(rest[:1]) + rest[1:]
+	}
+	return doc
 }
 
 func cliPage(t *testing.T) string {

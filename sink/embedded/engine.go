@@ -465,8 +465,8 @@ func (e *Engine) measureDisk() {
 	defer func() { e.nextWalk = time.Now().Add(50 * time.Since(start)) }()
 	var used int64
 	err := filepath.WalkDir(e.cfg.DataDir, func(_ string, d fs.DirEntry, err error) error {
-		if err != nil { // parts vanish while we walk
-			return nil
+		if err != nil {
+			return nil //nolint:nilerr // parts vanish while we walk
 		}
 		if info, err := d.Info(); err == nil && d.Type().IsRegular() {
 			used += allocated(info)

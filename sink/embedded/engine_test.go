@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"strings"
 	"sync"
@@ -159,8 +160,7 @@ func insertInts(c driver.Conn, table, token string, from, n uint64) error {
 }
 
 func code(err error) int32 {
-	var ex *clickhouse.Exception
-	if errors.As(err, &ex) {
+	if ex, ok := errors.AsType[*clickhouse.Exception](err); ok {
 		return ex.Code
 	}
 	return -1
@@ -819,5 +819,32 @@ func BenchmarkSelectOne(b *testing.B) {
 	c := open(b, nil)
 	for b.Loop() {
 		one[uint8](b, c, "SELECT 1")
+	}
+}
+
+// TestBareNull reads columns that hold nothing but NULL beside others: a byte a
+// row that the driver's library reads and would not write.
+func TestBareNull(t *testing.T) {
+	rows, err := open(t, func(*clickhouse.Options) {}).Query(context.Background(), "SELECT number, NULL AS n, [] AS e, toString(number) AS s FROM numbers(5)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	n := 0
+	for rows.Next() {
+		dest := make([]any, len(rows.ColumnTypes()))
+		for i, c := range rows.ColumnTypes() {
+			dest[i] = reflect.New(c.ScanType()).Interface()
+		}
+		if err := rows.Scan(dest...); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := *dest[3].(*string), fmt.Sprint(n); got != want {
+			t.Errorf("row %d reads %q after the NULL", n, got)
+		}
+		n++
+	}
+	if err := rows.Err(); err != nil || n != 5 {
+		t.Fatalf("%d rows, %v", n, err)
 	}
 }

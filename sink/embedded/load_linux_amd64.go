@@ -66,7 +66,7 @@ func saveSignals() (restore func(), err error) {
 			if sig == int(unix.SIGKILL) || sig == int(unix.SIGSTOP) {
 				continue
 			}
-			unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), uintptr(unsafe.Pointer(&saved[sig])), 0, 8, 0, 0)
+			_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), uintptr(unsafe.Pointer(&saved[sig])), 0, 8, 0, 0)
 		}
 	}, nil
 }

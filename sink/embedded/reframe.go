@@ -42,8 +42,25 @@ func reframe(dst *chproto.Buffer, src []byte, revision uint64) error {
 			}
 			continue
 		}
-		if err := block.Encode(dst, revision); err != nil {
+		if err := encodeBlock(dst, &block, revision); err != nil {
 			return fmt.Errorf("a result block for protocol revision %d: %w", revision, err)
 		}
 	}
+}
+
+// encodeBlock is the driver's own encoding, but for the byte a row that a column
+// of bare NULLs takes on the wire, which the driver reads and does not write.
+func encodeBlock(dst *chproto.Buffer, block *proto.Block, revision uint64) error {
+	if err := block.EncodeHeader(dst, revision); err != nil {
+		return err
+	}
+	for i, c := range block.Columns {
+		if err := block.EncodeColumn(dst, revision, i); err != nil {
+			return err
+		}
+		if t := c.Type(); t == "Nothing" || t == "Nullable(Nothing)" {
+			dst.PutRaw(make([]byte, block.Rows()))
+		}
+	}
+	return nil
 }

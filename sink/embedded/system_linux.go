@@ -20,10 +20,10 @@ import (
 // systemMemory is the machine's memory or the control group's cap, whichever is
 // smaller.
 func systemMemory() flow.Size {
-	total := flow.Size(4 * flow.GiB)
+	total := 4 * flow.GiB
 	var info unix.Sysinfo_t
 	if unix.Sysinfo(&info) == nil {
-		total = flow.Size(uint64(info.Totalram) * uint64(info.Unit))
+		total = flow.Size(uint64(info.Totalram) * uint64(info.Unit)) //nolint:unconvert // 32 bits wide on some platforms
 	}
 	if b, err := os.ReadFile("/sys/fs/cgroup/memory.max"); err == nil {
 		if n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64); err == nil {
@@ -68,7 +68,7 @@ func lockDir(dir string) (unlock func(), err error) {
 		}
 		return nil, fmt.Errorf("%w: %s is held by %s; ask that one over HTTP, stop it, or choose another embedded.dataDir", ErrInUse, dir, owner)
 	}
-	if err := f.Truncate(0); err == nil {
+	if err = f.Truncate(0); err == nil {
 		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
 	if err != nil {

@@ -66,7 +66,7 @@ func caseParty(t *testing.T, names *flow.Names, s string) (p Party) {
 		return p
 	}
 	groups := 0
-	for _, kv := range strings.Split(m[2], ",") {
+	for kv := range strings.SplitSeq(m[2], ",") {
 		k, v, _ := strings.Cut(kv, "=")
 		n := names.Intern(v)
 		switch k {
@@ -123,7 +123,7 @@ func runCases(t *testing.T, file string) (n int) {
 			}
 			continue
 		}
-		for _, line := range strings.Split(body, "\n") {
+		for line := range strings.SplitSeq(body, "\n") {
 			if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
 				continue
 			}

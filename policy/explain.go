@@ -65,8 +65,7 @@ func (x *Index) Explain(c *Conversation) *Explanation {
 		return result()
 	}
 	overridden := false
-	var denies []uint64 // certain denies, by bit of the rows
-	denies = make([]uint64, x.exceptAt)
+	denies := make([]uint64, x.exceptAt) // certain denies, by bit of the rows
 	for bit := range x.exceptAt << 6 {
 		rule := x.ruleAt(bit)
 		if rule == nil {
@@ -205,7 +204,7 @@ func (x *Index) explainException(i int, c *Conversation, r *rows, v *flow.Verdic
 	}
 	var unnamed []string
 	for w := x.denyAt; w < x.allowAt; w++ {
-		for b := 0; b < 64; b++ {
+		for b := range 64 {
 			if denies[w]>>b&1 != 0 && info.overrides[w-x.denyAt]>>b&1 == 0 {
 				unnamed = append(unnamed, x.names.Text(x.matchers[w<<6+b].id))
 			}
@@ -222,9 +221,10 @@ func (x *Index) explainException(i int, c *Conversation, r *rows, v *flow.Verdic
 	case notYetValid:
 		parts = append(parts, "it is valid only from "+info.notBefore.String())
 	}
-	if t == no {
+	switch t {
+	case no:
 		parts = append(parts, "its scope does not match in "+listed(failed.Texts()))
-	} else if t == unknown {
+	case unknown:
 		parts = append(parts, listed(missing.Texts())+" not known")
 	}
 	if overridden {
@@ -232,7 +232,7 @@ func (x *Index) explainException(i int, c *Conversation, r *rows, v *flow.Verdic
 	} else if len(unnamed) > 0 {
 		parts = append(parts, "it does not name the deny "+listed(unnamed))
 	}
-	verb := ""
+	var verb string
 	switch {
 	case !covered:
 		verb = "plays no part: nothing enforced covers the conversation"

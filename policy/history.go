@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"sync"
@@ -101,9 +102,7 @@ func (h *History) Add(p *Policy, since flow.Time) error {
 // the files leaves nothing behind, and what ended too long ago neither.
 func (l *timeline) removed(intervals []Interval, policies []*Policy, k int, cfg Config) (out []Removed) {
 	last := map[string]Removed{}
-	for id, r := range l.forgotten {
-		last[id] = r
-	}
+	maps.Copy(last, l.forgotten)
 	for j := range k {
 		for i := range policies[j].Exceptions {
 			e := &policies[j].Exceptions[i]
@@ -157,9 +156,9 @@ func (h *History) At(t flow.Time) *Index { return h.line.Load().at(t) }
 
 func (l *timeline) at(t flow.Time) *Index {
 	// Nearly every flow is of now.
-	for i := len(l.intervals) - 1; i >= 0; i-- {
-		if t >= l.intervals[i].Since {
-			return l.intervals[i].Index
+	for _, v := range slices.Backward(l.intervals) {
+		if t >= v.Since {
+			return v.Index
 		}
 	}
 	return nil

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"math/bits"
+	"slices"
 
 	"github.com/postern/postern/flow"
 )
@@ -72,10 +73,8 @@ func oneName(want []flow.Name, got flow.Name) truth {
 	if got == flow.NoName || got == flow.OverflowName {
 		return unknown
 	}
-	for _, w := range want {
-		if w == got {
-			return yes
-		}
+	if slices.Contains(want, got) {
+		return yes
 	}
 	return no
 }
@@ -96,10 +95,8 @@ func oneGroup(want []flow.Name, p *Party) truth {
 			result = unknown
 			continue
 		}
-		for _, w := range want {
-			if w == g {
-				return yes
-			}
+		if slices.Contains(want, g) {
+			return yes
 		}
 	}
 	return result
@@ -372,13 +369,16 @@ func (x *Index) rule(c *Conversation, r *rows, m mode, g *ruling) {
 			near |= s&d | v&(s|d) | r.swapFrom[w]&r.swapTo[w]&v
 		}
 	}
-	if fits != 0 {
+	if fits != 0 && deny {
 		x.ruleExactly(c, r, m, g)
 		return
 	}
 	g.rule = name
 	if !deny {
 		g.expected, g.reason = flow.ExpectAllow, flow.ReasonPermitted
+		if fits != 0 {
+			x.redundant(c, r, g)
+		}
 		return
 	}
 	g.expected, g.reason = flow.ExpectDeny, flow.ReasonDenied
@@ -392,6 +392,27 @@ func (x *Index) rule(c *Conversation, r *rows, m mode, g *ruling) {
 		return
 	}
 	x.misuseOfRules(c, r, m, first, g)
+}
+
+// redundant lists the exceptions that fit a conversation which the rules permit
+// anyway.
+func (x *Index) redundant(c *Conversation, r *rows, g *ruling) {
+	var l list
+	for w := x.exceptAt; w < x.words; w++ {
+		for b := r.from[w] & r.to[w] & r.sure[w]; b != 0; b &= b - 1 {
+			i := (w-x.exceptAt)<<6 + bits.TrailingZeros64(b)
+			if x.excepts[i].state(c.Start) != active {
+				continue
+			}
+			if x.open[w]&(b&-b) != 0 {
+				if failed, missing := x.openMatch(x.exceptAt<<6+i, &c.Client, &c.Server, r.client.sig, r.server.sig); failed|missing != 0 {
+					continue
+				}
+			}
+			l.add(0, 0, i, 0, 0)
+		}
+	}
+	l.give(x, g, false)
 }
 
 // firstAllow is the lowest allow that matches for certain, -1 if there is none;

@@ -481,12 +481,11 @@ func (o *oracle) counts(s *Segment, stagedToo bool) bool {
 }
 
 type oracleRuling struct {
-	Expected                          flow.Expected
-	Reason                            flow.Reason
-	Rule, Exception                   string
-	Others, Failed, Missing           []string
-	ValidUntil                        flow.Time
-	sourceUnknown, destinationUnknown bool
+	Expected                flow.Expected
+	Reason                  flow.Reason
+	Rule, Exception         string
+	Others, Failed, Missing []string
+	ValidUntil              flow.Time
 }
 
 func (o *oracle) ruling(f *oracleFlow, stagedToo bool) (g oracleRuling) {

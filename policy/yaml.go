@@ -85,8 +85,7 @@ func (r *reader) parse(src []byte) (docs []*ast.DocumentNode) {
 	}
 	f, err := parser.Parse(tokens, 0)
 	if err != nil {
-		var syntax yaml.Error
-		if errors.As(err, &syntax) {
+		if syntax, ok := errors.AsType[yaml.Error](err); ok {
 			r.diags.errorf(r.at(syntax.GetToken()), "write plain YAML", "this is no YAML: %s", oneLine(syntax.GetMessage()))
 		} else {
 			r.diags.errorf(Pos{File: r.file}, "write plain YAML", "this is no YAML: %s", oneLine(err.Error()))

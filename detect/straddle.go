@@ -154,12 +154,7 @@ func (d *Detector) justEnded(r *flow.Record) bool {
 	if within(v.Exception) {
 		return true
 	}
-	for _, e := range v.Others[:min(int(v.OthersTotal), flow.MaxOthers)] {
-		if within(e) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(v.Others[:min(int(v.OthersTotal), flow.MaxOthers)], within)
 }
 
 // settle decides whether an expired record joins a session of st, which may be nil.

@@ -19,7 +19,8 @@ type oddDenied struct{ names *flow.Names }
 func (p *oddDenied) JudgeRecord(r *flow.Record) bool {
 	deny := func(client flow.Addr) bool { return client.Lo&1 == 1 }
 	src, dst := deny(r.Src), deny(r.Dst)
-	denied, settled := false, true
+	var denied bool
+	settled := true
 	switch r.Oriented {
 	case flow.Forward:
 		denied = src
@@ -330,8 +331,8 @@ func TestNamesOf(t *testing.T) {
 		case ty == reflect.TypeFor[flow.Name]():
 			return 1
 		case ty.Kind() == reflect.Struct:
-			for i := range ty.NumField() {
-				n += count(ty.Field(i).Type)
+			for field := range ty.Fields() {
+				n += count(field.Type)
 			}
 		case ty.Kind() == reflect.Array:
 			return ty.Len() * count(ty.Elem())

@@ -1,5 +1,7 @@
 package flow
 
+import "slices"
+
 import "sync"
 
 // Name is an interned string: a user, an application, a segment, a rule id. It is
@@ -116,7 +118,7 @@ func (n *Names) Text(id Name) string {
 func (n *Names) Texts() []string {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	return n.texts[:len(n.texts):len(n.texts)]
+	return slices.Clip(n.texts)
 }
 
 // Len is how many names the table holds, the two reserved ones included;

@@ -25,7 +25,6 @@ type Capture struct {
 	close func() error
 
 	next  func() (data []byte, ci gopacket.CaptureInfo, link layers.LinkType, err error)
-	link  layers.LinkType
 	dg    Datagram
 	stats CaptureStats
 	frags fragments
@@ -87,7 +86,7 @@ func NewCapture(r io.Reader, name string, size int64) (*Capture, error) {
 		}
 		br = bufio.NewReaderSize(z, 1<<16)
 		if magic, err = br.Peek(4); err != nil && len(magic) < 4 {
-			return nil, fmt.Errorf("%s: the gzip stream holds %d bytes (%v); a capture has a header of at least 24", name, len(magic), err)
+			return nil, fmt.Errorf("%s: the gzip stream holds %d bytes (%w); a capture has a header of at least 24", name, len(magic), err)
 		}
 	} else if err != nil && len(magic) < 4 {
 		return nil, fmt.Errorf("%s: only %d bytes; a capture has a header of at least 24", name, len(magic))
@@ -138,7 +137,7 @@ func (c counter) Read(b []byte) (int, error) {
 func (c *Capture) Next() (*Datagram, error) {
 	for {
 		data, ci, link, err := c.next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			c.stats.FragmentsLost += c.frags.give()
 			return nil, io.EOF
 		}

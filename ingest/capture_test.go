@@ -20,7 +20,7 @@ func readAll(t *testing.T, c *Capture) (out []Datagram) {
 	t.Helper()
 	for {
 		dg, err := c.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return out
 		}
 		if err != nil {
@@ -119,7 +119,7 @@ func TestCaptureErrors(t *testing.T) {
 		for err == nil {
 			_, err = r.Next()
 		}
-		if err == io.EOF || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "flows.pcap") {
+		if errors.Is(err, io.EOF) || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "flows.pcap") {
 			t.Errorf("%s: %v; want %q and the file's name", c.name, err, c.want)
 		}
 	}

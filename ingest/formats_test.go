@@ -25,9 +25,9 @@ func TestFormatsPage(t *testing.T) {
 	row := regexp.MustCompile(`^\| ([0-9, ]+) \|`)
 	tables := map[string][]uint16{}
 	head := ""
-	for _, line := range strings.Split(string(page), "\n") {
+	for line := range strings.SplitSeq(string(page), "\n") {
 		if m := row.FindStringSubmatch(line); m != nil {
-			for _, n := range strings.Split(m[1], ",") {
+			for n := range strings.SplitSeq(m[1], ",") {
 				v, err := strconv.ParseUint(strings.TrimSpace(n), 10, 16)
 				if err != nil {
 					t.Fatal(err)

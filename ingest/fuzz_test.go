@@ -3,6 +3,7 @@ package ingest
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"io"
 	"testing"
 
@@ -90,7 +91,7 @@ func FuzzCapture(f *testing.F) {
 		for range 10_000 {
 			dg, err := c.Next()
 			if err != nil {
-				if err != io.EOF && err.Error() == "" {
+				if !errors.Is(err, io.EOF) && err.Error() == "" {
 					t.Fatal("an error without a text")
 				}
 				break

@@ -240,7 +240,7 @@ func TestFixtures(t *testing.T) {
 		want, got := map[string]uint64{}, map[string]uint64{
 			"datagrams": d.total.Datagrams.Received, "data": d.total.Records.Decoded, "opt": d.total.Options,
 			"flow_samples": d.total.Records.Decoded, "counter": d.total.Counters}
-		for _, kv := range strings.Fields(cols[5]) {
+		for kv := range strings.FieldsSeq(cols[5]) {
 			if k, v, ok := strings.Cut(kv, "="); ok {
 				if n, err := strconv.ParseUint(v, 10, 64); err == nil {
 					want[k] = n
@@ -456,7 +456,7 @@ func readTelegraf(t *testing.T, dir, name string) (facts []fact, all, ok bool) {
 		"icmp_type": "icmp_type", "icmp_code": "icmp_code", "type_29305_85": "rev_bytes", "type_29305_86": "rev_packets",
 		"l2_bytes": "bytes_raw", "agent_ip": "exporter", "agent_subid": "domain"}
 	var sets []string
-	for _, line := range strings.Split(strings.TrimSpace(string(b)), "\n") {
+	for line := range strings.SplitSeq(strings.TrimSpace(string(b)), "\n") {
 		_, rest, _ := strings.Cut(line, " ")
 		sets = append(sets, rest)
 	}
@@ -720,7 +720,7 @@ func pmacctScores(t *testing.T, dir string, used map[deviation]bool) (scores []s
 		}
 		s := score{capture: c.golden, against: "pmacct"}
 		var lines []map[string]any
-		for _, line := range strings.Split(strings.TrimSpace(string(b)), "\n") {
+		for line := range strings.SplitSeq(strings.TrimSpace(string(b)), "\n") {
 			var m map[string]any
 			if err := json.Unmarshal([]byte(line), &m); err != nil {
 				t.Fatal(err)

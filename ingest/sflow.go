@@ -45,7 +45,7 @@ func (x *xdr) word() uint32 {
 
 // opaque cuts n bytes and their padding to a word.
 func (x *xdr) opaque(n uint32) []byte {
-	padded := uint64(n) + 3&^3
+	padded := (uint64(n) + 3) &^ 3
 	if padded > uint64(len(x.b)) {
 		if uint64(n) == uint64(len(x.b)) { // the padding at the very end is missing
 			b := x.b

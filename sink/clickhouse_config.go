@@ -169,7 +169,7 @@ func (c *ClickHouseConfig) target() (target, error) {
 		return target{}, errors.New("clickhouse.url is no URL; use embedded, clickhouse://user@host:9000, http://host:8123 or https://host:8443")
 	}
 	t := target{user: c.User, tls: c.TLS.Enabled}
-	port := 0
+	var port int
 	switch u.Scheme {
 	case "clickhouse":
 		if port = 9000; t.tls {

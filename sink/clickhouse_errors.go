@@ -41,8 +41,7 @@ func Retryable(err error) bool {
 	if err == nil {
 		return false
 	}
-	var r *refusal
-	if errors.As(err, &r) {
+	if _, ok := errors.AsType[*refusal](err); ok {
 		return false
 	}
 	code, ok := exceptionCode(err)
@@ -55,12 +54,10 @@ func Retryable(err error) bool {
 
 // exceptionCode is the code ClickHouse gave, if the error is an answer of ClickHouse.
 func exceptionCode(err error) (int32, bool) {
-	var e *clickhouse.Exception
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*clickhouse.Exception](err); ok {
 		return e.Code, true
 	}
-	var raw *ch.Exception
-	if errors.As(err, &raw) {
+	if raw, ok := errors.AsType[*ch.Exception](err); ok {
 		return int32(raw.Code), true
 	}
 	return 0, false

@@ -107,7 +107,7 @@ func TestRetryStoresOnce(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer db.Close() //nolint:errcheck // a test
+			defer db.Close()
 			names := flow.NewNames(0)
 			w := db.NewFlowWriter(names)
 			w.AppendRecords(randomRecords(rand.New(rand.NewPCG(1, 1)), names, 50))

@@ -85,7 +85,7 @@ func TestNativeFraming(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close() //nolint:errcheck // a test
+	defer l.Close()
 	cfg := DefaultClickHouseConfig()
 	cfg.URL = "clickhouse://" + l.Addr().String()
 	db := &ClickHouse{cfg: cfg, log: slog.New(slog.DiscardHandler), metrics: newClickHouseMetrics(nil)}
@@ -112,7 +112,7 @@ func TestNativeFraming(t *testing.T) {
 			answers <- answer{err: err}
 			return
 		}
-		defer conn.Close() //nolint:errcheck // a test
+		defer conn.Close()
 		var a answer
 		a.body, a.settings, a.err = nativeServer(conn, NewFlowWriter(names).input, want.Buf)
 		answers <- a

@@ -142,7 +142,7 @@ func plain(v reflect.Value, kind string) any {
 		if v.IsNil() {
 			return nil
 		}
-		if b, ok := v.Interface().(*big.Int); ok {
+		if b, ok := reflect.TypeAssert[*big.Int](v); ok {
 			return b
 		}
 		v = v.Elem()

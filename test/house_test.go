@@ -265,7 +265,7 @@ func TestFuzzTargets(t *testing.T) {
 var (
 	linkForm    = regexp.MustCompile(`\]\(([^)\s]+)\)`)
 	headingForm = regexp.MustCompile(`^#+ +(.+?)\s*$`)
-	slugDrops   = regexp.MustCompile("[^\\p{L}\\p{N}_ -]")
+	slugDrops   = regexp.MustCompile(`[^\p{L}\p{N}_ -]`)
 )
 
 // anchors are the names that a Markdown page's headings can be linked by.

@@ -93,7 +93,8 @@ func defaultConfig() config {
 func loadConfig(path string) (config, error) {
 	c := defaultConfig()
 	if path == "" {
-		return c, c.validate()
+		err := c.validate()
+		return c, err
 	}
 	raw, err := os.ReadFile(path)
 	if err != nil {
@@ -194,8 +195,7 @@ func locate(path string, raw []byte, err error) error {
 	}
 	for _, e := range list {
 		key, message := "", e.Error()
-		var k keyError
-		if errors.As(e, &k) {
+		if k, ok := errors.AsType[keyError](e); ok {
 			key = k.key
 			if sub := leadingKey.FindString(k.err.Error()); sub != "" {
 				if line, col := positionOf(raw, key+"."+sub); line > 1 || col > 1 {

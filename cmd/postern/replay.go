@@ -121,8 +121,7 @@ type replayer struct {
 	detector *detect.Detector
 	stderr   io.Writer
 
-	onFlow   func(*flow.Batch) error
-	onEvents func([]*flow.Finding) error
+	onFlow func(*flow.Batch) error
 
 	stats    ingest.CaptureStats
 	ledger   flow.Ledger

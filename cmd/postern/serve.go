@@ -97,15 +97,14 @@ func newService(cfg config, log *slog.Logger) (*service, error) {
 }
 
 // run serves until ctx ends, then works through what was received.
-func (s *service) run(ctx context.Context) error {
+func (s *service) run(ctx context.Context) (err error) {
 	if err := os.MkdirAll(s.cfg.Data, 0o700); err != nil {
 		return err
 	}
 	if err := s.open(ctx); err != nil {
 		return err
 	}
-	defer s.spool.Close()
-	defer s.store.close()
+	defer func() { err = errors.Join(err, s.store.close(), s.spool.Close()) }()
 
 	// Phases of a stop: sources end with asked; what they handed on is worked
 	// through under grace; what serves others (store, outbox, admin) ends last.
@@ -150,7 +149,7 @@ func (s *service) run(ctx context.Context) error {
 	go func() { failed <- work.Wait() }()
 	go func() { failed <- outer.Wait() }()
 	ended := 1
-	err := <-failed
+	err = <-failed
 	s.listening.Store(false)
 	s.log.Info("stopping", "grace", s.cfg.Shutdown)
 	if asked.Err() != nil { // and not because something failed: the sources have ended
@@ -192,17 +191,14 @@ func (s *service) open(ctx context.Context) error {
 		return s.spool.Policy(text, wallClock())
 	}
 	if err := s.openPipeline(); err != nil {
-		s.spool.Close()
-		return err
+		return errors.Join(err, s.spool.Close())
 	}
 	if err := s.store.open(); err != nil {
-		s.spool.Close()
-		return err
+		return errors.Join(err, s.spool.Close())
 	}
 	s.bringPolicy()
 	if err := s.listen(ctx); err != nil {
-		s.spool.Close()
-		return errors.Join(err, s.store.close())
+		return errors.Join(err, s.spool.Close(), s.store.close())
 	}
 	return nil
 }

@@ -192,7 +192,7 @@ func (s *durableStore) connect(ctx context.Context) error {
 	}, backoff.WithBackOff(newBackOff()), backoff.WithMaxElapsedTime(0))
 	if err != nil {
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // the service stops; not having connected is no error
 		}
 		return err
 	}

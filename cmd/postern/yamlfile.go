@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 	"reflect"
 	"strings"
 
@@ -13,17 +12,9 @@ import (
 	"github.com/goccy/go-yaml/parser"
 )
 
-// loadYAML reads the file at path into v (a pointer to a struct that already
-// holds the defaults). Unknown keys are errors. Every error reads
+// parseYAML reads raw, the content of path, into v (a pointer to a struct that
+// already holds the defaults). Unknown keys are errors. Every error reads
 // file:line:column: what is wrong; what would be right.
-func loadYAML(path string, v any) error {
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	return parseYAML(path, raw, v)
-}
-
 func parseYAML(path string, raw []byte, v any) error {
 	err := yaml.UnmarshalWithOptions(raw, v, yaml.Strict())
 	if err == nil {
@@ -37,8 +28,7 @@ func parseYAML(path string, raw []byte, v any) error {
 	}
 	tok := at.GetToken()
 	message := at.GetMessage()
-	var unknown *yaml.UnknownFieldError
-	if errors.As(err, &unknown) {
+	if _, ok := errors.AsType[*yaml.UnknownFieldError](err); ok {
 		message = fmt.Sprintf("unknown key %q; %s", tok.Value, nearestKey(tok.Value, reflect.TypeOf(v)))
 	}
 	return fmt.Errorf("%s:%d:%d: %s", path, tok.Position.Line, tok.Position.Column, message)
@@ -117,8 +107,7 @@ func yamlKeys(t reflect.Type, seen map[reflect.Type]bool) map[string]bool {
 		return keys
 	}
 	seen[t] = true
-	for i := range t.NumField() {
-		f := t.Field(i)
+	for f := range t.Fields() {
 		name, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
 		if name != "" && name != "-" {
 			keys[name] = true

@@ -49,6 +49,7 @@ type pipeline struct {
 	chunk     int
 	decoded   *flow.Batch // what the decoder filled so far
 	judged    *flow.Batch
+	taken     int // of judged, what is in a block already
 	free      chan *block
 	block     *block // the one being filled
 	out       chan storeItem
@@ -68,17 +69,19 @@ type block struct {
 	writer    *sink.FlowWriter
 	rows      int
 	exporters map[flow.Addr]uint64
-	received  flow.Time // newest receipt among the rows
 }
 
-func (b *block) add(batch *flow.Batch) {
+func (b *block) add(records []flow.Record) {
 	if b.writer != nil {
-		b.writer.Append(batch)
+		b.writer.AppendRecords(records)
 	}
-	b.rows += len(batch.Records)
-	for i := range batch.Records {
-		b.exporters[batch.Records[i].Exporter]++
-		b.received = max(b.received, batch.Records[i].Received)
+	b.rows += len(records)
+	for i := 0; i < len(records); { // records of one datagram lie together
+		from, n := records[i].Exporter, i
+		for i < len(records) && records[i].Exporter == from {
+			i++
+		}
+		b.exporters[from] += uint64(i - n)
 	}
 }
 
@@ -86,7 +89,7 @@ func (b *block) reset() {
 	if b.writer != nil {
 		b.writer.Reset()
 	}
-	b.rows, b.received = 0, 0
+	b.rows = 0
 	clear(b.exporters)
 }
 
@@ -174,34 +177,40 @@ func (p *pipeline) tick(ctx context.Context, now flow.Time) error {
 	})
 }
 
-// advance moves what was decoded on through judging and detection into the block,
-// then runs after, then hands the block on if it is full.
+// advance moves what was decoded on through judging and detection, then runs
+// after, then fills blocks with it. Every block but a unit's last holds exactly
+// chunkRows rows, so that a re-read cuts alike.
 func (p *pipeline) advance(ctx context.Context, after func()) error {
-	if p.block == nil {
-		select {
-		case p.block = <-p.free:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		p.gate.Lock()
-		p.storing[p.block] = struct{}{}
-		p.gate.Unlock()
-	}
-	err := p.move(after)
-	if err != nil {
+	if err := p.judge(after); err != nil {
 		return err
 	}
-	if p.block.rows >= p.chunkRows {
-		return p.handOn(ctx)
+	for p.taken < len(p.judged.Records) {
+		if p.block == nil {
+			if err := p.takeBlock(ctx); err != nil {
+				return err
+			}
+		}
+		p.gate.RLock()
+		rest := p.judged.Records[p.taken:]
+		rest = rest[:min(len(rest), p.chunkRows-p.block.rows)]
+		p.block.add(rest)
+		p.taken += len(rest)
+		p.gate.RUnlock()
+		if p.block.rows >= p.chunkRows {
+			if err := p.handOn(ctx); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
 
-// move is the part of advance during which records are between places.
-func (p *pipeline) move(after func()) error {
+// judge is the part of advance during which records are between places.
+func (p *pipeline) judge(after func()) error {
 	p.gate.RLock()
 	defer p.gate.RUnlock()
 	p.judged.Reset()
+	p.taken = 0
 	p.pairer.Process(p.decoded, p.judged)
 	p.decoded.Reset()
 	if after != nil {
@@ -211,14 +220,23 @@ func (p *pipeline) move(after func()) error {
 		return nil
 	}
 	p.detector.Observe(p.judged)
-	p.block.add(p.judged)
 	p.judgedSoFar.add(p.judged)
 	if p.onFlow != nil {
-		if err := p.onFlow(p.judged); err != nil {
-			return err
-		}
+		return p.onFlow(p.judged)
 	}
-	p.judged.Reset()
+	return nil
+}
+
+// takeBlock waits for an empty block: the store is behind while there is none.
+func (p *pipeline) takeBlock(ctx context.Context) error {
+	select {
+	case p.block = <-p.free:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	p.gate.Lock()
+	p.storing[p.block] = struct{}{}
+	p.gate.Unlock()
 	return nil
 }
 
@@ -246,11 +264,16 @@ func (p *pipeline) end(ctx context.Context, cp *checkpoint, extra map[string][]b
 	if err := p.advance(ctx, nil); err != nil {
 		return err
 	}
-	if p.block.rows > 0 {
+	if p.block != nil && p.block.rows > 0 {
 		if err := p.handOn(ctx); err != nil {
 			return err
 		}
 	}
+	// Nothing of the unit waits any more: a datagram that did not reach the decoder
+	// is lost, and the sum has to show it.
+	p.gate.Lock()
+	clear(p.queued)
+	p.gate.Unlock()
 	contribs, events := p.collect()
 	if p.onEvents != nil {
 		if err := p.onEvents(events); err != nil {
@@ -425,8 +448,9 @@ func (p *pipeline) ledger(waiting func(flow.Ledger)) flow.Ledger {
 	defer p.gate.Unlock()
 	l := flow.Ledger{}
 	for exporter, a := range p.decoder.Ledger() {
-		a.Datagrams.Received = 0 // the decoder's view; the spool's is the one that counts
-		l.Of(exporter).Add(a)
+		seen := *a
+		seen.Datagrams.Received = 0 // the decoder's view; the spool's is the one that counts
+		l.Of(exporter).Add(&seen)
 	}
 	for exporter, a := range p.totals {
 		l.Of(exporter).Add(&a)
@@ -436,6 +460,9 @@ func (p *pipeline) ledger(waiting func(flow.Ledger)) flow.Ledger {
 	}
 	for i := range p.decoded.Records {
 		l.Of(p.decoded.Records[i].Exporter).Records.InFlight++
+	}
+	for i := range p.judged.Records[p.taken:] {
+		l.Of(p.judged.Records[p.taken+i].Exporter).Records.InFlight++
 	}
 	p.pairer.Held(func(exporter flow.Addr, n uint64) { l.Of(exporter).Records.InFlight += n })
 	for b := range p.storing {

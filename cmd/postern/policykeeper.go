@@ -142,9 +142,9 @@ func (k *policyKeeper) versions() ([]activation, func(hash string) ([]byte, erro
 }
 
 // reload reads the folder and, if it holds another version than the last, puts it
-// into the spool as in force from since on. A folder with errors changes nothing.
-func (k *policyKeeper) reload(since, now flow.Time) error {
-	err := k.tryReload(since, now)
+// into the spool as in force from now on. A folder with errors changes nothing.
+func (k *policyKeeper) reload(now flow.Time) error {
+	err := k.tryReload(now)
 	k.mu.Lock()
 	k.lastErr = err
 	k.mu.Unlock()
@@ -152,12 +152,12 @@ func (k *policyKeeper) reload(since, now flow.Time) error {
 	if err != nil {
 		k.rejected.Set(1)
 		k.loads.WithLabelValues("rejected").Inc()
-		k.log.Error("policy not accepted; the last good version stays in force", "dir", k.cfg.Dir, "error", err)
+		k.log.Error("policy not accepted; the last good version, if there was one, stays in force", "dir", k.cfg.Dir, "error", err)
 	}
 	return err
 }
 
-func (k *policyKeeper) tryReload(since, now flow.Time) error {
+func (k *policyKeeper) tryReload(now flow.Time) error {
 	p, diags := policy.Load(os.DirFS(k.cfg.Dir))
 	for _, d := range diags {
 		if d.Warning {
@@ -175,8 +175,9 @@ func (k *policyKeeper) tryReload(since, now flow.Time) error {
 		k.loads.WithLabelValues("unchanged").Inc()
 		return nil
 	}
-	if kept, err := os.ReadDir(k.sources); err == nil && len(kept) > 0 {
-		since = now // a stated moment is that of the first version this directory sees
+	since := now
+	if kept, err := os.ReadDir(k.sources); k.cfg.Since != 0 && (err != nil || len(kept) == 0) {
+		since = k.cfg.Since // stated for the first version that this directory sees
 	}
 	if err := k.keep(hash, p.Source()); err != nil {
 		return err
@@ -226,8 +227,7 @@ func (k *policyKeeper) watch(ctx context.Context, hup <-chan os.Signal, now func
 			k.log.Warn("watching the policy folder", "error", err)
 			quiet.Reset(policyQuiet)
 		case <-quiet.C:
-			t := now()
-			_ = k.reload(t, t) // reload has told and counted it
+			_ = k.reload(now()) // reload has told and counted it
 		}
 	}
 }

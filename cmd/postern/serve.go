@@ -257,12 +257,7 @@ func (s *service) openPipeline() error {
 
 // bringPolicy puts the folder's version into the spool before any datagram.
 func (s *service) bringPolicy() {
-	now := wallClock()
-	since := now
-	if n, _ := s.keeper.versions(); len(n) == 0 && s.cfg.Policy.Since != 0 {
-		since = s.cfg.Policy.Since
-	}
-	_ = s.keeper.reload(since, now) // told and counted; without a version every flow is unverified
+	_ = s.keeper.reload(wallClock()) // told and counted; without a version every flow is unverified
 }
 
 func (s *service) listen(ctx context.Context) error {

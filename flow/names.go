@@ -22,6 +22,9 @@ const (
 	// DefaultMaxNames bounds a table unless said otherwise: 1 Mi names of
 	// typically 20 bytes are about 80 MB.
 	DefaultMaxNames = 1 << 20
+	// trustedNames is the room beyond the cap for names that come from our own
+	// files: a policy can be loaded even after the network has filled the table.
+	trustedNames = 1 << 16
 )
 
 // Names interns strings. It grows to a cap and then gives [OverflowName], so that
@@ -44,8 +47,10 @@ func NewNames(maxNames int) *Names {
 	return &Names{ids: map[string]Name{}, texts: []string{"", overflowText}, max: maxNames}
 }
 
-// Intern gives the name of s, a new one if need be. Strings beyond 256 bytes are
-// cut; the empty string is [NoName].
+// Intern gives the name of s, a new one if need be. It is for what comes from our
+// own files and checkpoints, for which some room is kept; names from the network
+// go through [Names.InternBytes]. Strings beyond 256 bytes are cut; the empty
+// string is [NoName].
 func (n *Names) Intern(s string) Name {
 	if s == "" {
 		return NoName
@@ -59,10 +64,10 @@ func (n *Names) Intern(s string) Name {
 	if ok {
 		return id
 	}
-	return n.add(s)
+	return n.add(s, n.max+trustedNames)
 }
 
-// InternBytes is Intern for bytes that the caller goes on using.
+// InternBytes is Intern for bytes from the network, which the caller goes on using.
 func (n *Names) InternBytes(b []byte) Name {
 	if len(b) == 0 {
 		return NoName
@@ -76,16 +81,16 @@ func (n *Names) InternBytes(b []byte) Name {
 	if ok {
 		return id
 	}
-	return n.add(string(b))
+	return n.add(string(b), n.max)
 }
 
-func (n *Names) add(s string) Name {
+func (n *Names) add(s string, limit int) Name {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if id, ok := n.ids[s]; ok {
 		return id
 	}
-	if len(n.texts) >= n.max {
+	if len(n.texts) >= limit {
 		n.overflow++
 		return OverflowName
 	}

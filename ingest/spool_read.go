@@ -96,6 +96,15 @@ func (s *Spool) Next(ctx context.Context) (*Segment, error) {
 	}
 }
 
+// Behind says whether another sealed segment waits behind the one that
+// [Spool.Next] gave last: the consumer has not caught up.
+func (s *Spool) Behind() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	g := s.nextFile()
+	return g != nil && g.sealed
+}
+
 func (s *Spool) nextFile() *segmentFile {
 	for _, g := range s.segments {
 		if g.seq > s.cursor {

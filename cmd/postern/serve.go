@@ -74,7 +74,9 @@ type service struct {
 
 	cursor    uint64 // segment the pipeline is in; guarded by pipe.gate
 	listening atomic.Bool
-	notify    func(state string) // the demo waits for states; may be nil
+
+	checkpointed time.Time          // when the newest checkpoint was taken; paces them, nothing else
+	notify       func(state string) // the demo waits for states; may be nil
 }
 
 // wallClock is the one place where the service's clock comes from.
@@ -339,6 +341,11 @@ func (s *service) consume(ctx context.Context) error {
 	}
 }
 
+// checkpointEvery is how far apart checkpoints are at least while segments wait. It
+// bounds what a restart reads again; tokens make that harmless, and one second of
+// segments is far fewer than the tokens that ClickHouse remembers.
+const checkpointEvery = time.Second
+
 func (s *service) segment(ctx context.Context, seg *ingest.Segment) error {
 	s.takeIn(seg)
 	s.pipe.chunkRows = seg.ChunkRows()
@@ -359,6 +366,12 @@ func (s *service) segment(ctx context.Context, seg *ingest.Segment) error {
 			return err
 		}
 	}
+	// Working through a backlog, a checkpoint a second is enough; what lies between
+	// two is read again after a crash.
+	if s.spool.Behind() && time.Since(s.checkpointed) < checkpointEvery {
+		return s.pipe.end(ctx, nil, nil, nil)
+	}
+	s.checkpointed = time.Now()
 	seq := seg.Seq()
 	policies, err := s.keeper.Snapshot()
 	if err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -37,6 +38,7 @@ error makes it 1.`,
 			}
 			p, diags := policy.Load(os.DirFS(dir))
 			for _, d := range diags {
+				d.File = filepath.Join(dir, d.File) // where an editor finds it
 				fmt.Fprintln(out, d)
 			}
 			if failed || p == nil {

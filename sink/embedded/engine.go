@@ -308,6 +308,9 @@ func (e *Engine) arguments() []string {
 		"clickhouse",
 		"--path=" + e.cfg.DataDir,
 		"--logger.level=fatal",
+		// Without this a terminal on standard error gets the engine's trace.
+		"--logger.console=0",
+		"--logger.console_log_level=none",
 		"--max_server_memory_usage=" + strconv.FormatInt(mem, 10),
 		"--mark_cache_size=" + strconv.FormatInt(int64(e.cfg.MarkCache), 10),
 		"--uncompressed_cache_size=0",

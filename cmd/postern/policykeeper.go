@@ -197,10 +197,13 @@ func (k *policyKeeper) tryReload(now flow.Time) error {
 func (k *policyKeeper) watch(ctx context.Context, hup <-chan os.Signal, now func() flow.Time) error {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
-		return fmt.Errorf("watching the policy folder: %w", err)
+		// Out of inotify watches, as a rule: no reason to stop receiving flows.
+		k.log.Error("the policy folder cannot be watched; changes are taken on SIGHUP alone", "error", err)
+		w = &fsnotify.Watcher{} // nothing ever comes from it
+	} else {
+		defer w.Close()
+		k.follow(w)
 	}
-	defer w.Close()
-	k.follow(w)
 	dir := filepath.Clean(k.cfg.Dir)
 	above := filepath.Dir(dir)
 	quiet := time.NewTimer(policyQuiet) // also catches what changed between the first reading and now

@@ -168,10 +168,17 @@ func (s *service) run(ctx context.Context) (err error) {
 	endSources()
 	endGrace()
 	endLast()
+	err = unlessEnded(err)
 	for ; ended < 3; ended++ {
-		err = errors.Join(err, <-failed)
+		err = errors.Join(err, unlessEnded(<-failed))
 	}
-	if asked.Err() != nil && errors.Is(err, context.Canceled) {
+	return err
+}
+
+// unlessEnded is err, but for the error of a context that was ended on purpose,
+// which says nothing.
+func unlessEnded(err error) error {
+	if errors.Is(err, context.Canceled) {
 		return nil
 	}
 	return err

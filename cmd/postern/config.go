@@ -168,11 +168,23 @@ func (c *config) validate() error {
 		check("embedded", e.Validate())
 	}
 	check("outbox", c.Outbox.Validate())
+	secret := func(key, ref string) {
+		if ref != "" {
+			check(key, checkReference(ref))
+		}
+	}
+	secret("clickhouse.password", c.ClickHouse.Password)
+	secret("embedded.token", c.Embedded.Token)
+	secret("embedded.readOnlyToken", c.Embedded.ReadOnlyToken)
+	secret("admin.token", c.Admin.Token)
 	names := map[string]bool{}
 	for i := range c.Webhooks {
 		w := &c.Webhooks[i]
 		key := fmt.Sprintf("webhooks[%d]", i)
 		check(key, w.Validate())
+		for j, ref := range w.Secrets {
+			check(fmt.Sprintf("%s.secrets[%d]", key, j), checkReference(ref))
+		}
 		if names[w.Name] {
 			check(key+".name", fmt.Errorf("%q is used twice; each receiver has an outbox of its own", w.Name))
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -29,5 +30,16 @@ func resolveSecret(ref string) (string, error) {
 		}
 		return v, nil
 	}
-	return "", fmt.Errorf("a secret stands here; it must be a reference: env:NAME or file:PATH")
+	return "", errNoReference
+}
+
+// errNoReference does not repeat what stands there: it may be the secret.
+var errNoReference = errors.New("a secret stands here; it must be a reference: env:NAME or file:PATH")
+
+// checkReference says whether ref has the form of a reference, without following it.
+func checkReference(ref string) error {
+	if kind, name, ok := strings.Cut(ref, ":"); ok && name != "" && (kind == "env" || kind == "file") {
+		return nil
+	}
+	return errNoReference
 }

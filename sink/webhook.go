@@ -142,8 +142,8 @@ func (c *WebhookConfig) validate() error {
 	return nil
 }
 
-// Resolve is c with every secret and header value replaced by what get makes of
-// it; get returns what is no reference unchanged.
+// Resolve is c with every secret, and every header value that is a reference
+// (env:NAME, file:PATH), replaced by what get makes of it.
 func (c WebhookConfig) Resolve(get func(ref string) (string, error)) (WebhookConfig, error) {
 	secrets, headers := make([]string, len(c.Secrets)), make(map[string]string, len(c.Headers))
 	for i, ref := range c.Secrets {
@@ -153,10 +153,13 @@ func (c WebhookConfig) Resolve(get func(ref string) (string, error)) (WebhookCon
 		}
 		secrets[i] = value
 	}
-	for name, ref := range c.Headers {
-		value, err := get(ref)
-		if err != nil {
-			return c, fmt.Errorf("webhook %s: header %s: %w", c.Name, name, err)
+	for name, value := range c.Headers {
+		if strings.HasPrefix(value, "env:") || strings.HasPrefix(value, "file:") {
+			secret, err := get(value)
+			if err != nil {
+				return c, fmt.Errorf("webhook %s: header %s: %w", c.Name, name, err)
+			}
+			value = secret
 		}
 		headers[name] = value
 	}

@@ -1,0 +1,35 @@
+package test
+
+import (
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// TestDemoOnce: the demo by itself finds exactly what it planted, within its
+// minute, and says so. That it fails where something is missed or made up is
+// TestDemoCompares of the command.
+func TestDemoOnce(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	out, diag, err := try(t, "demo", "--once")
+	if err != nil {
+		t.Fatalf("%v\n%s%s", err, out, diag)
+	}
+	if !strings.Contains(out, "All 9 planted misuses were found, and nothing else.") || !strings.Contains(out, "It closes.") {
+		t.Errorf("the demo ended well, but says\n%s", out)
+	}
+	// A finding reads as a sentence with exception, ticket and owner beside it.
+	for _, want := range []string{"EX-2041", "CHG-88123", "team-payments", "EX-2100", "CHG-87002", "10.50.1.23"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %s in\n%s", want, out)
+		}
+	}
+	for _, reason := range []string{"permitted", "waived", "denied", "uncovered", "out-of-scope", "expired-exception"} {
+		if !regexp.MustCompile(`│ +` + reason + ` +│`).MatchString(out) {
+			t.Errorf("no flow is %s in\n%s", reason, out)
+		}
+	}
+	if strings.ContainsAny(out+diag, "\r\x1b") {
+		t.Error("piped output shows more than text")
+	}
+}

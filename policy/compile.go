@@ -2,6 +2,7 @@ package policy
 
 import (
 	"cmp"
+	"encoding/binary"
 	"fmt"
 	"math"
 	"math/big"
@@ -66,14 +67,13 @@ type Index struct {
 
 	table     addressTable
 	regions   []region
-	endpoints []Endpoint    // of the regions
-	segments  []segmentInfo // by place in policy.Segments
+	endpoints []Endpoint // of the regions
 
 	words     int // of a row
 	denyAt    int // first word of the denies; override-denies begin at 0
 	allowAt   int
 	exceptAt  int
-	from, to  []uint64 // a row each signature
+	from, to  []uint64 // a row each signature; signatures that match alike share one
 	services  serviceTable
 	matchers  []matcher // by bit; padding has no id
 	open      []uint64  // row: matchers with open keys
@@ -96,6 +96,17 @@ const (
 	staged
 )
 
+// modes is a set of them, so that most questions are asked once for both.
+type modes uint8
+
+const (
+	inEnforced modes = 1 << enforced
+	inStaged   modes = 1 << staged
+	inBoth           = inEnforced | inStaged
+)
+
+func (s modes) has(m mode) bool { return s>>m&1 != 0 }
+
 // region is a set of addresses that all match alike: those of one prefix without
 // the longer ones inside it.
 type region struct {
@@ -107,11 +118,12 @@ type region struct {
 	stage        Stage
 	special      bool // multicast, broadcast, link-local, unspecified
 	internet     bool
-	held         [2]bool // a rule's cidr holds it
-}
+	held         modes // a rule's cidr holds it
 
-type segmentInfo struct {
-	denyIn, denyOut bool
+	// What coverage and the defaults come to, worked out beforehand.
+	counted         modes     // its segment is under policy
+	barred          modes     // nothing with this end is covered: it is special and not held
+	denyIn, denyOut modes     // its segment's defaults count and deny
 	nameIn, nameOut flow.Name // "default:in:SEGMENT", "default:out:SEGMENT"
 }
 
@@ -132,7 +144,7 @@ type Endpoint struct {
 // matcher is a rule's or an exception's bit.
 type matcher struct {
 	id       flow.Name
-	from, to openSelector
+	from, to *openSelector // nil: the address decides alone
 }
 
 // openSelector is the part of a selector that an address alone does not decide.
@@ -154,13 +166,13 @@ type openNot struct {
 
 // exceptInfo is what decides the state of an exception.
 type exceptInfo struct {
-	e            *Exception
 	approvedAt   flow.Time // maxTime: never
 	notBefore    flow.Time
 	end          flow.Time // expiry, revocation or removal, whichever is first
 	implicateEnd flow.Time
-	removed      bool
 	overrides    []uint64 // over the words of the denies
+	e            *Exception
+	removed      bool
 }
 
 const maxTime = flow.Time(math.MaxInt64)
@@ -209,6 +221,7 @@ func Compile(p *Policy, names *flow.Names, cfg Config, removed ...Removed) *Inde
 	c.divide()
 	c.fillRows()
 	c.rankExceptions()
+	c.shareRows()
 	c.services.build(c.words, c.ranges)
 	c.times()
 	return x
@@ -314,11 +327,6 @@ func (c *compiler) layOut(removed []Removed) {
 	for i, r := range removed {
 		add(len(p.Exceptions)+i, r.Exception, r.At)
 	}
-	c.segments = make([]segmentInfo, len(p.Segments))
-	for i, s := range p.Segments {
-		c.segments[i] = segmentInfo{denyIn: s.DenyIn, denyOut: s.DenyOut,
-			nameIn: c.names.Intern("default:in:" + s.Name), nameOut: c.names.Intern("default:out:" + s.Name)}
-	}
 }
 
 func set(row []uint64, bit int)      { row[bit>>6] |= 1 << (bit & 63) }
@@ -332,7 +340,7 @@ func (c *compiler) divide() {
 		segment, workload int32
 		special, private  bool
 		cidr              bool
-		held              [2]bool
+		held              modes
 	}
 	origins := map[netip.Prefix]*origin{}
 	at := func(q netip.Prefix) *origin {
@@ -370,8 +378,10 @@ func (c *compiler) divide() {
 				o := at(q)
 				o.cidr = true
 				if bit < c.exceptAt*64 {
-					o.held[staged] = true
-					o.held[enforced] = o.held[enforced] || has(c.mask[enforced], bit)
+					o.held |= inStaged
+					if has(c.mask[enforced], bit) {
+						o.held |= inEnforced
+					}
 				}
 			}
 			for _, n := range s.Not {
@@ -394,6 +404,7 @@ func (c *compiler) divide() {
 	c.cidrSets = [][]netip.Prefix{nil}
 	sigOf := map[signature]int32{}
 	var table bart.Table[int32]
+	var addresses addressBuilder
 	private := make([]bool, 0, len(prefixes))
 	cidrSet := make([]int32, 0, len(prefixes))
 	sizes := make([]*big.Int, len(prefixes))
@@ -414,9 +425,7 @@ func (c *compiler) divide() {
 		r.workload = o.workload
 		r.special = r.special || o.special
 		priv = priv || o.private
-		for m := range r.held {
-			r.held[m] = r.held[m] || o.held[m]
-		}
+		r.held |= o.held
 		if o.cidr {
 			c.cidrSets = append(c.cidrSets, append(slices.Clone(c.cidrSets[set]), q))
 			set = int32(len(c.cidrSets) - 1)
@@ -435,18 +444,44 @@ func (c *compiler) divide() {
 		r.sig = s
 		e := c.endpoint(&r)
 		r.segmentName, r.workloadName, r.stage = e.Segment, e.Workload, e.Stage
+		c.defaults(&r)
 		c.endpoints = append(c.endpoints, e)
 		private, cidrSet = append(private, priv), append(cidrSet, set)
 		c.regions = append(c.regions, r)
 		table.Insert(q, int32(i))
-		c.table.add(q, int32(i))
+		addresses.add(q, int32(i))
 	}
+	c.table = addresses.pack()
 	c.sizes = make([]*big.Int, len(c.sigs))
 	for i := range c.sizes {
 		c.sizes[i] = new(big.Int)
 	}
 	for i, r := range c.regions {
 		c.sizes[r.sig].Add(c.sizes[r.sig], sizes[i])
+	}
+}
+
+// defaults works out what coverage and the defaults of r's segment come to.
+func (c *compiler) defaults(r *region) {
+	switch r.stage {
+	case StageEnforced:
+		r.counted = inBoth
+	case StageStaged:
+		r.counted = inStaged
+	}
+	if r.special {
+		r.barred = inBoth &^ r.held
+	}
+	if r.segment < 0 {
+		return
+	}
+	s := &c.policy.Segments[r.segment]
+	r.nameIn, r.nameOut = c.names.Intern("default:in:"+s.Name), c.names.Intern("default:out:"+s.Name)
+	if s.DenyIn {
+		r.denyIn = r.counted
+	}
+	if s.DenyOut {
+		r.denyOut = r.counted
 	}
 }
 
@@ -568,13 +603,15 @@ func (c *compiler) fillRows() {
 		m := &c.matchers[bit]
 		m.from = c.side(bit, sel[0], c.from)
 		m.to = c.side(bit, sel[1], c.to)
-		if !m.from.empty() || !m.to.empty() {
+		if m.from != nil || m.to != nil {
 			set(c.open, bit)
 		}
 	}
 }
 
-func (c *compiler) side(bit int, s *Selector, rows []uint64) openSelector {
+// side sets the bit of a selector in the row of every signature it may match and
+// gives its open part, nil if it has none.
+func (c *compiler) side(bit int, s *Selector, rows []uint64) *openSelector {
 	o := c.openPart(s)
 	for _, n := range s.Not {
 		if n.openKeys() {
@@ -607,7 +644,10 @@ func (c *compiler) side(bit int, s *Selector, rows []uint64) openSelector {
 			set(rows[i*c.words:(i+1)*c.words], bit)
 		}
 	}
-	return o
+	if o.empty() {
+		return nil
+	}
+	return &o
 }
 
 // closedMatchOrdinary is closedMatch for what stands under not:, where a special
@@ -689,6 +729,66 @@ func (c *compiler) rankExceptions() {
 	for i := range c.sigs {
 		move(c.from[i*c.words : (i+1)*c.words])
 		move(c.to[i*c.words : (i+1)*c.words])
+	}
+}
+
+// shareRows gives signatures that match alike one row: workloads of many kinds
+// differ in what no rule asks for. The fewer rows, the more of them stay in cache.
+func (c *compiler) shareRows() {
+	var nots [][]uint64 // what tells signatures apart beside their rows
+	for i := range c.matchers {
+		for _, o := range []*openSelector{c.matchers[i].from, c.matchers[i].to} {
+			if o == nil {
+				continue
+			}
+			for j := range o.nots {
+				if o.nots[j].closed {
+					nots = append(nots, o.nots[j].static)
+				}
+			}
+		}
+	}
+	w := c.words
+	first := map[string]int32{}
+	shared := make([]int32, len(c.sigs))
+	var from, to []uint64
+	var kept []int
+	var key []byte
+	for i := range c.sigs {
+		key = key[:0]
+		for _, row := range [][]uint64{c.from[i*w : (i+1)*w], c.to[i*w : (i+1)*w]} {
+			for _, word := range row {
+				key = binary.LittleEndian.AppendUint64(key, word)
+			}
+		}
+		for _, n := range nots {
+			if has(n, i) {
+				key = append(key, 1)
+			} else {
+				key = append(key, 0)
+			}
+		}
+		j, ok := first[string(key)]
+		if !ok {
+			j = int32(len(kept))
+			first[string(key)] = j
+			kept = append(kept, i)
+			from, to = append(from, c.from[i*w:(i+1)*w]...), append(to, c.to[i*w:(i+1)*w]...)
+		}
+		shared[i] = j
+	}
+	c.from, c.to = slices.Clip(from), slices.Clip(to)
+	for _, n := range nots {
+		old := slices.Clone(n)
+		clear(n)
+		for j, i := range kept {
+			if has(old, i) {
+				set(n, j)
+			}
+		}
+	}
+	for i := range c.regions {
+		c.regions[i].sig = shared[c.regions[i].sig]
 	}
 }
 
@@ -849,74 +949,6 @@ func (t *serviceTable) lookup(c *Conversation) (sure, perhaps uint32) {
 	}
 	row := pt.pages[pt.page[port>>8]][port&0xff]
 	return row, row
-}
-
-// addressTable finds the region of an address: IPv4 in at most three steps of
-// 16, 8 and 8 bits (a third of bart's time and 256 KiB a version, measured by
-// BenchmarkEndpoint), IPv6 by bart.
-type addressTable struct {
-	root   []int32 // by the upper 16 bits: a region, or where negative, ^block
-	blocks [][256]int32
-	six    bart.Table[int32]
-}
-
-// add puts a prefix in; shorter prefixes come before longer ones.
-func (t *addressTable) add(p netip.Prefix, region int32) {
-	if p.Addr().Is6() {
-		t.six.Insert(p, region)
-		return
-	}
-	if t.root == nil {
-		t.root = make([]int32, 1<<16)
-	}
-	v := flow.AddrFromNetip(p.Addr()).V4()
-	fill := func(slots []int32, at uint32, bits int) {
-		for i := range 1 << bits {
-			slots[int(at)+i] = region
-		}
-	}
-	if p.Bits() <= 16 {
-		fill(t.root, v>>16, 16-p.Bits())
-		return
-	}
-	block := t.descend(&t.root[v>>16])
-	if p.Bits() <= 24 {
-		fill(t.blocks[block][:], v>>8&0xff, 24-p.Bits())
-		return
-	}
-	slot := t.blocks[block][v>>8&0xff]
-	last := t.descend(&slot)
-	t.blocks[block][v>>8&0xff] = slot
-	fill(t.blocks[last][:], v&0xff, 32-p.Bits())
-}
-
-// descend gives the block under a slot, made of the slot's region if need be.
-func (t *addressTable) descend(slot *int32) int {
-	if *slot < 0 {
-		return int(^*slot)
-	}
-	var b [256]int32
-	for i := range b {
-		b[i] = *slot
-	}
-	t.blocks = append(t.blocks, b)
-	*slot = ^int32(len(t.blocks) - 1)
-	return len(t.blocks) - 1
-}
-
-func (t *addressTable) lookup(a flow.Addr) int32 {
-	if a.Is4() {
-		v := a.V4()
-		i := t.root[v>>16]
-		if i < 0 {
-			if i = t.blocks[^i][v>>8&0xff]; i < 0 {
-				i = t.blocks[^i][v&0xff]
-			}
-		}
-		return i
-	}
-	i, _ := t.six.Lookup(netip.AddrFrom16(a.As16()))
-	return i
 }
 
 // Endpoint is what the policy knows of an address.

@@ -58,8 +58,10 @@ func (x *Index) Explain(c *Conversation) *Explanation {
 		e.Steps = append(e.Steps, Step{Kind: "coverage", Decides: true, Why: "an ICMP error follows the conversation it quotes, which is not known here"})
 		return result()
 	}
-	r := x.pick(c, x.region(c.Client.Addr), x.region(c.Server.Addr))
-	covered, coveredStaged := x.covered(&r, enforced), x.covered(&r, staged)
+	var r rows
+	x.pick(c, x.region(c.Client.Addr), x.region(c.Server.Addr), &r)
+	in := coverage(r.client, r.server)
+	covered, coveredStaged := in.has(enforced), in.has(staged)
 	e.Steps = append(e.Steps, Step{Kind: "coverage", Decides: !covered, Why: x.whyCovered(&r, covered, coveredStaged)})
 	if !covered && !coveredStaged {
 		return result()
@@ -113,7 +115,7 @@ func (x *Index) Explain(c *Conversation) *Explanation {
 		e.Steps = append(e.Steps, s)
 	}
 	if covered {
-		deny, name := x.byDefault(&r, enforced)
+		deny, name := r.byDefault(enforced)
 		word := "allows"
 		if deny {
 			word = "denies"
@@ -261,7 +263,7 @@ func (x *Index) explainException(i int, c *Conversation, r *rows, v *flow.Verdic
 func listed(texts []string) string { return strings.Join(texts, ", ") }
 
 func (x *Index) whyCovered(r *rows, covered, coveredStaged bool) string {
-	if r.client.special && !r.client.held[staged] || r.server.special && !r.server.held[staged] {
+	if (r.client.barred | r.server.barred).has(staged) {
 		return "not covered: an end is multicast, broadcast, link-local or unspecified, and no rule's cidr holds it"
 	}
 	say := func(r *region) string {

@@ -167,41 +167,43 @@ func (o *openSelector) match(p *Party, sig int32, place flow.Dimensions) (failed
 // openMatch evaluates the open parts of both sides of a bit.
 func (x *Index) openMatch(bit int, client, server *Party, from, to int32) (failed, missing flow.Dimensions) {
 	m := &x.matchers[bit]
-	f1, m1 := m.from.match(client, from, flow.DimSource)
-	f2, m2 := m.to.match(server, to, flow.DimDestination)
-	return f1 | f2, m1 | m2
+	if m.from != nil {
+		failed, missing = m.from.match(client, from, flow.DimSource)
+	}
+	if m.to != nil {
+		f, u := m.to.match(server, to, flow.DimDestination)
+		failed, missing = failed|f, missing|u
+	}
+	return failed, missing
 }
 
-// rows are the bit rows that one conversation picks.
+// rows are the bit rows that one conversation picks. The rows of both ends are also
+// the rows of the conversation with its ends swapped: see [Index.swapped].
 type rows struct {
-	from, to         []uint64 // straight
-	swapFrom, swapTo []uint64 // with the ends swapped
-	sure, perhaps    []uint64 // of the service; the same row where all is known
-	client, server   *region
+	from, to       []uint64
+	sure, perhaps  []uint64 // of the service; the same row where all is known
+	known          bool     // they are the same
+	client, server *region
 }
 
-func (x *Index) pick(c *Conversation, client, server *region) (r rows) {
+func (x *Index) pick(c *Conversation, client, server *region, r *rows) {
 	r.client, r.server = client, server
 	w := x.words
-	i, j := int(r.client.sig)*w, int(r.server.sig)*w
+	i, j := int(client.sig)*w, int(server.sig)*w
 	r.from, r.to = x.from[i:i+w:i+w], x.to[j:j+w:j+w]
-	r.swapFrom, r.swapTo = x.from[j:j+w:j+w], x.to[i:i+w:i+w]
 	sure, perhaps := x.services.lookup(c)
-	r.sure, r.perhaps = x.services.rows[sure:int(sure)+w:int(sure)+w], x.services.rows[perhaps:int(perhaps)+w:int(perhaps)+w]
-	return r
+	r.sure = x.services.rows[sure : int(sure)+w : int(sure)+w]
+	r.perhaps, r.known = r.sure, sure == perhaps && c.Known&KnownProto != 0
+	if !r.known {
+		r.perhaps = x.services.rows[perhaps : int(perhaps)+w : int(perhaps)+w]
+	}
 }
 
-// ruling is what one judgement gave, before it is set against what was observed.
-type ruling struct {
-	expected   flow.Expected
-	reason     flow.Reason
-	rule       flow.Name
-	exception  flow.Name
-	others     [flow.MaxOthers]flow.Name
-	total      int // of others
-	failed     flow.Dimensions
-	missing    flow.Dimensions
-	validUntil flow.Time
+// swapped gives the exceptions' part of the rows with the ends swapped.
+func (x *Index) swapped(r *rows) (from, to []uint64) {
+	w, at := x.words, x.exceptAt
+	i, j := int(r.client.sig)*w, int(r.server.sig)*w
+	return x.from[j+at : j+w : j+w], x.to[i+at : i+w : i+w]
 }
 
 // Judge judges c by this version of policy and fills v, PolicyVersion included.
@@ -232,17 +234,54 @@ func (x *Index) judge(c *Conversation, client, server *region, v *flow.Verdict) 
 		v.Missing = flow.DimService
 		return
 	}
-	r := x.pick(c, client, server)
-	var g ruling
-	x.rule(c, &r, enforced, &g)
-	v.Expected, v.Reason, v.Rule, v.Exception = g.expected, g.reason, g.rule, g.exception
-	v.Others, v.OthersTotal = g.others, uint16(min(g.total, 0xffff))
-	v.Failed, v.Missing, v.ValidUntil = g.failed, g.missing, g.validUntil
-	v.Staged, v.StagedReason = g.expected, g.reason
-	if x.stagingMatters(&r) {
-		var s ruling
-		x.rule(c, &r, staged, &s)
-		v.Staged, v.StagedReason = s.expected, s.reason
+	covered := coverage(client, server)
+	if covered == 0 {
+		v.Reason, v.StagedReason, v.Confidence = flow.ReasonUncovered, flow.ReasonUncovered, 100
+		return
+	}
+	var r rows
+	x.pick(c, client, server, &r)
+	d := x.decide(c, &r, covered)
+	var e touched
+	if !d.unsure.has(enforced) || !d.unsure.has(staged) {
+		e = x.touch(&r, d.deny != 0)
+	}
+
+	// What is enforced: the whole verdict.
+	switch {
+	case !covered.has(enforced):
+		v.Reason = flow.ReasonUncovered
+	case d.unsure.has(enforced) || d.deny.has(enforced) && e.fits != 0:
+		x.ruleExactly(c, &r, enforced, v)
+	case d.deny.has(enforced):
+		v.Expected, v.Reason, v.Rule = flow.ExpectDeny, flow.ReasonDenied, x.decider(&r, &d, enforced)
+		if e.near != 0 {
+			x.misuseOfRules(c, &r, &d, enforced, v)
+		}
+	default:
+		v.Expected, v.Reason, v.Rule = flow.ExpectAllow, flow.ReasonPermitted, x.decider(&r, &d, enforced)
+		if e.fits != 0 {
+			x.redundant(c, &r, v)
+		}
+	}
+
+	// As if all that is staged were enforced: only what is expected and why. Mostly
+	// it is the same, or nothing an exception could change.
+	switch {
+	case !d.unsure.has(staged) && !d.deny.has(staged):
+		v.Staged, v.StagedReason = flow.ExpectAllow, flow.ReasonPermitted
+	case covered == inBoth && !d.differs && x.alike(&r, &d):
+		v.Staged, v.StagedReason = v.Expected, v.Reason
+	case !d.unsure.has(staged) && e.fits == 0 && d.bit[staged] < 0:
+		// A default denies, which every exception beats that matches, and none does.
+		v.Staged, v.StagedReason = flow.ExpectDeny, flow.ReasonDenied
+		if e.near != 0 && x.anyInScope(c, &r) {
+			v.StagedReason = flow.ReasonOutOfScope
+		}
+	default:
+		var s flow.Verdict
+		x.ruleExactly(c, &r, staged, &s)
+		v.Staged, v.StagedReason = s.Expected, s.Reason
 	}
 	weigh(c, v)
 }
@@ -265,138 +304,178 @@ func isICMPError(c *Conversation) bool {
 	return false
 }
 
-// stagingMatters says whether anything staged could make the second judgement
-// differ from the first.
-func (x *Index) stagingMatters(r *rows) bool {
-	if r.client.stage == StageStaged || r.server.stage == StageStaged ||
-		r.client.held[enforced] != r.client.held[staged] || r.server.held[enforced] != r.server.held[staged] {
+// coverage gives the modes in which either end is under policy.
+func coverage(client, server *region) modes {
+	return (client.counted | server.counted) &^ (client.barred | server.barred)
+}
+
+// byDefault is what the defaults say of a covered conversation, and which one says
+// it: a denial before an allowance, the responder's side before the initiator's.
+func (r *rows) byDefault(m mode) (deny bool, name flow.Name) {
+	switch {
+	case r.server.denyIn.has(m):
+		return true, r.server.nameIn
+	case r.client.denyOut.has(m):
+		return true, r.client.nameOut
+	case r.server.counted.has(m):
+		return false, r.server.nameIn
+	}
+	return false, r.client.nameOut
+}
+
+// decision is what the rules and defaults say, without exceptions, of both modes.
+type decision struct {
+	bit     [2]int // the lowest rule that matches for certain and decides; -1: the defaults do
+	deny    modes  // modes that deny
+	unsure  modes  // modes in which something unknown could matter: only the exact way tells
+	differs bool   // a staged rule matches, or may
+}
+
+// decide looks at the rules in the order in which they decide and stops at the first
+// that does. A conversation mostly meets few rules or none, whatever their number,
+// so almost every word is zero and the bits that are left are looked at one by one.
+func (x *Index) decide(c *Conversation, r *rows, covered modes) (d decision) {
+	d.bit = [2]int{-1, -1}
+	if !r.known {
+		d.unsure = covered
+		return d
+	}
+	open := covered // modes that nothing has decided yet
+	n := x.allowAt
+	from, to, service := r.from[:n], r.to[:n], r.sure[:n]
+	for w := range from {
+		// Every deny is looked at, the decided modes' too: an exception must name all.
+		for b := from[w] & to[w] & service[w]; b != 0; b &= b - 1 {
+			bit := w<<6 + bits.TrailingZeros64(b)
+			in := x.counts(bit) & covered
+			failed, missing := x.openMatchIfAny(c, r, bit)
+			if failed != 0 {
+				continue
+			}
+			d.differs = d.differs || in != covered
+			if missing != 0 {
+				d.unsure |= in
+				continue
+			}
+			d.take(in&open, bit)
+			open &^= in
+		}
+	}
+	d.deny = covered &^ open
+	if open == 0 {
+		return d
+	}
+	var maybe modes // an allow may match
+	n = x.exceptAt - x.allowAt
+	from, to, service = r.from[x.allowAt:][:n], r.to[x.allowAt:][:n], r.sure[x.allowAt:][:n]
+	for w := range from {
+		for b := from[w] & to[w] & service[w]; b != 0; b &= b - 1 {
+			bit := (x.allowAt+w)<<6 + bits.TrailingZeros64(b)
+			in := x.counts(bit) & open
+			failed, missing := x.openMatchIfAny(c, r, bit)
+			if failed != 0 {
+				continue
+			}
+			d.differs = d.differs || in != open
+			if missing != 0 {
+				maybe |= in
+				continue
+			}
+			d.take(in, bit)
+			if open &^= in; open == 0 {
+				return d
+			}
+		}
+	}
+	// What is still open is up to the defaults.
+	denied := open & (r.server.denyIn | r.client.denyOut)
+	d.deny |= denied
+	d.unsure |= maybe & denied
+	return d
+}
+
+// counts gives the modes in which a rule counts.
+func (x *Index) counts(bit int) modes {
+	if has(x.mask[enforced], bit) {
+		return inBoth
+	}
+	return inStaged
+}
+
+// openMatchIfAny is openMatch for the bit of a rule, which seldom has open keys.
+func (x *Index) openMatchIfAny(c *Conversation, r *rows, bit int) (failed, missing flow.Dimensions) {
+	if !has(x.open, bit) {
+		return 0, 0
+	}
+	return x.openMatch(bit, &c.Client, &c.Server, r.client.sig, r.server.sig)
+}
+
+func (d *decision) take(in modes, bit int) {
+	for m := range d.bit {
+		if in.has(mode(m)) {
+			d.bit[m] = bit
+		}
+	}
+}
+
+// decider names what decides: a rule or a default.
+func (x *Index) decider(r *rows, d *decision, m mode) flow.Name {
+	if d.bit[m] >= 0 {
+		return x.matchers[d.bit[m]].id
+	}
+	_, name := r.byDefault(m)
+	return name
+}
+
+// alike says whether the judgement of a conversation covered in both modes, in which
+// decide met nothing staged, is the same in both.
+func (x *Index) alike(r *rows, d *decision) bool {
+	differ := r.server.denyIn | r.client.denyOut
+	if differ == inStaged && (d.unsure != 0 || d.bit[enforced] < 0) {
+		return false // the defaults differ and may decide
+	}
+	if d.unsure == 0 {
 		return true
 	}
-	if !x.anyStaged {
-		return false
-	}
+	// Not every rule was looked at.
 	for w, all := range x.mask[staged] {
 		if r.from[w]&r.to[w]&r.perhaps[w]&(all&^x.mask[enforced][w]) != 0 {
-			return true
+			return false
 		}
 	}
-	return false
+	return true
 }
 
-// counts says whether a segment of this stage counts as enforced.
-func (m mode) counts(s Stage) bool { return s == StageEnforced || m == staged && s == StageStaged }
-
-// covered says whether either end is under policy.
-func (x *Index) covered(r *rows, m mode) bool {
-	if r.client.special && !r.client.held[m] || r.server.special && !r.server.held[m] {
-		return false
-	}
-	return m.counts(r.client.stage) || m.counts(r.server.stage)
+// touched says which exceptions a conversation touches, whatever their state and
+// their open keys, as the OR of their words.
+type touched struct {
+	fits uint64 // source, destination and service match
+	near uint64 // two or three of them, or all with the ends swapped
 }
 
-// byDefault is what the defaults say, and which one says it: a denial before an
-// allowance, the responder's side before the initiator's.
-func (x *Index) byDefault(r *rows, m mode) (deny bool, name flow.Name) {
-	if m.counts(r.server.stage) {
-		s := &x.segments[r.server.segment]
-		name = s.nameIn
-		if s.denyIn {
-			return true, name
+// touch finds fits, and with misuse near as well.
+func (x *Index) touch(r *rows, misuse bool) (e touched) {
+	n := x.words - x.exceptAt
+	from, to, service := r.from[x.exceptAt:][:n], r.to[x.exceptAt:][:n], r.sure[x.exceptAt:][:n]
+	if !misuse {
+		for w := range from {
+			e.fits |= from[w] & to[w] & service[w]
 		}
+		return e
 	}
-	if m.counts(r.client.stage) {
-		s := &x.segments[r.client.segment]
-		if s.denyOut {
-			return true, s.nameOut
-		}
-		if name == flow.NoName {
-			name = s.nameOut
-		}
+	swapFrom, swapTo := x.swapped(r)
+	swapFrom, swapTo = swapFrom[:n], swapTo[:n]
+	for w := range from {
+		s, d, v := from[w], to[w], service[w]
+		e.fits |= s & d & v
+		e.near |= s&d | v&(s|d|swapFrom[w]&swapTo[w])
 	}
-	return false, name
-}
-
-// rule gives the ruling of one mode. Most conversations meet no rule with open
-// keys and no exception and are settled here; the rest go to weighAll.
-func (x *Index) rule(c *Conversation, r *rows, m mode, g *ruling) {
-	if !x.covered(r, m) {
-		g.reason = flow.ReasonUncovered
-		return
-	}
-	if c.Known&KnownProto == 0 || &r.sure[0] != &r.perhaps[0] {
-		x.ruleExactly(c, r, m, g)
-		return
-	}
-	mask := x.mask[m]
-	first := -1
-	for w := range x.allowAt {
-		for b := r.from[w] & r.to[w] & r.sure[w] & mask[w]; b != 0; b &= b - 1 {
-			bit := w<<6 + bits.TrailingZeros64(b)
-			if x.open[w]&(b&-b) != 0 {
-				failed, missing := x.openMatch(bit, &c.Client, &c.Server, r.client.sig, r.server.sig)
-				if failed != 0 {
-					continue
-				}
-				if missing != 0 {
-					x.ruleExactly(c, r, m, g)
-					return
-				}
-			}
-			if first < 0 {
-				first = bit
-			}
-		}
-	}
-	deny, name := first >= 0, flow.NoName
-	if first < 0 {
-		var perhaps bool
-		if first, perhaps = x.firstAllow(c, r, mask); first < 0 {
-			if deny, name = x.byDefault(r, m); deny && perhaps {
-				x.ruleExactly(c, r, m, g)
-				return
-			}
-		}
-	}
-	if first >= 0 {
-		name = x.matchers[first].id
-	}
-	var near uint64 // exceptions that two or three of source, destination and service match
-	var fits uint64 // all three
-	for w := x.exceptAt; w < x.words; w++ {
-		s, d, v := r.from[w], r.to[w], r.sure[w]
-		fits |= s & d & v
-		if deny {
-			near |= s&d | v&(s|d) | r.swapFrom[w]&r.swapTo[w]&v
-		}
-	}
-	if fits != 0 && deny {
-		x.ruleExactly(c, r, m, g)
-		return
-	}
-	g.rule = name
-	if !deny {
-		g.expected, g.reason = flow.ExpectAllow, flow.ReasonPermitted
-		if fits != 0 {
-			x.redundant(c, r, g)
-		}
-		return
-	}
-	g.expected, g.reason = flow.ExpectDeny, flow.ReasonDenied
-	if near == 0 {
-		return
-	}
-	// No exception fits, so the denial is certain, and what is left is whom it
-	// implicates.
-	if first < 0 {
-		x.misuse(c, r, false, nil, g)
-		return
-	}
-	x.misuseOfRules(c, r, m, first, g)
+	return e
 }
 
 // redundant lists the exceptions that fit a conversation which the rules permit
 // anyway.
-func (x *Index) redundant(c *Conversation, r *rows, g *ruling) {
+func (x *Index) redundant(c *Conversation, r *rows, v *flow.Verdict) {
 	var l list
 	for w := x.exceptAt; w < x.words; w++ {
 		for b := r.from[w] & r.to[w] & r.sure[w]; b != 0; b &= b - 1 {
@@ -412,37 +491,22 @@ func (x *Index) redundant(c *Conversation, r *rows, g *ruling) {
 			l.add(0, 0, i, 0, 0)
 		}
 	}
-	l.give(x, g, false)
-}
-
-// firstAllow is the lowest allow that matches for certain, -1 if there is none;
-// perhaps then says whether one may.
-func (x *Index) firstAllow(c *Conversation, r *rows, mask []uint64) (first int, perhaps bool) {
-	for w := x.allowAt; w < x.exceptAt; w++ {
-		for b := r.from[w] & r.to[w] & r.sure[w] & mask[w]; b != 0; b &= b - 1 {
-			bit := w<<6 + bits.TrailingZeros64(b)
-			if x.open[w]&(b&-b) == 0 {
-				return bit, false
-			}
-			switch failed, missing := x.openMatch(bit, &c.Client, &c.Server, r.client.sig, r.server.sig); {
-			case failed != 0:
-			case missing != 0:
-				perhaps = true
-			default:
-				return bit, false
-			}
-		}
-	}
-	return -1, perhaps
+	l.give(x, v, false)
 }
 
 // fewDenies is how many words of denies are gathered without a detour: 1,024 rules.
 const fewDenies = 16
 
-func (x *Index) misuseOfRules(c *Conversation, r *rows, m mode, first int, g *ruling) {
+// misuseOfRules is misuse where decide was sure and no exception fits, so that the
+// denial is certain and what is left is whom it implicates.
+func (x *Index) misuseOfRules(c *Conversation, r *rows, d *decision, m mode, v *flow.Verdict) {
+	if d.bit[m] < 0 {
+		x.misuse(c, r, false, nil, v)
+		return
+	}
 	n := x.allowAt - x.denyAt
 	if n > fewDenies {
-		x.ruleExactly(c, r, m, g)
+		x.ruleExactly(c, r, m, v)
 		return
 	}
 	var denies [fewDenies]uint64
@@ -456,7 +520,7 @@ func (x *Index) misuseOfRules(c *Conversation, r *rows, m mode, first int, g *ru
 			}
 		}
 	}
-	x.misuse(c, r, first>>6 < x.denyAt, denies[:n], g)
+	x.misuse(c, r, d.bit[m]>>6 < x.denyAt, denies[:n], v)
 }
 
 // stackWords is how many words of matchers are judged without the heap: 8,192
@@ -476,21 +540,21 @@ type sets struct {
 }
 
 // ruleExactly judges with every open key and exception looked at.
-func (x *Index) ruleExactly(c *Conversation, r *rows, m mode, g *ruling) {
+func (x *Index) ruleExactly(c *Conversation, r *rows, m mode, v *flow.Verdict) {
 	switch {
 	case x.words <= fewWords:
 		var stack [2 * fewWords]uint64
-		x.ruleWith(c, r, m, g, stack[:2*x.words])
+		x.ruleWith(c, r, m, v, stack[:2*x.words])
 	case x.words <= stackWords:
 		var stack [2 * stackWords]uint64
-		x.ruleWith(c, r, m, g, stack[:2*x.words])
+		x.ruleWith(c, r, m, v, stack[:2*x.words])
 	default:
-		x.ruleWith(c, r, m, g, make([]uint64, 2*x.words))
+		x.ruleWith(c, r, m, v, make([]uint64, 2*x.words))
 	}
 }
 
 // ruleWith is ruleExactly with room for the sets.
-func (x *Index) ruleWith(c *Conversation, r *rows, m mode, g *ruling, room []uint64) {
+func (x *Index) ruleWith(c *Conversation, r *rows, m mode, v *flow.Verdict, room []uint64) {
 	s := sets{sure: room[:x.words:x.words], perhaps: room[x.words:]}
 	for w := range x.words {
 		perhaps := r.from[w] & r.to[w] & r.perhaps[w]
@@ -522,43 +586,43 @@ func (x *Index) ruleWith(c *Conversation, r *rows, m mode, g *ruling, room []uin
 		s.sure[w], s.perhaps[w] = sure, perhaps
 	}
 	var name flow.Name
-	s.denies, name = x.byDefault(r, m)
+	s.denies, name = r.byDefault(m)
 
 	could := x.could(&s)
 	if could&(could-1) != 0 {
-		g.reason = flow.ReasonUnverified
-		g.missing = x.pivotal(c, r, &s, could)
+		v.Reason = flow.ReasonUnverified
+		v.Missing = x.pivotal(c, r, &s, could)
 		return
 	}
 	switch could {
 	case couldPermit:
-		g.expected, g.reason = flow.ExpectAllow, flow.ReasonPermitted
+		v.Expected, v.Reason = flow.ExpectAllow, flow.ReasonPermitted
 		if bit := first(s.sure, x.allowAt, x.exceptAt); bit >= 0 {
 			name = x.matchers[bit].id
 		}
-		g.rule = name
+		v.Rule = name
 		var l list
 		x.eachException(s.sure, func(i int) { l.add(0, 0, i, 0, 0) })
-		l.give(x, g, false)
+		l.give(x, v, false)
 	case couldWaive:
-		g.expected, g.reason = flow.ExpectAllow, flow.ReasonWaived
+		v.Expected, v.Reason = flow.ExpectAllow, flow.ReasonWaived
 		if bit := first(s.sure, x.denyAt, x.allowAt); bit >= 0 {
 			name = x.matchers[bit].id
 		}
-		g.rule = name
-		x.waived(c, r, &s, g)
+		v.Rule = name
+		x.waived(c, r, &s, v)
 	default:
-		g.expected, g.reason = flow.ExpectDeny, flow.ReasonDenied
+		v.Expected, v.Reason = flow.ExpectDeny, flow.ReasonDenied
 		if bit := first(s.sure, 0, x.allowAt); bit >= 0 {
 			name = x.matchers[bit].id
 		}
-		g.rule = name
+		v.Rule = name
 		overridden := first(s.sure, 0, x.denyAt) >= 0
 		var denies []uint64
 		if first(s.sure, x.denyAt, x.allowAt) >= 0 {
 			denies = s.sure[x.denyAt:x.allowAt]
 		}
-		x.misuse(c, r, overridden, denies, g)
+		x.misuse(c, r, overridden, denies, v)
 	}
 }
 
@@ -739,24 +803,24 @@ func (l *list) add(class, failing uint8, rank int, failed, missing flow.Dimensio
 	l.entries[i] = e
 }
 
-// give writes the list into a ruling: with named the first is the exception and
+// give writes the list into a verdict: with named the first is the exception and
 // the others follow, else all are others.
-func (l *list) give(x *Index, g *ruling, named bool) {
+func (l *list) give(x *Index, v *flow.Verdict, named bool) {
 	from := 0
 	if named && l.n > 0 {
-		g.exception = x.matchers[x.exceptAt<<6+int(l.entries[0].rank)].id
-		g.failed, g.missing = l.entries[0].failed, l.entries[0].missing
+		v.Exception = x.matchers[x.exceptAt<<6+int(l.entries[0].rank)].id
+		v.Failed, v.Missing = l.entries[0].failed, l.entries[0].missing
 		from = 1
 	}
-	g.total = l.total - from
+	v.OthersTotal = uint16(min(l.total-from, 0xffff))
 	for i := from; i < l.n && i-from < flow.MaxOthers; i++ {
-		g.others[i-from] = x.matchers[x.exceptAt<<6+int(l.entries[i].rank)].id
+		v.Others[i-from] = x.matchers[x.exceptAt<<6+int(l.entries[i].rank)].id
 	}
 }
 
 // waived names the exceptions that waive a denial, the narrowest first, then those
 // that would have before they ended.
-func (x *Index) waived(c *Conversation, r *rows, s *sets, g *ruling) {
+func (x *Index) waived(c *Conversation, r *rows, s *sets, v *flow.Verdict) {
 	var l list
 	for w := x.exceptAt; w < x.words; w++ {
 		for b := r.from[w] & r.to[w] & r.sure[w]; b != 0; b &= b - 1 {
@@ -769,7 +833,7 @@ func (x *Index) waived(c *Conversation, r *rows, s *sets, g *ruling) {
 			case active:
 				if has(s.sure, x.exceptAt<<6+i) {
 					l.add(0, 0, i, 0, 0)
-					g.validUntil = max(g.validUntil, e.end)
+					v.ValidUntil = max(v.ValidUntil, e.end)
 				}
 			case expired:
 				if failed, missing := x.openMatch(x.exceptAt<<6+i, &c.Client, &c.Server, r.client.sig, r.server.sig); failed|missing == 0 {
@@ -778,7 +842,7 @@ func (x *Index) waived(c *Conversation, r *rows, s *sets, g *ruling) {
 			}
 		}
 	}
-	l.give(x, g, true)
+	l.give(x, v, true)
 }
 
 // The classes of misuse, in the order in which they are named.
@@ -793,67 +857,89 @@ var misuseReasons = [...]flow.Reason{flow.ReasonExpired, flow.ReasonNotYetValid,
 
 // misuse names the exceptions that a denied conversation implicates. denies are the
 // words of the denies that match for certain, nil if none does.
-func (x *Index) misuse(c *Conversation, r *rows, overridden bool, denies []uint64, g *ruling) {
+func (x *Index) misuse(c *Conversation, r *rows, overridden bool, denies []uint64, v *flow.Verdict) {
 	var l list
-	for w := x.exceptAt; w < x.words; w++ {
+	swapFrom, swapTo := x.swapped(r)
+	for i := range swapFrom {
+		w := x.exceptAt + i
 		from, to, service := r.from[w], r.to[w], r.perhaps[w]
-		straight, swapped := from&to|service&(from|to), r.swapFrom[w]&r.swapTo[w]&service
-		for b := straight | swapped; b != 0; b &= b - 1 {
-			flag := b & -b
-			i := (w-x.exceptAt)<<6 + bits.TrailingZeros64(b)
-			bit := x.exceptAt<<6 + i
-			e := &x.excepts[i]
-			state := e.state(c.Start)
-			if state == over {
-				continue
-			}
-			var failed, missing flow.Dimensions
-			open := x.open[w]&flag != 0
-			if open {
-				failed, missing = x.openMatch(bit, &c.Client, &c.Server, r.client.sig, r.server.sig)
-			}
-			if from&flag == 0 {
-				failed |= flow.DimSource
-			}
-			if to&flag == 0 {
-				failed |= flow.DimDestination
-			}
-			if service&flag == 0 {
-				failed |= flow.DimService
-			} else if r.sure[w]&flag == 0 {
-				missing |= flow.DimService
-			}
-			if overridden || !namesAll(e.overrides, denies) {
-				failed |= flow.DimRule
-			}
-			if state != active {
-				if failed == 0 {
-					class := [...]uint8{expired: misuseExpired, notYetValid: misuseNotYet, unapproved: misuseUnapproved}[state]
-					l.add(class, 0, i, 0, missing)
-				}
-				continue
-			}
-			if bits.OnesCount16(uint16(failed&(flow.DimSource|flow.DimDestination|flow.DimService))) <= 1 {
-				l.add(misuseScope, uint8(bits.OnesCount16(uint16(failed))), i, failed, missing&^failed)
-				continue
-			}
-			if swapped&flag == 0 || failed&flow.DimRule != 0 {
-				continue
-			}
-			failed, missing = 0, 0
-			if open {
-				failed, missing = x.openMatch(bit, &c.Server, &c.Client, r.server.sig, r.client.sig)
-			}
-			if r.sure[w]&flag == 0 {
-				missing |= flow.DimService
-			}
-			if failed == 0 {
-				l.add(misuseScope, 1, i, flow.DimDirection, missing)
+		swapped := swapFrom[i] & swapTo[i] & service
+		for b := from&to | service&(from|to) | swapped; b != 0; b &= b - 1 {
+			n := i<<6 + bits.TrailingZeros64(b)
+			if class, failed, missing, ok := x.implicated(c, r, n, swapped&b&-b != 0, overridden, denies); ok {
+				l.add(class, uint8(bits.OnesCount16(uint16(failed))), n, failed, missing)
 			}
 		}
 	}
 	if l.n > 0 {
-		g.reason = misuseReasons[l.entries[0].class]
+		v.Reason = misuseReasons[l.entries[0].class]
 	}
-	l.give(x, g, true)
+	l.give(x, v, true)
+}
+
+// anyInScope says whether a conversation that a default denies, and of which every
+// part is known and no exception fits, implicates one as out of scope.
+func (x *Index) anyInScope(c *Conversation, r *rows) bool {
+	swapFrom, swapTo := x.swapped(r)
+	for i := range swapFrom {
+		w := x.exceptAt + i
+		from, to, service := r.from[w], r.to[w], r.sure[w]
+		swapped := swapFrom[i] & swapTo[i] & service
+		for b := from&to | service&(from|to) | swapped; b != 0; b &= b - 1 {
+			n := i<<6 + bits.TrailingZeros64(b)
+			if _, _, _, ok := x.implicated(c, r, n, swapped&b&-b != 0, false, nil); ok {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// implicated says whether a denied conversation implicates the exception of that
+// place, in which class, and where it fails; swapped: the addresses and the service
+// match with the ends swapped.
+func (x *Index) implicated(c *Conversation, r *rows, place int, swapped, overridden bool, denies []uint64) (class uint8, failed, missing flow.Dimensions, ok bool) {
+	e := &x.excepts[place]
+	bit := x.exceptAt<<6 + place
+	state := e.state(c.Start)
+	if !has(r.from, bit) {
+		failed |= flow.DimSource
+	}
+	if !has(r.to, bit) {
+		failed |= flow.DimDestination
+	}
+	if !has(r.perhaps, bit) {
+		failed |= flow.DimService
+	} else if !has(r.sure, bit) {
+		missing |= flow.DimService
+	}
+	if state == over || state != active && failed != 0 {
+		return 0, 0, 0, false
+	}
+	open := has(x.open, bit)
+	service := missing
+	if open {
+		f, u := x.openMatch(bit, &c.Client, &c.Server, r.client.sig, r.server.sig)
+		failed, missing = failed|f, missing|u
+	}
+	if overridden || !namesAll(e.overrides, denies) {
+		failed |= flow.DimRule
+	}
+	if state != active {
+		class = [...]uint8{expired: misuseExpired, notYetValid: misuseNotYet, unapproved: misuseUnapproved}[state]
+		return class, 0, missing, failed == 0
+	}
+	const tuple = flow.DimSource | flow.DimDestination | flow.DimService
+	if bits.OnesCount16(uint16(failed&tuple)) <= 1 {
+		return misuseScope, failed, missing &^ failed, true
+	}
+	if !swapped || failed&flow.DimRule != 0 {
+		return 0, 0, 0, false
+	}
+	failed, missing = 0, service
+	if open {
+		f, u := x.openMatch(bit, &c.Server, &c.Client, r.server.sig, r.client.sig)
+		failed, missing = f, missing|u
+	}
+	return misuseScope, flow.DimDirection, missing, failed == 0
 }

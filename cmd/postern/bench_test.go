@@ -781,9 +781,9 @@ func BenchmarkStages(b *testing.B) {
 }
 
 // BenchmarkReceive is the listener: from the socket to the hands of the spool. An
-// op is a datagram.
+// op is 10,000 datagrams.
 func BenchmarkReceive(b *testing.B) {
-	got := &received{done: make(chan struct{}), want: b.N}
+	got := &received{done: make(chan struct{}), want: b.N * 10_000}
 	l, err := ingest.NewListener(ingest.DefaultListenerConfig("127.0.0.1:0"), ingest.ListenerOptions{Sink: got, Clock: wallClock})
 	if err != nil {
 		b.Fatal(err)
@@ -878,9 +878,14 @@ func BenchmarkPeer(b *testing.B) {
 				s := &serial{bench: newBench(b, url, "none"), t: newTraffic(src.source, turnFlows)}
 				g := newGoflow2(b, formatName)
 				dst := netip.MustParseAddrPort("192.0.2.100:2055")
+				// Its JSON takes so long that a tenth must do; that tenth holds every exporter.
+				part := s.t.list
+				if formatName == "json" {
+					part = part[:len(part)/10]
+				}
 				other := func() {
-					for i := range s.t.list {
-						d := &s.t.list[i]
+					for i := range part {
+						d := &part[i]
 						msg := &utils.Message{Src: netip.AddrPortFrom(d.Exporter.Netip(), d.Port), Dst: dst, Payload: d.Payload, Received: d.Received.Std()}
 						if err := g.decode(msg); err != nil {
 							b.Fatal(err)
@@ -903,13 +908,13 @@ func BenchmarkPeer(b *testing.B) {
 					theirs += cpuTime() - at
 				}
 				b.StopTimer()
-				if g.sent != s.flows {
-					b.Fatalf("goflow2 told %d flows of %d", g.sent, s.flows)
+				if want := s.flows * len(part) / len(s.t.list); g.sent < want*99/100 || g.sent > want*101/100 {
+					b.Fatalf("goflow2 told %d flows, about %d went in", g.sent, want)
 				}
-				n := float64(s.flows)
-				b.ReportMetric(float64(ours)/n, "postern-cpu-ns/flow")
-				b.ReportMetric(float64(theirs)/n, "goflow2-cpu-ns/flow")
-				b.ReportMetric(float64(theirs)/float64(ours), "times")
+				oursEach, theirsEach := float64(ours)/float64(s.flows), float64(theirs)/float64(g.sent)
+				b.ReportMetric(oursEach, "postern-cpu-ns/flow")
+				b.ReportMetric(theirsEach, "goflow2-cpu-ns/flow")
+				b.ReportMetric(theirsEach/oursEach, "times")
 				b.ReportMetric(0, "ns/op")
 			})
 		}

@@ -314,10 +314,17 @@ func TestPoisonedTemplates(t *testing.T) {
 		t.Errorf("%d of the 2 innocent records arrived", whole)
 	}
 
-	// Two ports: each keeps its own layout.
+	// Two ports: each keeps its own layout. The kernel may give them to two sockets,
+	// so each waits for the other: else they would not alternate.
+	taken := func() {
+		t.Helper()
+		s.until("a datagram to be received", 30*time.Second, func() bool { return s.ledger().Datagrams.Received >= sent })
+	}
 	for i := range 6 {
 		victim(message(3, uint32(i), now(), layoutA, dataA(uint16(300+i))))
+		taken()
 		poisoner(message(3, uint32(i), now(), layoutB))
+		taken()
 	}
 	for i := range 4 {
 		victim(message(3, uint32(20+i), now(), dataA(uint16(310+i))))

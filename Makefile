@@ -46,9 +46,10 @@ race: check-go ## run the tests under the race detector
 	$(GO) test -race -timeout 40m $(PKG)
 
 .PHONY: bench
-bench: check-go ## run the benchmarks COUNT times and sum them up; OLD=file compares
+bench: check-go ## benchmark every stage and the whole chain beside goflow2; OLD=file compares
 	@mkdir -p .cache
-	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count=$(COUNT) -timeout 60m $(PKG) | tee .cache/bench.txt
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -benchtime 0.3s -count=$(COUNT) -timeout 30m ./policy ./ingest/... ./enrich ./detect ./sink | tee .cache/bench.txt
+	$(GO) test -run '^$$' -bench 'Chain|Stages|Receive|Peer' -benchtime 5x -count=$(COUNT) -timeout 30m ./cmd/postern | tee -a .cache/bench.txt
 	$(TOOL) benchstat $(OLD) .cache/bench.txt
 
 .PHONY: fuzz

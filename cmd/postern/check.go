@@ -36,9 +36,8 @@ error makes it 1.`,
 				fmt.Fprintf(out, "%s is no folder; name the folder that holds the policy files\n", dir)
 				return exitError(1)
 			}
-			p, diags := policy.Load(os.DirFS(dir))
+			p, diags := loadPolicy(dir)
 			for _, d := range diags {
-				d.File = filepath.Join(dir, d.File) // where an editor finds it
 				fmt.Fprintln(out, d)
 			}
 			if failed || p == nil {
@@ -51,4 +50,14 @@ error makes it 1.`,
 	}
 	cmd.Flags().StringVarP(&path, "config", "c", "", "configuration file")
 	return cmd
+}
+
+// loadPolicy reads a policy folder. What it finds names files by the path that
+// leads to them from here, so that an editor finds them.
+func loadPolicy(dir string) (*policy.Policy, policy.Diagnostics) {
+	p, diags := policy.Load(os.DirFS(dir))
+	for i := range diags {
+		diags[i].File = filepath.Join(dir, diags[i].File)
+	}
+	return p, diags
 }

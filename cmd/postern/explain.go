@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 
 	"github.com/spf13/cobra"
 
@@ -31,7 +30,7 @@ the policy language writes it: tcp/443, udp/53, icmp/echo, 47.`,
 			if dir != "" {
 				cfg.Policy.Dir = dir
 			}
-			p, diags := policy.Load(os.DirFS(cfg.Policy.Dir))
+			p, diags := loadPolicy(cfg.Policy.Dir)
 			if p == nil {
 				fmt.Fprintln(cmd.ErrOrStderr(), diags)
 				return fmt.Errorf("the policy in %s has errors", cfg.Policy.Dir)

@@ -158,7 +158,7 @@ func (k *policyKeeper) reload(now flow.Time) error {
 }
 
 func (k *policyKeeper) tryReload(now flow.Time) error {
-	p, diags := policy.Load(os.DirFS(k.cfg.Dir))
+	p, diags := loadPolicy(k.cfg.Dir)
 	for _, d := range diags {
 		if d.Warning {
 			k.log.Warn("policy", "at", d.String())

@@ -139,7 +139,7 @@ func (r *replayer) loadPolicy(at string) error {
 			return fmt.Errorf("--policy-at %q is no time; write it as 2026-10-02T00:00:00Z", at)
 		}
 	}
-	p, diags := policy.Load(os.DirFS(r.cfg.Policy.Dir))
+	p, diags := loadPolicy(r.cfg.Policy.Dir)
 	if p == nil {
 		fmt.Fprintln(r.stderr, diags.String())
 		return fmt.Errorf("the policy in %s has errors; nothing was replayed", r.cfg.Policy.Dir)

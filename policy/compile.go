@@ -80,6 +80,7 @@ type Index struct {
 	mask      [2][]uint64
 	anyStaged bool         // some rule is staged
 	excepts   []exceptInfo // by bit from exceptAt*64 on
+	validity  []validity   // of excepts, by itself since nearly always it is all that is asked
 	instants  []flow.Time  // every instant at which an exception's state changes, sorted
 
 	internet flow.Name
@@ -203,6 +204,12 @@ func (x *exceptInfo) state(t flow.Time) state {
 	}
 	return active
 }
+
+// validity is when an exception is active: from its approval and notBefore on until
+// its end.
+type validity struct{ since, until flow.Time }
+
+func (v *validity) holds(t flow.Time) bool { return t >= v.since && t < v.until }
 
 func addTime(t flow.Time, d time.Duration) flow.Time {
 	if u := t.Add(d); u >= t {
@@ -815,10 +822,13 @@ func portCount(ranges []Range) int64 {
 	return n
 }
 
-// times notes every instant at which an exception's state changes.
+// times notes when each exception is active and every instant at which its state
+// changes.
 func (c *compiler) times() {
+	c.validity = make([]validity, len(c.excepts))
 	for i := range c.excepts {
 		if x := &c.excepts[i]; x.e != nil {
+			c.validity[i] = validity{max(x.approvedAt, x.notBefore), min(x.end, x.implicateEnd)}
 			c.instants = append(c.instants, x.approvedAt, x.notBefore, x.end, x.implicateEnd)
 		}
 	}

@@ -241,7 +241,8 @@ func (x *Index) judge(c *Conversation, client, server *region, v *flow.Verdict) 
 	}
 	var r rows
 	x.pick(c, client, server, &r)
-	d := x.decide(c, &r, covered)
+	var d decision
+	x.decide(c, &r, covered, &d)
 	var e touched
 	if !d.unsure.has(enforced) || !d.unsure.has(staged) {
 		e = x.touch(&r, d.deny != 0)
@@ -334,11 +335,11 @@ type decision struct {
 // decide looks at the rules in the order in which they decide and stops at the first
 // that does. A conversation mostly meets few rules or none, whatever their number,
 // so almost every word is zero and the bits that are left are looked at one by one.
-func (x *Index) decide(c *Conversation, r *rows, covered modes) (d decision) {
+func (x *Index) decide(c *Conversation, r *rows, covered modes, d *decision) {
 	d.bit = [2]int{-1, -1}
 	if !r.known {
 		d.unsure = covered
-		return d
+		return
 	}
 	open := covered // modes that nothing has decided yet
 	n := x.allowAt
@@ -363,7 +364,7 @@ func (x *Index) decide(c *Conversation, r *rows, covered modes) (d decision) {
 	}
 	d.deny = covered &^ open
 	if open == 0 {
-		return d
+		return
 	}
 	var maybe modes // an allow may match
 	n = x.exceptAt - x.allowAt
@@ -383,7 +384,7 @@ func (x *Index) decide(c *Conversation, r *rows, covered modes) (d decision) {
 			}
 			d.take(in, bit)
 			if open &^= in; open == 0 {
-				return d
+				return
 			}
 		}
 	}
@@ -391,7 +392,7 @@ func (x *Index) decide(c *Conversation, r *rows, covered modes) (d decision) {
 	denied := open & (r.server.denyIn | r.client.denyOut)
 	d.deny |= denied
 	d.unsure |= maybe & denied
-	return d
+	return
 }
 
 // counts gives the modes in which a rule counts.
@@ -771,33 +772,26 @@ type list struct {
 	total   int
 }
 
+// entry is an exception to be named. Its key holds, from the top, the class, the
+// number of failing dimensions and the rank: the lower is named first.
 type entry struct {
-	class           uint8 // lower is named first
-	failing         uint8
-	rank            int32
+	key             uint64
 	failed, missing flow.Dimensions
 }
 
-func (e *entry) before(o *entry) bool {
-	if e.class != o.class {
-		return e.class < o.class
-	}
-	if e.failing != o.failing {
-		return e.failing < o.failing
-	}
-	return e.rank < o.rank
-}
+func (e *entry) class() uint8 { return uint8(e.key >> 56) }
+func (e *entry) rank() int    { return int(uint32(e.key)) }
 
 func (l *list) add(class, failing uint8, rank int, failed, missing flow.Dimensions) {
 	l.total++
-	e := entry{class, failing, int32(rank), failed, missing}
+	e := entry{uint64(class)<<56 | uint64(failing)<<48 | uint64(uint32(rank)), failed, missing}
 	i := l.n
 	if l.n < len(l.entries) {
 		l.n++
-	} else if i--; !e.before(&l.entries[i]) {
+	} else if i--; e.key >= l.entries[i].key {
 		return
 	}
-	for ; i > 0 && e.before(&l.entries[i-1]); i-- {
+	for ; i > 0 && e.key < l.entries[i-1].key; i-- {
 		l.entries[i] = l.entries[i-1]
 	}
 	l.entries[i] = e
@@ -808,13 +802,13 @@ func (l *list) add(class, failing uint8, rank int, failed, missing flow.Dimensio
 func (l *list) give(x *Index, v *flow.Verdict, named bool) {
 	from := 0
 	if named && l.n > 0 {
-		v.Exception = x.matchers[x.exceptAt<<6+int(l.entries[0].rank)].id
+		v.Exception = x.matchers[x.exceptAt<<6+l.entries[0].rank()].id
 		v.Failed, v.Missing = l.entries[0].failed, l.entries[0].missing
 		from = 1
 	}
 	v.OthersTotal = uint16(min(l.total-from, 0xffff))
 	for i := from; i < l.n && i-from < flow.MaxOthers; i++ {
-		v.Others[i-from] = x.matchers[x.exceptAt<<6+int(l.entries[i].rank)].id
+		v.Others[i-from] = x.matchers[x.exceptAt<<6+l.entries[i].rank()].id
 	}
 }
 
@@ -859,84 +853,99 @@ var misuseReasons = [...]flow.Reason{flow.ReasonExpired, flow.ReasonNotYetValid,
 // words of the denies that match for certain, nil if none does.
 func (x *Index) misuse(c *Conversation, r *rows, overridden bool, denies []uint64, v *flow.Verdict) {
 	var l list
-	swapFrom, swapTo := x.swapped(r)
-	for i := range swapFrom {
-		w := x.exceptAt + i
-		from, to, service := r.from[w], r.to[w], r.perhaps[w]
-		swapped := swapFrom[i] & swapTo[i] & service
-		for b := from&to | service&(from|to) | swapped; b != 0; b &= b - 1 {
-			n := i<<6 + bits.TrailingZeros64(b)
-			if class, failed, missing, ok := x.implicated(c, r, n, swapped&b&-b != 0, overridden, denies); ok {
-				l.add(class, uint8(bits.OnesCount16(uint16(failed))), n, failed, missing)
-			}
+	x.eachNear(c, r, func(n near) bool {
+		if class, failed, missing, ok := x.implicated(c, r, n, overridden, denies); ok {
+			l.add(class, uint8(bits.OnesCount16(uint16(failed))), n.place, failed, missing)
 		}
-	}
+		return true
+	})
 	if l.n > 0 {
-		v.Reason = misuseReasons[l.entries[0].class]
+		v.Reason = misuseReasons[l.entries[0].class()]
 	}
 	l.give(x, v, true)
 }
 
 // anyInScope says whether a conversation that a default denies, and of which every
 // part is known and no exception fits, implicates one as out of scope.
-func (x *Index) anyInScope(c *Conversation, r *rows) bool {
+func (x *Index) anyInScope(c *Conversation, r *rows) (found bool) {
+	x.eachNear(c, r, func(n near) bool {
+		_, _, _, found = x.implicated(c, r, n, false, nil)
+		return !found
+	})
+	return found
+}
+
+const addressesAndService = flow.DimSource | flow.DimDestination | flow.DimService
+
+// near is an exception that a denied conversation comes near to.
+type near struct {
+	place   int             // in excepts
+	failed  flow.Dimensions // of source, destination and service: which do not match
+	missing flow.Dimensions // the service, if it only may match
+	swapped bool            // addresses and service match with the ends swapped
+	active  bool
+}
+
+// eachNear gives the exceptions of which at least two of source, destination and
+// service match, or all three with the ends swapped, until do says stop. Those that
+// are not active are given only if all three match, for nothing less implicates them.
+func (x *Index) eachNear(c *Conversation, r *rows, do func(n near) bool) {
 	swapFrom, swapTo := x.swapped(r)
 	for i := range swapFrom {
 		w := x.exceptAt + i
-		from, to, service := r.from[w], r.to[w], r.sure[w]
+		from, to, service := r.from[w], r.to[w], r.perhaps[w]
 		swapped := swapFrom[i] & swapTo[i] & service
 		for b := from&to | service&(from|to) | swapped; b != 0; b &= b - 1 {
-			n := i<<6 + bits.TrailingZeros64(b)
-			if _, _, _, ok := x.implicated(c, r, n, swapped&b&-b != 0, false, nil); ok {
-				return true
+			k := bits.TrailingZeros64(b)
+			n := near{place: i<<6 + k}
+			// The complement's bits make the set without a branch for each dimension.
+			n.failed = flow.Dimensions(^from>>k&1)*flow.DimSource | flow.Dimensions(^to>>k&1)*flow.DimDestination | flow.Dimensions(^service>>k&1)*flow.DimService
+			n.active = x.validity[n.place].holds(c.Start)
+			if !n.active && n.failed != 0 {
+				continue
+			}
+			n.missing = flow.Dimensions((service&^r.sure[w])>>k&1) * flow.DimService
+			n.swapped = swapped>>k&1 != 0
+			if !do(n) {
+				return
 			}
 		}
 	}
-	return false
 }
 
-// implicated says whether a denied conversation implicates the exception of that
-// place, in which class, and where it fails; swapped: the addresses and the service
-// match with the ends swapped.
-func (x *Index) implicated(c *Conversation, r *rows, place int, swapped, overridden bool, denies []uint64) (class uint8, failed, missing flow.Dimensions, ok bool) {
-	e := &x.excepts[place]
-	bit := x.exceptAt<<6 + place
-	state := e.state(c.Start)
-	if !has(r.from, bit) {
-		failed |= flow.DimSource
-	}
-	if !has(r.to, bit) {
-		failed |= flow.DimDestination
-	}
-	if !has(r.perhaps, bit) {
-		failed |= flow.DimService
-	} else if !has(r.sure, bit) {
-		missing |= flow.DimService
-	}
-	if state == over || state != active && failed != 0 {
-		return 0, 0, 0, false
-	}
+// implicated says whether a denied conversation implicates an exception it comes near
+// to, in which class, and where it fails.
+func (x *Index) implicated(c *Conversation, r *rows, n near, overridden bool, denies []uint64) (class uint8, failed, missing flow.Dimensions, ok bool) {
+	bit := x.exceptAt<<6 + n.place
+	failed, missing = n.failed, n.missing
 	open := has(x.open, bit)
-	service := missing
 	if open {
 		f, u := x.openMatch(bit, &c.Client, &c.Server, r.client.sig, r.server.sig)
 		failed, missing = failed|f, missing|u
 	}
-	if overridden || !namesAll(e.overrides, denies) {
+	if overridden || denies != nil && !namesAll(x.excepts[n.place].overrides, denies) {
 		failed |= flow.DimRule
 	}
-	if state != active {
-		class = [...]uint8{expired: misuseExpired, notYetValid: misuseNotYet, unapproved: misuseUnapproved}[state]
+	if !n.active {
+		switch x.excepts[n.place].state(c.Start) {
+		case expired:
+			class = misuseExpired
+		case notYetValid:
+			class = misuseNotYet
+		case unapproved:
+			class = misuseUnapproved
+		default: // over
+			return 0, 0, 0, false
+		}
 		return class, 0, missing, failed == 0
 	}
-	const tuple = flow.DimSource | flow.DimDestination | flow.DimService
-	if bits.OnesCount16(uint16(failed&tuple)) <= 1 {
+	if bits.OnesCount16(uint16(failed&addressesAndService)) <= 1 {
 		return misuseScope, failed, missing &^ failed, true
 	}
-	if !swapped || failed&flow.DimRule != 0 {
+	if !n.swapped || failed&flow.DimRule != 0 {
 		return 0, 0, 0, false
 	}
-	failed, missing = 0, service
+	failed, missing = 0, n.missing
 	if open {
 		f, u := x.openMatch(bit, &c.Server, &c.Client, r.server.sig, r.client.sig)
 		failed, missing = f, missing|u

@@ -18,6 +18,11 @@ const Always = flow.Time(math.MinInt64)
 // History is the versions of a policy, each with the interval [since, until) in
 // which it was in force. Readers never lock: they see one immutable timeline or
 // the next. Writers take turns.
+//
+// A version stays until [History.Forget] drops it. Beside the loaded policy it costs
+// some 50 KiB for a policy of a few segments and 1.3 MiB for one of 1,000 rules, 500
+// exceptions and 2,000 workloads (a test holds that), so a year of daily changes to
+// the latter is some 450 MiB.
 type History struct {
 	names *flow.Names
 	cfg   Config

@@ -20,8 +20,8 @@ func TestRecordShape(t *testing.T) {
 	visit = func(path string, typ reflect.Type) {
 		switch typ.Kind() {
 		case reflect.Struct:
-			for i := range typ.NumField() {
-				visit(path+"."+typ.Field(i).Name, typ.Field(i).Type)
+			for f := range typ.Fields() {
+				visit(path+"."+f.Name, f.Type)
 			}
 		case reflect.Array:
 			visit(path+"[]", typ.Elem())

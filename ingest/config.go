@@ -83,6 +83,10 @@ type ExporterPrefix struct{ netip.Prefix }
 
 // UnmarshalText reads 192.0.2.1, 192.0.2.0/24 and the like in IPv6.
 func (p *ExporterPrefix) UnmarshalText(b []byte) error {
+	if len(b) == 0 {
+		p.Prefix = netip.Prefix{}
+		return nil
+	}
 	if a, err := netip.ParseAddr(string(b)); err == nil && a.Zone() == "" {
 		p.Prefix = netip.PrefixFrom(a.Unmap(), a.Unmap().BitLen())
 		return nil

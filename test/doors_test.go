@@ -5,6 +5,7 @@ import (
 	"context"
 	wire "encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -520,12 +521,18 @@ func TestTokens(t *testing.T) {
 	}
 
 	err = filepath.WalkDir(s.data, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
 			return nil // it was removed meanwhile, as segments are
 		}
-		info, err := d.Info()
 		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if errors.Is(err, fs.ErrNotExist) {
 			return nil
+		}
+		if err != nil {
+			return err
 		}
 		if mode := info.Mode().Perm(); mode&0o077 != 0 {
 			t.Errorf("%s may be read by others: %v", path, mode)

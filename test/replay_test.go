@@ -58,12 +58,12 @@ func workday() []flow.Record {
 	start := time.Date(2026, 3, 10, 9, 0, 0, 0, time.UTC)
 	for i := range 400 {
 		r := session(start.Add(time.Duration(i)*9*time.Second), "10.50.0."+[]string{"1", "2", "3"}[i%3], "10.20.0.1", uint16(3000+i), 443)
-		switch {
-		case i%50 == 7:
+		switch i % 50 {
+		case 7:
 			r.DstPort = 3389
-		case i%50 == 9:
+		case 9:
 			r.DstPort = 8080
-		case i%50 == 11:
+		case 11:
 			r.Dst, r.DstPort = flow.MustParseAddr("10.20.0.9"), 22
 		}
 		r.InIf, r.OutIf = 3, 4

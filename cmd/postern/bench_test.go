@@ -195,7 +195,6 @@ func conversations(n int) []policy.Conversation {
 type traffic struct {
 	list  []datagram
 	flows int
-	turn  int
 }
 
 type datagram struct {

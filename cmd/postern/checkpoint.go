@@ -22,6 +22,9 @@ type checkpoint struct {
 	Version int    `json:"version"`
 	Spool   string `json:"spool"`   // id of the spool directory it belongs to
 	Segment uint64 `json:"segment"` // the last segment it includes
+	// Settings are those of the stages from here on, as YAML: what was begun under
+	// them is read again under them, whatever the configuration says by then.
+	Settings string `json:"settings"`
 	// Ledger holds what only the pipeline counts: received, written, refused.
 	Ledger ledgerTotals `json:"ledger"`
 	// Sections names the file of each stage's state by its content.

@@ -75,6 +75,9 @@ func decodeFiles(ctx context.Context, cfg ingest.DecoderConfig, files []string, 
 	if ferr := w.Flush(); err == nil {
 		err = ferr
 	}
+	for _, a := range decoder.Ledger() { // printed is as far as they go
+		a.Records.Written = a.Records.Decoded - a.Records.Rejected.Sum()
+	}
 	return errors.Join(err, decodeSummary(diag, stats, decoder.Ledger()))
 }
 
@@ -130,7 +133,7 @@ func decodeSummary(w io.Writer, stats ingest.CaptureStats, l flow.Ledger) error 
 			fmt.Fprintf(w, "  records rejected, %s: %d\n", r, n)
 		}
 	}
-	fmt.Fprintf(w, "records:   %d decoded, %d rejected\n", t.Records.Decoded-t.Records.Rejected.Sum(), t.Records.Rejected.Sum())
+	fmt.Fprintf(w, "records:   %d decoded, %d rejected\n", t.Records.Decoded, t.Records.Rejected.Sum())
 	fmt.Fprintf(w, "beside:    %d options, %d templates, %d counter samples, %d sequence gaps\n", t.Options, t.Templates, t.Counters, t.Gaps)
 	if stats.Skipped+stats.Unreadable+stats.FragmentsLost+stats.Truncated > 0 {
 		fmt.Fprintf(w, "packets:   %d read, %d no UDP, %d cut short, %d fragments lost, %d unreadable\n",

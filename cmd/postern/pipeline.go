@@ -322,14 +322,27 @@ func (p *pipeline) snapshot() (map[string][]byte, error) {
 	return out, nil
 }
 
-// restore puts every stage back to a checkpoint.
-func (p *pipeline) restore(cp *checkpoint) error {
+// use puts stages in the pipeline.
+func (p *pipeline) use(decoder *ingest.Decoder, pairer *enrich.Pairer, detector *detect.Detector) {
+	p.decoder, p.pairer, p.detector = decoder, pairer, detector
+	p.collect = detector.Collect
+}
+
+func (p *pipeline) restoreStages(state map[string][]byte) error {
 	for name, s := range p.sections() {
-		if b, ok := cp.state[name]; ok {
+		if b, ok := state[name]; ok {
 			if err := s.Restore(b); err != nil {
 				return fmt.Errorf("state of the %s: %w", name, err)
 			}
 		}
+	}
+	return nil
+}
+
+// restore puts every stage back to a checkpoint.
+func (p *pipeline) restore(cp *checkpoint) error {
+	if err := p.restoreStages(cp.state); err != nil {
+		return err
 	}
 	p.totals = maps.Clone(cp.Ledger)
 	if p.totals == nil {
@@ -399,14 +412,31 @@ func (p *pipeline) finish(ctx context.Context, saved checkpoints, item storeItem
 			item.cp.Ledger[exporter] = c
 		}
 		p.gate.RUnlock()
-		if err := saved.save(item.cp); err != nil {
+		if err := p.insist(ctx, "checkpoint", func() error { return saved.save(item.cp) }); err != nil {
 			return err
 		}
 	}
 	if item.done != nil {
-		return item.done()
+		return p.insist(ctx, "removing what is stored", item.done)
 	}
 	return nil
+}
+
+// insist repeats what the disk refuses: a full disk is no reason to stop
+// receiving, and until it succeeds nothing is thrown away.
+func (p *pipeline) insist(ctx context.Context, what string, do func() error) error {
+	for {
+		err := do()
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		p.log.Error("the data directory refuses; trying again", "what", what, "error", err)
+		select {
+		case <-time.After(2 * time.Second):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // verdicts is a copy of how flows were judged so far.

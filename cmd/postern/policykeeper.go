@@ -14,6 +14,7 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 	"github.com/postern/postern/flow"
+	"github.com/postern/postern/ingest"
 	"github.com/postern/postern/policy"
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -99,8 +100,26 @@ func (k *policyKeeper) enter(a activation) error {
 		return fmt.Errorf("policy version %s: %w", a.Hash, err)
 	}
 	k.entered = append(k.entered, a)
+	k.forget(a.Since)
 	k.log.Info("policy in force", "version", a.Hash, "since", a.Since)
 	return nil
+}
+
+// maxVersions bounds the versions held for judging; a compiled version takes some
+// hundred kilobytes. A flow that began before the oldest of them is unverified.
+const maxVersions = 256
+
+// forget lets go of what can bear on no verdict any more: versions beyond
+// maxVersions, and from the list those that ended longer ago than an exception
+// stays implicated. It depends on the versions alone, so a re-read forgets alike.
+// Sources stay on disk: an older checkpoint may still name them.
+func (k *policyKeeper) forget(now flow.Time) {
+	if in := k.history.Intervals(); len(in) > maxVersions {
+		k.history.Forget(in[len(in)-maxVersions].Since)
+	}
+	for len(k.entered) > maxVersions && k.entered[1].Since < now.Add(-k.cfg.Judge.ImplicateFor) {
+		k.entered = k.entered[1:]
+	}
 }
 
 // keep stores a version's source durably.
@@ -230,7 +249,11 @@ func (k *policyKeeper) watch(ctx context.Context, hup <-chan os.Signal, now func
 			k.log.Warn("watching the policy folder", "error", err)
 			quiet.Reset(policyQuiet)
 		case <-quiet.C:
-			_ = k.reload(now()) // reload has told and counted it
+			// reload has told and counted what is wrong with the files. What the disk
+			// refused is worth another try.
+			if err := k.reload(now()); errors.Is(err, ingest.ErrSpoolNotWritten) {
+				quiet.Reset(15 * time.Second)
+			}
 		}
 	}
 }

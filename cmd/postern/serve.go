@@ -21,8 +21,6 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/postern/postern/detect"
-	"github.com/postern/postern/enrich"
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest"
 	"github.com/postern/postern/policy"
@@ -74,6 +72,9 @@ type service struct {
 
 	cursor    uint64 // segment the pipeline is in; guarded by pipe.gate
 	listening atomic.Bool
+
+	settings string         // of the stages at work, as the checkpoint keeps them
+	next     *stageSettings // what comes into use once the waiting segments are done; nil: in use already
 
 	checkpointed time.Time          // when the newest checkpoint was taken; paces them, nothing else
 	notify       func(state string) // the demo waits for states; may be nil
@@ -214,22 +215,32 @@ func (s *service) open(ctx context.Context) error {
 
 func (s *service) openPipeline() error {
 	id := s.spool.ID()
-	dcfg := s.cfg.Ingest.Decode
-	dcfg.SourceID = sourceID(id.String())
-	dcfg.Log = s.log
-	ecfg, tcfg := s.cfg.Enrich, s.cfg.Detect
-	ecfg.ClockTolerance, tcfg.ClockTolerance = dcfg.ClockTolerance, dcfg.ClockTolerance
-	pairer, err := enrich.NewPairer(ecfg, s.history, enrich.DeclaredBy(s.history), s.names, s.registry)
+	cp, err := s.saved.load()
 	if err != nil {
 		return err
 	}
-	detector, err := detect.New(tcfg, detect.Versions{History: s.history}, s.names, s.registry)
+	if cp != nil {
+		if cp.Spool != id.String() {
+			return fmt.Errorf("the checkpoint in %s belongs to spool %s, but the spool in the data directory is %s; "+
+				"put back the spool that belongs to it, or move the state directory away to start afresh", s.saved.dir, cp.Spool, id)
+		}
+		s.cursor = cp.Segment
+		s.spool.Seek(cp.Segment)
+		if err := s.spool.Remove(cp.Segment); err != nil {
+			return err
+		}
+	}
+	set, reg, err := s.settle(cp)
+	if err != nil {
+		return err
+	}
+	decoder, pairer, detector, err := s.stages(set, reg)
 	if err != nil {
 		return err
 	}
 	s.pipe = newPipeline(pipelineConfig{
 		names:     s.names,
-		decoder:   ingest.NewDecoder(dcfg, s.names, s.registry),
+		decoder:   decoder,
 		pairer:    pairer,
 		detector:  detector,
 		store:     s.store,
@@ -237,27 +248,14 @@ func (s *service) openPipeline() error {
 		chunkRows: s.cfg.Ingest.Spool.ChunkRows,
 	})
 	s.registry.MustRegister(newLedgerCollector(s.ledger), newPolicyCollector(s.pipe.verdicts, s.history))
-	cp, err := s.saved.load()
-	if err != nil {
-		return err
-	}
 	if cp == nil {
 		return nil
-	}
-	if cp.Spool != id.String() {
-		return fmt.Errorf("the checkpoint in %s belongs to spool %s, but the spool in the data directory is %s; "+
-			"put back the spool that belongs to it, or move the state directory away to start afresh", s.saved.dir, cp.Spool, id)
 	}
 	// Versions first: what waits in the other sections is judged by them.
 	if err := s.keeper.Restore(cp.state["policy"]); err != nil {
 		return err
 	}
 	if err := s.pipe.restore(cp); err != nil {
-		return err
-	}
-	s.cursor = cp.Segment
-	s.spool.Seek(cp.Segment)
-	if err := s.spool.Remove(cp.Segment); err != nil {
 		return err
 	}
 	s.log.Info("going on after the checkpoint", "segment", cp.Segment, "waiting", s.spool.Bytes())
@@ -384,8 +382,17 @@ func (s *service) segment(ctx context.Context, seg *ingest.Segment) error {
 	if err != nil {
 		return err
 	}
-	cp := &checkpoint{Spool: spool, Segment: seq}
-	return s.pipe.end(ctx, cp, map[string][]byte{"policy": policies}, func() error { return s.spool.Remove(seq) })
+	change := s.next != nil && !s.spool.Behind()
+	if change {
+		if _, s.settings, err = s.cfg.stageSettings(); err != nil {
+			return err
+		}
+	}
+	cp := &checkpoint{Spool: spool, Segment: seq, Settings: s.settings}
+	if err := s.pipe.end(ctx, cp, map[string][]byte{"policy": policies}, func() error { return s.spool.Remove(seq) }); err != nil || !change {
+		return err
+	}
+	return s.adopt(cp)
 }
 
 // takeIn opens a segment for the ledger: what it holds moves from "in the spool"

@@ -40,6 +40,7 @@ type durableStore struct {
 	mu      sync.Mutex
 	lastErr error // why ClickHouse is not open yet
 	refused error // what it refuses at present
+	held    error // why no finding can be told at present, and the pipeline waits
 }
 
 // target is one receiver of findings with what waits for it.
@@ -221,10 +222,13 @@ func (s *durableStore) ready() error {
 		return errors.New("ClickHouse is not connected yet")
 	}
 	s.mu.Lock()
-	refused := s.refused
+	refused, held := s.refused, s.held
 	s.mu.Unlock()
 	if refused != nil {
 		return fmt.Errorf("ClickHouse refuses: %w", refused)
+	}
+	if held != nil {
+		return fmt.Errorf("flows wait in the spool because findings cannot be told: %w", held)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
@@ -326,7 +330,11 @@ func (s *durableStore) tell(ctx context.Context, events []*flow.Finding) error {
 			list = append(list, e)
 		}
 		_, err := backoff.Retry(ctx, func() (struct{}, error) {
-			return struct{}{}, t.outbox.Put(list)
+			err := t.outbox.Put(list)
+			s.mu.Lock()
+			s.held = err
+			s.mu.Unlock()
+			return struct{}{}, err
 		}, backoff.WithBackOff(newBackOff()), backoff.WithMaxElapsedTime(0))
 		if err != nil {
 			return err

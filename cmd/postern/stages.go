@@ -1,0 +1,84 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/goccy/go-yaml"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/postern/postern/detect"
+	"github.com/postern/postern/enrich"
+	"github.com/postern/postern/ingest"
+)
+
+// stageSettings is the part of the configuration that decides what the stages make
+// of an input. Tokens promise that a range that is read again gives the same rows,
+// so a change of these settings is a position in the spool like everything else
+// that bears on results: segments that were begun before a crash are worked
+// through under the settings they were begun with.
+type stageSettings struct {
+	Decode ingest.DecoderConfig `yaml:"decode"`
+	Enrich enrich.Config        `yaml:"enrich"`
+	Detect detect.Config        `yaml:"detect"`
+}
+
+func (c *config) stageSettings() (stageSettings, string, error) {
+	s := stageSettings{c.Ingest.Decode, c.Enrich, c.Detect}
+	text, err := yaml.Marshal(s)
+	return s, string(text), err
+}
+
+// stages makes the stages of these settings, empty.
+func (s *service) stages(set stageSettings, reg prometheus.Registerer) (*ingest.Decoder, *enrich.Pairer, *detect.Detector, error) {
+	set.Decode.SourceID = sourceID(s.spool.ID().String())
+	set.Decode.Log = s.log
+	set.Enrich.ClockTolerance, set.Detect.ClockTolerance = set.Decode.ClockTolerance, set.Decode.ClockTolerance
+	pairer, err := enrich.NewPairer(set.Enrich, s.history, enrich.DeclaredBy(s.history), s.names, reg)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	detector, err := detect.New(set.Detect, detect.Versions{History: s.history}, s.names, reg)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	return ingest.NewDecoder(set.Decode, s.names, reg), pairer, detector, nil
+}
+
+// settle decides which settings the pipeline begins with: those of the
+// configuration, or while segments wait that were begun under others, those. cp
+// may be nil.
+func (s *service) settle(cp *checkpoint) (stageSettings, prometheus.Registerer, error) {
+	now, text, err := s.cfg.stageSettings()
+	if err != nil {
+		return now, nil, err
+	}
+	s.settings = text
+	if cp == nil || cp.Settings == "" || cp.Settings == text {
+		return now, s.registry, nil
+	}
+	if !s.spool.Behind() {
+		cp.Settings = text // durable before anything is made under them
+		return now, s.registry, s.saved.save(cp)
+	}
+	var old stageSettings
+	if err := yaml.Unmarshal([]byte(cp.Settings), &old); err != nil {
+		return now, nil, fmt.Errorf("the settings in the checkpoint: %w", err)
+	}
+	s.settings, s.next = cp.Settings, &now
+	s.log.Info("settings of ingest.decode, enrich or detect changed while segments wait; they are worked through as they were begun, the change comes behind them")
+	return old, nil, nil // metrics belong to the stages that stay
+}
+
+// adopt puts the stages of the configuration in the place of those that finished
+// what was begun before. The checkpoint just taken names them already.
+func (s *service) adopt(cp *checkpoint) error {
+	decoder, pairer, detector, err := s.stages(*s.next, s.registry)
+	if err != nil {
+		return err
+	}
+	s.pipe.gate.Lock()
+	defer s.pipe.gate.Unlock()
+	s.pipe.use(decoder, pairer, detector)
+	s.next = nil
+	return s.pipe.restoreStages(cp.state)
+}

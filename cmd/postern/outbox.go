@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/jedib0t/go-pretty/v6/text"
 	"github.com/spf13/cobra"
 
 	"github.com/postern/postern/sink"
@@ -55,6 +56,7 @@ running service, which notices a replay by itself.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			t := table.NewWriter()
 			t.SetStyle(table.StyleLight)
+			t.Style().Format.Header = text.FormatDefault
 			t.AppendHeader(table.Row{"receiver", "event", "state", "since", "attempts", "last answer"})
 			err := each(func(dir, name string) error {
 				queued, err := sink.QueuedEvents(dir, name)
@@ -117,7 +119,7 @@ func deadLetterCommand(name, short string, each func(func(dir, target string) er
 				total += n
 				return err
 			})
-			fmt.Fprintf(cmd.OutOrStdout(), "%d dead letters\n", total)
+			fmt.Fprintf(cmd.OutOrStdout(), "dead letters: %d\n", total)
 			return err
 		},
 	}

@@ -211,6 +211,36 @@ func (k *policyKeeper) tryReload(now flow.Time) error {
 	return nil
 }
 
+// settle waits, at a start, until the folder has been quiet, so that a checkout that
+// is under way is not taken by half. A folder that never rests is read in the end.
+func (k *policyKeeper) settle(ctx context.Context) {
+	for range 5 {
+		var newest time.Time
+		root, err := filepath.EvalSymlinks(k.cfg.Dir)
+		if err != nil {
+			return
+		}
+		_ = filepath.WalkDir(root, func(_ string, d fs.DirEntry, err error) error {
+			if err != nil {
+				return nil //nolint:nilerr // what vanished is no longer there to be waited for
+			}
+			if info, err := d.Info(); err == nil && info.ModTime().After(newest) {
+				newest = info.ModTime()
+			}
+			return nil
+		})
+		wait := policyQuiet - time.Since(newest)
+		if wait <= 0 || wait > policyQuiet { // a date in the future says nothing
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
 // watch reloads after every change of the folder, once it has been quiet, and
 // whenever hup says so, until ctx ends.
 func (k *policyKeeper) watch(ctx context.Context, hup <-chan os.Signal, now func() flow.Time) error {

@@ -365,7 +365,7 @@ func (r *replayer) summary(w io.Writer) error {
 		return err
 	}
 	fmt.Fprint(w, r.verdicts.table())
-	fmt.Fprintf(w, "%d findings\n", len(r.findings))
+	fmt.Fprintf(w, "findings:  %d\n", len(r.findings))
 	return r.ledger.Check()
 }
 

@@ -188,9 +188,7 @@ func unlessEnded(err error) error {
 // open takes the data directory, loads the newest checkpoint and binds addresses.
 func (s *service) open(ctx context.Context) error {
 	var err error
-	s.spool, err = ingest.OpenSpool(filepath.Join(s.cfg.Data, "spool"), s.cfg.Ingest.Spool,
-		ingest.SpoolOptions{Clock: wallClock, Logger: s.log, Registerer: s.registry})
-	if err != nil {
+	if err = s.openSpool(ctx); err != nil {
 		return err
 	}
 	s.keeper.append = func(a activation) error {
@@ -206,11 +204,29 @@ func (s *service) open(ctx context.Context) error {
 	if err := s.store.open(); err != nil {
 		return errors.Join(err, s.spool.Close())
 	}
-	s.bringPolicy()
+	s.bringPolicy(ctx)
 	if err := s.listen(ctx); err != nil {
 		return errors.Join(err, s.spool.Close(), s.store.close())
 	}
 	return nil
+}
+
+// openSpool takes the spool. A process that was killed a moment ago may still hold
+// it while the kernel tidies up, so a taken one is tried for a while.
+func (s *service) openSpool(ctx context.Context) (err error) {
+	for range 20 {
+		s.spool, err = ingest.OpenSpool(filepath.Join(s.cfg.Data, "spool"), s.cfg.Ingest.Spool,
+			ingest.SpoolOptions{Clock: wallClock, Logger: s.log, Registerer: s.registry})
+		if !errors.Is(err, ingest.ErrSpoolLocked) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	return err
 }
 
 func (s *service) openPipeline() error {
@@ -263,7 +279,8 @@ func (s *service) openPipeline() error {
 }
 
 // bringPolicy puts the folder's version into the spool before any datagram.
-func (s *service) bringPolicy() {
+func (s *service) bringPolicy(ctx context.Context) {
+	s.keeper.settle(ctx)
 	_ = s.keeper.reload(wallClock()) // told and counted; without a version every flow is unverified
 }
 

@@ -29,7 +29,8 @@ func parseYAML(path string, raw []byte, v any) error {
 	tok := at.GetToken()
 	message := at.GetMessage()
 	if _, ok := errors.AsType[*yaml.UnknownFieldError](err); ok {
-		message = fmt.Sprintf("unknown key %q; %s", tok.Value, nearestKey(tok.Value, reflect.TypeOf(v)))
+		level := levelOf(raw, tok.Position.Line, tok.Position.Column, reflect.TypeOf(v))
+		message = fmt.Sprintf("unknown key %q; %s", tok.Value, nearestKey(tok.Value, level))
 	}
 	return fmt.Errorf("%s:%d:%d: %s", path, tok.Position.Line, tok.Position.Column, message)
 }
@@ -83,10 +84,58 @@ func (s *scalarFinder) Visit(n ast.Node) ast.Visitor {
 	return s
 }
 
-// nearestKey suggests the known key closest to what was written.
+// levelOf is the type that the mapping around the key at a place is read into.
+func levelOf(raw []byte, line, column int, t reflect.Type) reflect.Type {
+	f, err := parser.ParseBytes(raw, 0)
+	if err != nil {
+		return t
+	}
+	v := &keyFinder{line: line, column: column}
+	for _, doc := range f.Docs {
+		ast.Walk(v, doc)
+	}
+	keys := strings.FieldsFunc(strings.TrimPrefix(v.path, "$"), func(r rune) bool { return r == '.' || r == '[' || r == ']' })
+	for _, key := range keys[:max(len(keys)-1, 0)] {
+		if next := fieldOf(t, key); next != nil {
+			t = next
+		}
+	}
+	return t
+}
+
+type keyFinder struct {
+	line, column int
+	path         string
+}
+
+func (k *keyFinder) Visit(n ast.Node) ast.Visitor {
+	if t := n.GetToken(); t != nil && t.Position.Line == k.line && t.Position.Column == k.column {
+		k.path = n.GetPath()
+	}
+	return k
+}
+
+// fieldOf is the type of the field that a key is read into; nil for an index of a
+// list, which is of the list's own type here, and for a key that is not known.
+func fieldOf(t reflect.Type, key string) reflect.Type {
+	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
+		t = t.Elem()
+	}
+	if t.Kind() != reflect.Struct {
+		return nil
+	}
+	for f := range t.Fields() {
+		if name, _, _ := strings.Cut(f.Tag.Get("yaml"), ","); name == key {
+			return f.Type
+		}
+	}
+	return nil
+}
+
+// nearestKey suggests the key of a level closest to what was written.
 func nearestKey(got string, t reflect.Type) string {
 	best, distance := "", 4
-	for key := range yamlKeys(t, map[reflect.Type]bool{}) {
+	for key := range yamlKeys(t) {
 		if d := levenshtein.ComputeDistance(strings.ToLower(got), strings.ToLower(key)); d < distance || d == distance && key < best {
 			best, distance = key, d
 		}
@@ -97,23 +146,18 @@ func nearestKey(got string, t reflect.Type) string {
 	return fmt.Sprintf("did you mean %q?", best)
 }
 
-// yamlKeys is every key that t or a struct below it knows.
-func yamlKeys(t reflect.Type, seen map[reflect.Type]bool) map[string]bool {
-	keys := map[string]bool{}
+// yamlKeys is every key that t knows.
+func yamlKeys(t reflect.Type) map[string]bool {
 	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
 		t = t.Elem()
 	}
-	if t.Kind() != reflect.Struct || seen[t] {
+	keys := map[string]bool{}
+	if t.Kind() != reflect.Struct {
 		return keys
 	}
-	seen[t] = true
 	for f := range t.Fields() {
-		name, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
-		if name != "" && name != "-" {
+		if name, _, _ := strings.Cut(f.Tag.Get("yaml"), ","); name != "" && name != "-" {
 			keys[name] = true
-		}
-		for k := range yamlKeys(f.Type, seen) {
-			keys[k] = true
 		}
 	}
 	return keys

@@ -3,6 +3,7 @@ package policy
 import (
 	"math/bits"
 	"net/netip"
+	"slices"
 
 	"github.com/gaissmai/bart"
 
@@ -12,44 +13,47 @@ import (
 // addressTable finds the region of an address: IPv4 in at most three steps of
 // 16, 8 and 8 bits (see BenchmarkEndpoint), IPv6 by bart.
 //
-// Neighbouring slots of a step mostly hold the same, so only the first of each run
-// is kept: 64 slots are one node of 16 bytes, and the number of runs begun up to a
-// slot is its place among the values (as in Poptrie: Asai and Ohara, SIGCOMM 2015).
-// The first step is 16 KiB a version instead of 256, a /24 with one host in it some
-// 80 bytes instead of 1,024, and what traffic touches stays in cache.
+// The first two steps are plain tables, since speed counts for more than memory
+// there: 256 KiB and 1 KiB for each /16 with something longer in it. Equal versions
+// share them ([Index.share]). In the last step there are many blocks, mostly a /24 with
+// one host in it, so of its slots only the first of each run is kept and the number of
+// runs begun up to a slot is its place (as in Poptrie: Asai and Ohara, SIGCOMM 2015).
+// The places there are regions themselves, written out once a run, so that the last
+// step costs one cache line more and not two: a lookup is four dependent loads, the
+// region's own included.
 type addressTable struct {
-	nodes  []addressNode // the first step's 1,024, then four a block
-	values []int32       // a region, or where negative, ^block
-	six    *bart.Table[int32]
+	root    []int32 // by the upper 16 bits: a region, or where negative, ^block
+	blocks  [][256]int32
+	leaves  []addressLeaf
+	regions []region // first each region once, then the runs of the leaves
+	six     *bart.Table[int32]
 }
 
-// addressNode is 64 slots.
-type addressNode struct {
-	starts uint64 // slots where another value begins than the one before; the first always
-	base   uint32 // place in values of the first one's
+// addressLeaf is the 256 slots of the last step.
+type addressLeaf struct {
+	starts [4]uint64 // slots where another region begins than the one before; the first always
+	base   [4]uint32 // place in regions of the last run begun before each 64
+	_      [4]uint32 // to a cache line
 }
 
-const rootNodes = 1 << 16 / 64
-
-// at is the value of a slot, counted from the given node on.
-func (t *addressTable) at(node int32, slot uint32) int32 {
-	n := &t.nodes[uint32(node)+slot>>6]
-	return t.values[n.base+uint32(bits.OnesCount64(n.starts<<(63-slot&63)))-1]
-}
-
-func (t *addressTable) lookup(a flow.Addr) int32 {
-	if a.Is4() {
-		v := a.V4()
-		i := t.at(0, v>>16)
-		if i < 0 {
-			if i = t.at(rootNodes+4*^i, v>>8&0xff); i < 0 {
-				i = t.at(rootNodes+4*^i, v&0xff)
-			}
+// lookup gives the region of an address.
+func (t *addressTable) lookup(a flow.Addr) *region {
+	if !a.Is4() {
+		if a = a.Canonical(); !a.Is4() {
+			i, _ := t.six.Lookup(netip.AddrFrom16(a.As16()))
+			return &t.regions[i]
 		}
-		return i
 	}
-	i, _ := t.six.Lookup(netip.AddrFrom16(a.As16()))
-	return i
+	v := a.V4()
+	i := t.root[v>>16]
+	if i < 0 {
+		if i = t.blocks[^i][v>>8&0xff]; i < 0 {
+			l := &t.leaves[^i]
+			w := v >> 6 & 3
+			i = int32(l.base[w]) + int32(bits.OnesCount64(l.starts[w]<<(63-v&63)))
+		}
+	}
+	return &t.regions[i]
 }
 
 // addressBuilder is an addressTable with every slot written out.
@@ -106,24 +110,57 @@ func (t *addressBuilder) descend(slot *int32) int {
 	return len(t.blocks) - 1
 }
 
-// pack gives the table that judging uses.
-func (t *addressBuilder) pack() addressTable {
-	out := addressTable{nodes: make([]addressNode, 0, rootNodes+4*len(t.blocks)), six: t.six}
-	add := func(slots []int32) {
-		for i := 0; i < len(slots); i += 64 {
-			n := addressNode{base: uint32(len(out.values))}
-			for j, v := range slots[i : i+64] {
-				if j == 0 || v != slots[i+j-1] {
-					n.starts |= 1 << j
-					out.values = append(out.values, v)
-				}
-			}
-			out.nodes = append(out.nodes, n)
+// pack gives the table that judging uses. Blocks of the second step keep their order,
+// so that versions with the same prefixes have the same table.
+func (t *addressBuilder) pack(regions []region) addressTable {
+	out := addressTable{root: t.root, regions: slices.Clip(regions), six: t.six}
+	place := make([]int32, len(t.blocks)) // in out.blocks
+	for i, slot := range t.root {
+		if slot < 0 {
+			place[^slot] = int32(len(out.blocks))
+			t.root[i] = ^place[^slot]
+			out.blocks = append(out.blocks, t.blocks[^slot])
 		}
 	}
-	add(t.root)
-	for i := range t.blocks {
-		add(t.blocks[i][:])
+	for i := range out.blocks {
+		for j, slot := range out.blocks[i] {
+			if slot < 0 {
+				out.blocks[i][j] = ^int32(len(out.leaves))
+				out.leaf(&t.blocks[^slot])
+			}
+		}
 	}
+	out.blocks, out.leaves, out.regions = slices.Clip(out.blocks), slices.Clip(out.leaves), slices.Clip(out.regions)
 	return out
+}
+
+// leaf adds a block of the last step.
+func (t *addressTable) leaf(slots *[256]int32) {
+	var l addressLeaf
+	for i, v := range slots {
+		if i&63 == 0 {
+			l.base[i>>6] = uint32(len(t.regions)) - 1
+		}
+		if i == 0 || v != slots[i-1] {
+			l.starts[i>>6] |= 1 << (i & 63)
+			t.regions = append(t.regions, t.regions[v])
+		}
+	}
+	t.leaves = append(t.leaves, l)
+}
+
+// share makes t use the tables of an equal older one.
+func (t *addressTable) share(old *addressTable) {
+	if slices.Equal(t.root, old.root) {
+		t.root = old.root
+	}
+	if slices.Equal(t.blocks, old.blocks) {
+		t.blocks = old.blocks
+	}
+	if slices.Equal(t.leaves, old.leaves) {
+		t.leaves = old.leaves
+	}
+	if slices.Equal(t.regions, old.regions) {
+		t.regions = old.regions
+	}
 }

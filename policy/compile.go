@@ -66,8 +66,7 @@ type Index struct {
 	cfg     Config
 
 	table     addressTable
-	regions   []region
-	endpoints []Endpoint // of the regions
+	endpoints []Endpoint // by region.endpoint
 
 	words     int // of a row
 	denyAt    int // first word of the denies; override-denies begin at 0
@@ -109,23 +108,29 @@ const (
 func (s modes) has(m mode) bool { return s>>m&1 != 0 }
 
 // region is a set of addresses that all match alike: those of one prefix without
-// the longer ones inside it.
+// the longer ones inside it. It holds what judging looks at and no more: 32 bytes,
+// two a cache line. The rest is its Endpoint.
 type region struct {
-	segment      int32 // -1: none
-	workload     int32 // -1: none
-	sig          int32 // which row
-	segmentName  flow.Name
-	workloadName flow.Name
-	stage        Stage
-	special      bool // multicast, broadcast, link-local, unspecified
-	internet     bool
-	held         modes // a rule's cidr holds it
+	sig int32 // which row
 
 	// What coverage and the defaults come to, worked out beforehand.
 	counted         modes     // its segment is under policy
 	barred          modes     // nothing with this end is covered: it is special and not held
 	denyIn, denyOut modes     // its segment's defaults count and deny
 	nameIn, nameOut flow.Name // "default:in:SEGMENT", "default:out:SEGMENT"
+
+	segment, workload flow.Name
+	endpoint          int32 // place in endpoints
+	_                 int32
+}
+
+// area is what a region is made of.
+type area struct {
+	segment  int32 // place in the policy, -1: none
+	workload int32 // place in the policy, -1: none
+	special  bool  // multicast, broadcast, link-local, unspecified
+	internet bool
+	held     modes // a rule's cidr holds it
 }
 
 // Endpoint is what a policy knows of an address. The names are NoName where there
@@ -232,6 +237,24 @@ func Compile(p *Policy, names *flow.Names, cfg Config, removed ...Removed) *Inde
 	c.services.build(c.words, c.ranges)
 	c.times()
 	return x
+}
+
+// share makes x, of which nobody else knows yet, use what an older version holds
+// already: from day to day mostly a rule or a date changes, and no prefix does.
+func (x *Index) share(old *Index) {
+	x.table.share(&old.table)
+	if slices.Equal(x.endpoints, old.endpoints) {
+		x.endpoints = old.endpoints
+	}
+	if slices.Equal(x.from, old.from) {
+		x.from = old.from
+	}
+	if slices.Equal(x.to, old.to) {
+		x.to = old.to
+	}
+	if slices.Equal(x.services.rows, old.services.rows) {
+		x.services.rows = old.services.rows
+	}
 }
 
 // Version is the name of a policy's content in findings and rows: the first 16
@@ -412,15 +435,17 @@ func (c *compiler) divide() {
 	sigOf := map[signature]int32{}
 	var table bart.Table[int32]
 	var addresses addressBuilder
+	regions := make([]region, 0, len(prefixes))
+	areas := make([]area, 0, len(prefixes))
 	private := make([]bool, 0, len(prefixes))
 	cidrSet := make([]int32, 0, len(prefixes))
 	sizes := make([]*big.Int, len(prefixes))
 	for i, q := range prefixes {
 		o := origins[q]
-		r := region{segment: -1, workload: -1}
+		r := area{segment: -1, workload: -1}
 		priv, set := false, int32(0)
 		if j, ok := table.LookupPrefix(q); ok {
-			around := c.regions[j]
+			around := &areas[j]
 			r.segment, r.special, r.held = around.segment, around.special, around.held
 			priv, set = private[j], cidrSet[j]
 			sizes[j].Sub(sizes[j], prefixSize(q))
@@ -448,41 +473,45 @@ func (c *compiler) divide() {
 			sigOf[sig] = s
 			c.sigs = append(c.sigs, sig)
 		}
-		r.sig = s
-		e := c.endpoint(&r)
-		r.segmentName, r.workloadName, r.stage = e.Segment, e.Workload, e.Stage
-		c.defaults(&r)
-		c.endpoints = append(c.endpoints, e)
 		private, cidrSet = append(private, priv), append(cidrSet, set)
-		c.regions = append(c.regions, r)
+		areas, regions = append(areas, r), append(regions, c.region(&r, s))
 		table.Insert(q, int32(i))
 		addresses.add(q, int32(i))
 	}
-	c.table = addresses.pack()
 	c.sizes = make([]*big.Int, len(c.sigs))
 	for i := range c.sizes {
 		c.sizes[i] = new(big.Int)
 	}
-	for i, r := range c.regions {
+	for i, r := range regions {
 		c.sizes[r.sig].Add(c.sizes[r.sig], sizes[i])
 	}
+	c.table = addresses.pack(regions)
 }
 
-// defaults works out what coverage and the defaults of r's segment come to.
-func (c *compiler) defaults(r *region) {
-	switch r.stage {
+// region makes the region of an area, and its endpoint.
+func (c *compiler) region(a *area, sig int32) region {
+	e := c.endpoint(a)
+	r := region{sig: sig, segment: e.Segment, workload: e.Workload, endpoint: int32(len(c.endpoints))}
+	c.endpoints = append(c.endpoints, e)
+	c.defaults(&r, a)
+	return r
+}
+
+// defaults works out what coverage and the defaults of the area's segment come to.
+func (c *compiler) defaults(r *region, a *area) {
+	if a.special {
+		r.barred = inBoth &^ a.held
+	}
+	if a.segment < 0 {
+		return
+	}
+	s := &c.policy.Segments[a.segment]
+	switch s.Stage {
 	case StageEnforced:
 		r.counted = inBoth
 	case StageStaged:
 		r.counted = inStaged
 	}
-	if r.special {
-		r.barred = inBoth &^ r.held
-	}
-	if r.segment < 0 {
-		return
-	}
-	s := &c.policy.Segments[r.segment]
 	r.nameIn, r.nameOut = c.names.Intern("default:in:"+s.Name), c.names.Intern("default:out:"+s.Name)
 	if s.DenyIn {
 		r.denyIn = r.counted
@@ -531,7 +560,7 @@ func (c *compiler) alikeWorkloads() []int32 {
 	return out
 }
 
-func (c *compiler) endpoint(r *region) (e Endpoint) {
+func (c *compiler) endpoint(r *area) (e Endpoint) {
 	e.Internet, e.Special = r.internet, r.special
 	if r.internet {
 		e.Segment = c.internet
@@ -794,8 +823,9 @@ func (c *compiler) shareRows() {
 			}
 		}
 	}
-	for i := range c.regions {
-		c.regions[i].sig = shared[c.regions[i].sig]
+	for i := range c.table.regions {
+		r := &c.table.regions[i]
+		r.sig = shared[r.sig]
 	}
 }
 
@@ -963,5 +993,5 @@ func (t *serviceTable) lookup(c *Conversation) (sure, perhaps uint32) {
 
 // Endpoint is what the policy knows of an address.
 func (x *Index) Endpoint(a flow.Addr) *Endpoint {
-	return &x.endpoints[x.table.lookup(a.Canonical())]
+	return &x.endpoints[x.table.lookup(a).endpoint]
 }

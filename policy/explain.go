@@ -267,10 +267,11 @@ func (x *Index) whyCovered(r *rows, covered, coveredStaged bool) string {
 		return "not covered: an end is multicast, broadcast, link-local or unspecified, and no rule's cidr holds it"
 	}
 	say := func(r *region) string {
-		if r.segment < 0 {
-			return "no segment"
+		e := &x.endpoints[r.endpoint]
+		if s := x.Segment(e.Segment); s != nil {
+			return s.Name + " (" + e.Stage.String() + ")"
 		}
-		return x.policy.Segments[r.segment].Name + " (" + r.stage.String() + ")"
+		return "no segment"
 	}
 	ends := "the client is in " + say(r.client) + ", the server in " + say(r.server)
 	switch {

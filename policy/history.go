@@ -20,9 +20,11 @@ const Always = flow.Time(math.MinInt64)
 // the next. Writers take turns.
 //
 // A version stays until [History.Forget] drops it. Beside the loaded policy it costs
-// some 50 KiB for a policy of a few segments and 1.3 MiB for one of 1,000 rules, 500
-// exceptions and 2,000 workloads (a test holds that), so a year of daily changes to
-// the latter is some 450 MiB.
+// some 300 KiB for a policy of a few segments and 1.9 MiB for one of 1,000 rules, 500
+// exceptions and 2,000 workloads. Tables and rows that are equal to those of the version
+// before are shared: where only dates changed a version of the latter costs some 260 KiB
+// (tests hold these), so a year of daily changes is 95 MiB, and 690 MiB where prefixes
+// change every day.
 type History struct {
 	names *flow.Names
 	cfg   Config
@@ -97,6 +99,9 @@ func (h *History) Add(p *Policy, since flow.Time) error {
 	}
 	for j := i; j < len(intervals); j++ {
 		intervals[j].Index = Compile(policies[j], h.names, h.cfg, old.removed(intervals, policies, j, h.cfg)...)
+		if j > 0 {
+			intervals[j].Index.share(intervals[j-1].Index)
+		}
 	}
 	h.line.Store(&timeline{intervals, old.forgotten})
 	return nil

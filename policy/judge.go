@@ -212,7 +212,7 @@ func (x *Index) Judge(c *Conversation, v *flow.Verdict) {
 	x.judge(c, x.region(c.Client.Addr), x.region(c.Server.Addr), v)
 }
 
-func (x *Index) region(a flow.Addr) *region { return &x.regions[x.table.lookup(a.Canonical())] }
+func (x *Index) region(a flow.Addr) *region { return x.table.lookup(a) }
 
 // judge is Judge with the regions of both ends at hand; they are not looked at
 // where the address is not known.
@@ -245,7 +245,7 @@ func (x *Index) judge(c *Conversation, client, server *region, v *flow.Verdict) 
 	x.decide(c, &r, covered, &d)
 	var e touched
 	if !d.unsure.has(enforced) || !d.unsure.has(staged) {
-		e = x.touch(&r, d.deny != 0)
+		e = x.touch(&r, d.deny.has(enforced))
 	}
 
 	// What is enforced: the whole verdict.
@@ -276,7 +276,7 @@ func (x *Index) judge(c *Conversation, client, server *region, v *flow.Verdict) 
 	case !d.unsure.has(staged) && e.fits == 0 && d.bit[staged] < 0:
 		// A default denies, which every exception beats that matches, and none does.
 		v.Staged, v.StagedReason = flow.ExpectDeny, flow.ReasonDenied
-		if e.near != 0 && x.anyInScope(c, &r) {
+		if x.anyInScope(c, &r) {
 			v.StagedReason = flow.ReasonOutOfScope
 		}
 	default:
@@ -868,6 +868,25 @@ func (x *Index) misuse(c *Conversation, r *rows, overridden bool, denies []uint6
 // anyInScope says whether a conversation that a default denies, and of which every
 // part is known and no exception fits, implicates one as out of scope.
 func (x *Index) anyInScope(c *Conversation, r *rows) (found bool) {
+	n := x.words - x.exceptAt
+	from, to, service := r.from[x.exceptAt:][:n], r.to[x.exceptAt:][:n], r.sure[x.exceptAt:][:n]
+	for w := range from {
+		// Two of the three and active is enough, whatever the open keys.
+		for b := from[w]&to[w] | service[w]&(from[w]|to[w]); b != 0; b &= b - 1 {
+			if x.validity[w<<6+bits.TrailingZeros64(b)].holds(c.Start) {
+				return true
+			}
+		}
+	}
+	swapFrom, swapTo := x.swapped(r)
+	swapFrom, swapTo = swapFrom[:n], swapTo[:n]
+	any := uint64(0)
+	for w := range service {
+		any |= swapFrom[w] & swapTo[w] & service[w]
+	}
+	if any == 0 {
+		return false
+	}
 	x.eachNear(c, r, func(n near) bool {
 		_, _, _, found = x.implicated(c, r, n, false, nil)
 		return !found

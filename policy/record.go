@@ -55,13 +55,13 @@ func (x *Index) judgeRecord(r *flow.Record, t flow.Time, v *flow.Verdict, fill b
 	if r.Any(flow.HasSrc) {
 		src = x.region(r.Src)
 		if fill {
-			r.SrcSegment, r.SrcWorkload = src.segmentName, src.workloadName
+			r.SrcSegment, r.SrcWorkload = src.segment, src.workload
 		}
 	}
 	if r.Any(flow.HasDst) {
 		dst = x.region(r.Dst)
 		if fill {
-			r.DstSegment, r.DstWorkload = dst.segmentName, dst.workloadName
+			r.DstSegment, r.DstWorkload = dst.segment, dst.workload
 		}
 	}
 	var c Conversation

@@ -76,6 +76,7 @@ type Index struct {
 	services  serviceTable
 	matchers  []matcher // by bit; padding has no id
 	open      []uint64  // row: matchers with open keys
+	places    []uint64  // row: those with a not: of both worlds, which may fail an address that the rows let through
 	mask      [2][]uint64
 	anyStaged bool         // some rule is staged
 	excepts   []exceptInfo // by bit from exceptAt*64 on
@@ -631,7 +632,7 @@ func (s *Selector) openKeys() bool {
 func (c *compiler) fillRows() {
 	c.from = make([]uint64, c.words*len(c.sigs))
 	c.to = make([]uint64, c.words*len(c.sigs))
-	c.open = make([]uint64, c.words)
+	c.open, c.places = make([]uint64, c.words), make([]uint64, c.words)
 	for bit, sel := range c.selectors {
 		if !c.used[bit] {
 			continue
@@ -641,6 +642,11 @@ func (c *compiler) fillRows() {
 		m.to = c.side(bit, sel[1], c.to)
 		if m.from != nil || m.to != nil {
 			set(c.open, bit)
+		}
+		for _, o := range []*openSelector{m.from, m.to} {
+			if o != nil && slices.ContainsFunc(o.nots, func(n openNot) bool { return n.closed }) {
+				set(c.places, bit)
+			}
 		}
 	}
 }
@@ -762,6 +768,7 @@ func (c *compiler) rankExceptions() {
 		}
 	}
 	move(c.open)
+	move(c.places)
 	for i := range c.sigs {
 		move(c.from[i*c.words : (i+1)*c.words])
 		move(c.to[i*c.words : (i+1)*c.words])

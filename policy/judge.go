@@ -870,9 +870,14 @@ func (x *Index) misuse(c *Conversation, r *rows, overridden bool, denies []uint6
 func (x *Index) anyInScope(c *Conversation, r *rows) (found bool) {
 	n := x.words - x.exceptAt
 	from, to, service := r.from[x.exceptAt:][:n], r.to[x.exceptAt:][:n], r.sure[x.exceptAt:][:n]
+	places := x.places[x.exceptAt:][:n]
+	rest := uint64(0) // what only the long way tells
 	for w := range from {
-		// Two of the three and active is enough, whatever the open keys.
-		for b := from[w]&to[w] | service[w]&(from[w]|to[w]); b != 0; b &= b - 1 {
+		// Two of the three and active is enough, whatever the open keys, unless a not:
+		// takes an address away again.
+		b := from[w]&to[w] | service[w]&(from[w]|to[w])
+		rest |= b & places[w]
+		for b &^= places[w]; b != 0; b &= b - 1 {
 			if x.validity[w<<6+bits.TrailingZeros64(b)].holds(c.Start) {
 				return true
 			}
@@ -880,11 +885,10 @@ func (x *Index) anyInScope(c *Conversation, r *rows) (found bool) {
 	}
 	swapFrom, swapTo := x.swapped(r)
 	swapFrom, swapTo = swapFrom[:n], swapTo[:n]
-	any := uint64(0)
 	for w := range service {
-		any |= swapFrom[w] & swapTo[w] & service[w]
+		rest |= swapFrom[w] & swapTo[w] & service[w]
 	}
-	if any == 0 {
+	if rest == 0 {
 		return false
 	}
 	x.eachNear(c, r, func(n near) bool {

@@ -135,8 +135,7 @@ const (
 	outboxScan      = 2 * time.Second  // how soon a replayed dead letter is noticed
 	outboxThrottle  = time.Second      // the first pause of a target that failed; it doubles
 	maxThrottle     = time.Minute      // the longest
-	outageFailures  = 5                // so many failures in a row …
-	outageLength    = time.Minute      // … over so long make an outage
+	outageSends     = 30               // an event that was sent so often waits its turn even after an outage
 	shutdownGrace   = 5 * time.Second  // what attempts under way get when the service stops
 	deadLetterRetry = 10 * time.Second // pause after a dead letter could not be written
 )
@@ -186,6 +185,8 @@ type Outbox struct {
 	closed     bool
 	gone       string // why the target is disabled
 	failures   int    // in a row
+	failedID   string // the event that failed first of them
+	outage     bool   // another failed too: it is the target, not the event
 	failedFrom time.Time
 	paused     time.Time     // nothing is sent before
 	wake       chan struct{} // something may be due
@@ -753,7 +754,7 @@ func (o *Outbox) finish(e *outboxEntry, body []byte, d *DeliveryError) {
 		return
 	}
 	if body != nil { // else it was never sent, and says nothing about the target
-		o.failed(now, d)
+		o.failed(now, e.id, d)
 	}
 	if !e.free || !e.next.After(now) {
 		e.attempts++
@@ -797,10 +798,11 @@ func (o *Outbox) finish(e *outboxEntry, body []byte, d *DeliveryError) {
 
 // failed throttles the target: the pause doubles with each failure in a row and
 // is at least what the target asked for. The caller holds mu.
-func (o *Outbox) failed(now time.Time, d *DeliveryError) {
+func (o *Outbox) failed(now time.Time, id string, d *DeliveryError) {
 	if o.failures == 0 {
-		o.failedFrom = now
+		o.failedFrom, o.failedID = now, id
 	}
+	o.outage = o.outage || id != o.failedID
 	o.failures++
 	pause := max(outboxJitter(min(o.throttle<<min(o.failures-1, 10), maxThrottle)), d.After)
 	if at := now.Add(pause); at.After(o.paused) {
@@ -808,17 +810,18 @@ func (o *Outbox) failed(now time.Time, d *DeliveryError) {
 	}
 }
 
-// succeeded ends the throttling. After an outage every event that waits for its
-// next attempt gets one now that does not count: it failed for no fault of its
-// own, and the schedule may have it wait for another day. The caller holds mu.
+// succeeded ends the throttling. After an outage — more than one event failed in a
+// row — every event that waits for its next attempt gets one now that does not
+// count: it failed for no fault of its own, and the schedule may have it wait for
+// another day. The caller holds mu.
 func (o *Outbox) succeeded(now time.Time) {
-	outage := o.failures >= outageFailures && now.Sub(o.failedFrom) >= outageLength
-	o.failures, o.paused = 0, time.Time{}
+	outage := o.outage
+	o.failures, o.paused, o.outage = 0, time.Time{}, false
 	if !outage {
 		return
 	}
 	for _, e := range o.due {
-		if e.due.After(now) {
+		if e.due.After(now) && e.sends < outageSends {
 			e.due, e.free = now, true
 		}
 	}

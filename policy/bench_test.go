@@ -162,7 +162,7 @@ func cpu() time.Duration {
 }
 
 // BenchmarkJudge judges two mixes: usual is what [usual] says; random is uniformly
-// random pairs and ports of [traffic], five in six denied or misuse and next to none
+// random pairs and ports of [traffic], four in five denied or misuse and next to none
 // recurring soon, as a scan of the whole estate would be.
 func BenchmarkJudge(b *testing.B) {
 	for _, size := range []struct{ rules, exceptions int }{{100, 50}, {1000, 500}, {5000, 2000}} {

@@ -392,7 +392,6 @@ func (x *Index) decide(c *Conversation, r *rows, covered modes, d *decision) {
 	denied := open & (r.server.denyIn | r.client.denyOut)
 	d.deny |= denied
 	d.unsure |= maybe & denied
-	return
 }
 
 // counts gives the modes in which a rule counts.

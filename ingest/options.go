@@ -2,7 +2,6 @@ package ingest
 
 import (
 	"bytes"
-	"encoding/binary"
 	"strconv"
 
 	"github.com/postern/postern/flow"
@@ -85,17 +84,9 @@ func (d *Decoder) option(m *message, p *optionsPlan, b []byte) (n int, ok bool) 
 		o := &p.fields[i]
 		length := int(o.length)
 		if o.length == variable {
-			if n >= len(b) {
+			var ok bool
+			if length, n, ok = variableLength(b, n); !ok {
 				return n, false
-			}
-			length = int(b[n])
-			n++
-			if length == 0xff {
-				if n+2 > len(b) {
-					return n, false
-				}
-				length = int(binary.BigEndian.Uint16(b[n:]))
-				n += 2
 			}
 		}
 		if n+length > len(b) {

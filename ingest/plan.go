@@ -525,18 +525,10 @@ func (d *Decoder) varying(m *message, p *plan, b []byte, r *flow.Record, s *scra
 	for i := range p.ops {
 		o := &p.ops[i]
 		length := int(o.length)
-		if length == variable { // RFC 7011, 7
-			if n >= len(b) {
+		if length == variable {
+			var ok bool
+			if length, n, ok = variableLength(b, n); !ok {
 				return n, false
-			}
-			length = int(b[n])
-			n++
-			if length == 0xff {
-				if n+2 > len(b) {
-					return n, false
-				}
-				length = int(binary.BigEndian.Uint16(b[n:]))
-				n += 2
 			}
 		}
 		if n+length > len(b) {
@@ -548,6 +540,22 @@ func (d *Decoder) varying(m *message, p *plan, b []byte, r *flow.Record, s *scra
 		n += length
 	}
 	return n, true
+}
+
+// variableLength reads the length of a variable-length field at n (RFC 7011, 7):
+// one byte, or 255 and two bytes. next is where its content begins.
+func variableLength(b []byte, n int) (length, next int, ok bool) {
+	if n >= len(b) {
+		return 0, n, false
+	}
+	length, next = int(b[n]), n+1
+	if length == 0xff {
+		if next+2 > len(b) {
+			return 0, next, false
+		}
+		length, next = int(binary.BigEndian.Uint16(b[next:])), next+2
+	}
+	return length, next, true
 }
 
 // set puts one field where it belongs.

@@ -10,20 +10,25 @@ import (
 	"github.com/postern/postern/flow"
 )
 
-// addressTable finds the region of an address: IPv4 in at most three steps of
-// 16, 8 and 8 bits (see BenchmarkEndpoint), IPv6 by bart.
+// addressTable finds the region of an address: IPv4 in three steps of 16, 8 and 8 bits
+// (see BenchmarkEndpoint), IPv6 by bart.
+//
+// Every IPv4 address takes all three steps, also where a shorter prefix says all there
+// is to say: which addresses follow one another nobody can foretell, a processor's
+// branch predictor neither, and a branch foretold wrongly costs more than two loads
+// from cache. What a shorter prefix covers shares one block and one leaf.
 //
 // The first two steps are plain tables, since speed counts for more than memory
-// there: 256 KiB and 1 KiB for each /16 with something longer in it. Equal versions
-// share them ([Index.share]). In the last step there are many blocks, mostly a /24 with
-// one host in it, so of its slots only the first of each run is kept and the number of
-// runs begun up to a slot is its place (as in Poptrie: Asai and Ohara, SIGCOMM 2015).
-// The places there are regions themselves, written out once a run, so that the last
-// step costs one cache line more and not two: a lookup is four dependent loads, the
-// region's own included.
+// there: 256 KiB, 1 KiB for each /16 with something longer in it, and 1 KiB for each
+// region of /16s without. Equal versions share them ([Index.share]). In the last step
+// there are many blocks, mostly a /24 with one host in it, so of its slots only the
+// first of each run is kept and the number of runs begun up to a slot is its place (as
+// in Poptrie: Asai and Ohara, SIGCOMM 2015). The places there are regions themselves,
+// written out once a run, so that the last step costs one cache line more and not two:
+// a lookup is four dependent loads, the region's own included.
 type addressTable struct {
-	root    []int32 // by the upper 16 bits: a region, or where negative, ^block
-	blocks  [][256]int32
+	root    []int32      // place in blocks, by the upper 16 bits
+	blocks  [][256]int32 // place in leaves
 	leaves  []addressLeaf
 	regions []region // first each region once, then the runs of the leaves
 	six     *bart.Table[int32]
@@ -32,8 +37,8 @@ type addressTable struct {
 // addressLeaf is the 256 slots of the last step.
 type addressLeaf struct {
 	starts [4]uint64 // slots where another region begins than the one before; the first always
-	base   [4]uint32 // place in regions of the last run begun before each 64
-	_      [4]uint32 // to a cache line
+	base   [4]int32  // place in regions of the last run begun before each 64
+	_      [4]int32  // to a cache line
 }
 
 // lookup gives the region of an address.
@@ -45,15 +50,9 @@ func (t *addressTable) lookup(a flow.Addr) *region {
 		}
 	}
 	v := a.V4()
-	i := t.root[v>>16]
-	if i < 0 {
-		if i = t.blocks[^i][v>>8&0xff]; i < 0 {
-			l := &t.leaves[^i]
-			w := v >> 6 & 3
-			i = int32(l.base[w]) + int32(bits.OnesCount64(l.starts[w]<<(63-v&63)))
-		}
-	}
-	return &t.regions[i]
+	l := &t.leaves[t.blocks[t.root[v>>16]][v>>8&0xff]]
+	w := v >> 6 & 3
+	return &t.regions[int(l.base[w])+bits.OnesCount64(l.starts[w]<<(63-v&63))]
 }
 
 // addressBuilder is an addressTable with every slot written out.
@@ -110,36 +109,51 @@ func (t *addressBuilder) descend(slot *int32) int {
 	return len(t.blocks) - 1
 }
 
-// pack gives the table that judging uses. Blocks of the second step keep their order,
-// so that versions with the same prefixes have the same table.
+// pack gives the table that judging uses. Blocks and leaves come in the order of their
+// addresses, so that versions with the same prefixes have the same table.
 func (t *addressBuilder) pack(regions []region) addressTable {
-	out := addressTable{root: t.root, regions: slices.Clip(regions), six: t.six}
-	place := make([]int32, len(t.blocks)) // in out.blocks
-	for i, slot := range t.root {
+	out := addressTable{root: make([]int32, len(t.root)), regions: slices.Clip(regions), six: t.six}
+	wholeBlocks, wholeLeaves := map[int32]int32{}, map[int32]int32{} // by region
+	leaf := func(slot int32) int32 {
 		if slot < 0 {
-			place[^slot] = int32(len(out.blocks))
-			t.root[i] = ^place[^slot]
-			out.blocks = append(out.blocks, t.blocks[^slot])
+			return out.leaf(&t.blocks[^slot])
 		}
+		i, ok := wholeLeaves[slot]
+		if !ok {
+			i = out.wholeLeaf(slot)
+			wholeLeaves[slot] = i
+		}
+		return i
 	}
-	for i := range out.blocks {
-		for j, slot := range out.blocks[i] {
-			if slot < 0 {
-				out.blocks[i][j] = ^int32(len(out.leaves))
-				out.leaf(&t.blocks[^slot])
+	for i, slot := range t.root {
+		j, ok := wholeBlocks[slot]
+		if !ok {
+			j = int32(len(out.blocks))
+			var block [256]int32
+			for k := range block {
+				if slot < 0 {
+					block[k] = leaf(t.blocks[^slot][k])
+				} else {
+					block[k] = leaf(slot)
+				}
+			}
+			out.blocks = append(out.blocks, block)
+			if slot >= 0 {
+				wholeBlocks[slot] = j
 			}
 		}
+		out.root[i] = j
 	}
 	out.blocks, out.leaves, out.regions = slices.Clip(out.blocks), slices.Clip(out.leaves), slices.Clip(out.regions)
 	return out
 }
 
-// leaf adds a block of the last step.
-func (t *addressTable) leaf(slots *[256]int32) {
+// leaf adds a leaf for a block of the last step and gives its place.
+func (t *addressTable) leaf(slots *[256]int32) int32 {
 	var l addressLeaf
 	for i, v := range slots {
 		if i&63 == 0 {
-			l.base[i>>6] = uint32(len(t.regions)) - 1
+			l.base[i>>6] = int32(len(t.regions)) - 1
 		}
 		if i == 0 || v != slots[i-1] {
 			l.starts[i>>6] |= 1 << (i & 63)
@@ -147,6 +161,14 @@ func (t *addressTable) leaf(slots *[256]int32) {
 		}
 	}
 	t.leaves = append(t.leaves, l)
+	return int32(len(t.leaves) - 1)
+}
+
+// wholeLeaf adds a leaf of one region only and gives its place.
+func (t *addressTable) wholeLeaf(region int32) int32 {
+	// One run begins in the first 64 slots and none later.
+	t.leaves = append(t.leaves, addressLeaf{starts: [4]uint64{1}, base: [4]int32{region - 1, region, region, region}})
+	return int32(len(t.leaves) - 1)
 }
 
 // share makes t use the tables of an equal older one.

@@ -243,25 +243,20 @@ func (x *Index) judge(c *Conversation, client, server *region, v *flow.Verdict) 
 	x.pick(c, client, server, &r)
 	var d decision
 	x.decide(c, &r, covered, &d)
-	var e touched
-	if !d.unsure.has(enforced) || !d.unsure.has(staged) {
-		e = x.touch(&r, d.deny.has(enforced))
-	}
+	fits := x.anyFitting(&r)
 
 	// What is enforced: the whole verdict.
 	switch {
 	case !covered.has(enforced):
 		v.Reason = flow.ReasonUncovered
-	case d.unsure.has(enforced) || d.deny.has(enforced) && e.fits != 0:
+	case d.unsure.has(enforced) || d.deny.has(enforced) && fits:
 		x.ruleExactly(c, &r, enforced, v)
 	case d.deny.has(enforced):
 		v.Expected, v.Reason, v.Rule = flow.ExpectDeny, flow.ReasonDenied, x.decider(&r, &d, enforced)
-		if e.near != 0 {
-			x.misuseOfRules(c, &r, &d, enforced, v)
-		}
+		x.misuseOfRules(c, &r, &d, enforced, v)
 	default:
 		v.Expected, v.Reason, v.Rule = flow.ExpectAllow, flow.ReasonPermitted, x.decider(&r, &d, enforced)
-		if e.fits != 0 {
+		if fits {
 			x.redundant(c, &r, v)
 		}
 	}
@@ -273,7 +268,7 @@ func (x *Index) judge(c *Conversation, client, server *region, v *flow.Verdict) 
 		v.Staged, v.StagedReason = flow.ExpectAllow, flow.ReasonPermitted
 	case covered == inBoth && !d.differs && x.alike(&r, &d):
 		v.Staged, v.StagedReason = v.Expected, v.Reason
-	case !d.unsure.has(staged) && e.fits == 0 && d.bit[staged] < 0:
+	case !d.unsure.has(staged) && !fits && d.bit[staged] < 0:
 		// A default denies, which every exception beats that matches, and none does.
 		v.Staged, v.StagedReason = flow.ExpectDeny, flow.ReasonDenied
 		if x.anyInScope(c, &r) {
@@ -313,15 +308,12 @@ func coverage(client, server *region) modes {
 // byDefault is what the defaults say of a covered conversation, and which one says
 // it: a denial before an allowance, the responder's side before the initiator's.
 func (r *rows) byDefault(m mode) (deny bool, name flow.Name) {
-	switch {
-	case r.server.denyIn.has(m):
-		return true, r.server.nameIn
-	case r.client.denyOut.has(m):
-		return true, r.client.nameOut
-	case r.server.counted.has(m):
-		return false, r.server.nameIn
+	in, out := r.server.denyIn.has(m), r.client.denyOut.has(m)
+	name = r.client.nameOut
+	if in || !out && r.server.counted.has(m) {
+		name = r.server.nameIn
 	}
-	return false, r.client.nameOut
+	return in || out, name
 }
 
 // decision is what the rules and defaults say, without exceptions, of both modes.
@@ -446,31 +438,16 @@ func (x *Index) alike(r *rows, d *decision) bool {
 	return true
 }
 
-// touched says which exceptions a conversation touches, whatever their state and
-// their open keys, as the OR of their words.
-type touched struct {
-	fits uint64 // source, destination and service match
-	near uint64 // two or three of them, or all with the ends swapped
-}
-
-// touch finds fits, and with misuse near as well.
-func (x *Index) touch(r *rows, misuse bool) (e touched) {
+// anyFitting says whether source, destination and service of an exception match for
+// certain, whatever its state and its open keys.
+func (x *Index) anyFitting(r *rows) bool {
 	n := x.words - x.exceptAt
 	from, to, service := r.from[x.exceptAt:][:n], r.to[x.exceptAt:][:n], r.sure[x.exceptAt:][:n]
-	if !misuse {
-		for w := range from {
-			e.fits |= from[w] & to[w] & service[w]
-		}
-		return e
-	}
-	swapFrom, swapTo := x.swapped(r)
-	swapFrom, swapTo = swapFrom[:n], swapTo[:n]
+	fits := uint64(0)
 	for w := range from {
-		s, d, v := from[w], to[w], service[w]
-		e.fits |= s & d & v
-		e.near |= s&d | v&(s|d|swapFrom[w]&swapTo[w])
+		fits |= from[w] & to[w] & service[w]
 	}
-	return e
+	return fits != 0
 }
 
 // redundant lists the exceptions that fit a conversation which the rules permit

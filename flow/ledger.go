@@ -25,14 +25,13 @@ const (
 	RejectPanic                         // decoding it failed in an unforeseen way (a bug, counted and survived)
 	RejectTableFull                     // no room for another exporter, template or sampler
 	RejectRecordMalformed               // a record's field runs beyond its set
-	RejectStore                         // ClickHouse refuses the row for good
 	RejectSpoolLost                     // a datagram that was in the spool could not be read back
 	numRejects
 )
 
 var rejectTexts = [numRejects]string{"malformed", "truncated", "unknown_version", "bad_count", "exporter_not_allowed",
 	"template_missing", "park_full", "template_quarantined", "spool_full", "too_large", "panic", "table_full",
-	"record_malformed", "store_refused", "spool_lost"}
+	"record_malformed", "spool_lost"}
 
 func (r Reject) String() string { return text(rejectTexts[:], int(r)) }
 

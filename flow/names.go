@@ -1,8 +1,9 @@
 package flow
 
-import "slices"
-
-import "sync"
+import (
+	"slices"
+	"sync"
+)
 
 // Name is an interned string: a user, an application, a segment, a rule id. It is
 // meaningful only together with the [Names] that gave it out and never leaves

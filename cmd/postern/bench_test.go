@@ -668,8 +668,7 @@ func (s *serial) turn(tb testing.TB) {
 		seg, err := s.spool.Next(s.ctx)
 		must(err)
 		s.takeIn(seg)
-		unit := sink.Insert{Token: fmt.Sprintf("spool/%s/%d", seg.Spool(), seg.Seq()), Input: "spool/" + seg.Spool().String(), At: seg.Created()}
-		s.pipe.begin(unit)
+		s.pipe.begin(unit{Insert: sink.Insert{Token: fmt.Sprintf("spool/%s/%d", seg.Spool(), seg.Seq()), Input: "spool/" + seg.Spool().String(), At: seg.Created()}})
 		s.lap(stageSpool)
 		for e := range seg.Entries() {
 			switch e.Kind {
@@ -692,7 +691,7 @@ func (s *serial) turn(tb testing.TB) {
 		must(s.batch())
 		must(s.flush())
 		contribs, events := s.pipe.collect()
-		must(s.store.findings(s.ctx, s.pipe.unit, contribs, events))
+		must(s.store.findings(s.ctx, s.pipe.unit.Insert, contribs, events))
 		cp := &checkpoint{Spool: seg.Spool().String(), Segment: seg.Seq(), Ledger: s.pipe.received()}
 		cp.state, err = s.pipe.snapshot()
 		must(err)
@@ -740,8 +739,8 @@ func (s *serial) flush() error {
 	if p.block == nil || p.block.rows == 0 {
 		return nil
 	}
-	item := storeItem{insert: p.unit, block: p.block}
-	item.insert.Token += fmt.Sprint("/", p.chunk)
+	item := storeItem{unit: p.unit, block: p.block}
+	item.unit.Token += fmt.Sprint("/", p.chunk)
 	p.chunk++
 	p.block = nil
 	err := p.insert(s.ctx, item)
@@ -954,7 +953,7 @@ func TestHotPathDoesNotAllocate(t *testing.T) {
 	if len(in.Records) < flow.BatchSize {
 		t.Fatalf("%d permitted records, want %d", len(in.Records), flow.BatchSize)
 	}
-	w := p.store.writer()
+	w := p.store.writer().(*sink.FlowWriter)
 	pass := func() {
 		for i := range in.Records {
 			r := &in.Records[i]

@@ -21,7 +21,9 @@ import (
 //
 //	input ─▶ decode ─▶ orient, pair, judge ─▶ detect ─▶ encode ┊ insert ─▶ tell ─▶ checkpoint
 //
-// Its input comes in units: a segment of the spool, or a capture file. Left of the
+// Its input comes in units: a segment of the spool, a capture file, or a range of a
+// Kafka partition. Between two Kafka topics some of its stages are elsewhere: `collect`
+// ends after decoding, `detect` begins behind it. Left of the
 // dotted line one goroutine works through a unit, right of it another makes the
 // result last, so that waiting for ClickHouse overlaps with decoding. Between them
 // are at most [storeBlocks] encoded blocks: when ClickHouse is slow or away the
@@ -31,9 +33,9 @@ import (
 // its input. Nothing there asks a clock.
 type pipeline struct {
 	names    *flow.Names
-	decoder  *ingest.Decoder
-	pairer   *enrich.Pairer
-	detector *detect.Detector
+	decoder  *ingest.Decoder  // nil where records come decoded
+	pairer   *enrich.Pairer   // nil where they go on unjudged
+	detector *detect.Detector // nil likewise
 	// collect ends a unit for the detector: its Collect, at the very end its Flush.
 	collect func() ([]flow.Contribution, []*flow.Finding)
 	store   store
@@ -44,8 +46,8 @@ type pipeline struct {
 	// onEvents, if set, sees every finding event in order (replay --findings).
 	onEvents func([]*flow.Finding) error
 
-	chunkRows int         // rows an insert, constant for an input
-	unit      sink.Insert // names the open unit
+	chunkRows int // rows an insert, constant for an input
+	unit      unit
 	chunk     int
 	decoded   *flow.Batch // what the decoder filled so far
 	judged    *flow.Batch
@@ -63,10 +65,22 @@ type pipeline struct {
 	judgedSoFar tally
 }
 
+// unit names a piece of input: every insert of it carries its token and a number.
+type unit struct {
+	sink.Insert
+	number uint64 // rises from unit to unit of one input
+}
+
+// rowWriter takes rows in for the store. It keeps nothing of records.
+type rowWriter interface {
+	AppendRecords(records []flow.Record)
+	Reset()
+}
+
 // block is rows on their way to the store, and whose they are. Without a writer
 // (replay --no-store) rows end here.
 type block struct {
-	writer    *sink.FlowWriter
+	writer    rowWriter
 	rows      int
 	exporters map[flow.Addr]uint64
 }
@@ -101,17 +115,19 @@ const storeBlocks = 3
 // Its methods return when the result is durable, and retry until ctx ends.
 type store interface {
 	// writer makes an empty block for rows; nil where rows do not last.
-	writer() *sink.FlowWriter
-	// rows inserts a block under a range's name; duplicate says that the store had it already.
-	rows(ctx context.Context, ins sink.Insert, b *block) (duplicate bool, err error)
+	writer() rowWriter
+	// rows inserts a block under a range's name, the chunk of a unit; duplicate says that
+	// the store had it already.
+	rows(ctx context.Context, u unit, chunk int, b *block) (duplicate bool, err error)
 	// findings makes contributions and events last.
 	findings(ctx context.Context, ins sink.Insert, c []flow.Contribution, events []*flow.Finding) error
 }
 
 // storeItem is one step right of the line: a block to insert, or a unit's end.
 type storeItem struct {
-	insert sink.Insert
-	block  *block
+	unit  unit // its token with the chunk's number, where there is a block
+	chunk int
+	block *block
 
 	end      bool
 	contribs []flow.Contribution
@@ -129,30 +145,66 @@ type pipelineConfig struct {
 	log      *slog.Logger
 	// chunkRows is the number of rows after which a block is inserted.
 	chunkRows int
+	// blocks are taken from here and put back, by several pipelines; nil: blocks of its own.
+	blocks chan *block
+}
+
+// newBlocks makes n empty blocks.
+func newBlocks(n int, st store) chan *block {
+	free := make(chan *block, n)
+	for range n {
+		free <- &block{writer: st.writer(), exporters: map[flow.Addr]uint64{}}
+	}
+	return free
 }
 
 func newPipeline(cfg pipelineConfig) *pipeline {
 	p := &pipeline{
 		names: cfg.names, decoder: cfg.decoder, pairer: cfg.pairer,
 		detector: cfg.detector, store: cfg.store, log: cfg.log,
-		collect:   cfg.detector.Collect,
+		collect:   func() ([]flow.Contribution, []*flow.Finding) { return nil, nil },
 		chunkRows: cfg.chunkRows,
 		decoded:   flow.NewBatch(flow.BatchSize, nil),
 		judged:    flow.NewBatch(flow.BatchSize, nil),
-		free:      make(chan *block, storeBlocks),
+		free:      cfg.blocks,
 		out:       make(chan storeItem, storeBlocks),
 		totals:    ledgerTotals{},
 		queued:    map[flow.Addr]uint64{},
 		storing:   map[*block]struct{}{},
 	}
-	for range storeBlocks {
-		p.free <- &block{writer: p.store.writer(), exporters: map[flow.Addr]uint64{}}
+	if p.detector != nil {
+		p.collect = p.detector.Collect
+	}
+	if p.free == nil {
+		p.free = newBlocks(storeBlocks, p.store)
 	}
 	return p
 }
 
-// begin opens a unit of input: every insert of it carries its token and a number.
-func (p *pipeline) begin(unit sink.Insert) { p.unit, p.chunk = unit, 0 }
+// begin opens a unit of input.
+func (p *pipeline) begin(u unit) { p.unit, p.chunk = u, 0 }
+
+// records takes records that fill adds to the batch, which were decoded elsewhere. It
+// blocks while the store is behind.
+func (p *pipeline) records(ctx context.Context, fill func(*flow.Batch)) error {
+	p.gate.RLock()
+	from := len(p.decoded.Records)
+	fill(p.decoded)
+	for i := from; i < len(p.decoded.Records); {
+		exporter, n := p.decoded.Records[i].Exporter, i
+		for i < len(p.decoded.Records) && p.decoded.Records[i].Exporter == exporter {
+			i++
+		}
+		a := p.totals[exporter]
+		a.Records.Decoded += uint64(i - n)
+		p.totals[exporter] = a
+	}
+	p.gate.RUnlock()
+	if len(p.decoded.Records) < flow.BatchSize {
+		return nil
+	}
+	return p.advance(ctx, nil)
+}
 
 // datagram takes one datagram of the open unit. It blocks while the store is behind.
 func (p *pipeline) datagram(ctx context.Context, d *ingest.Datagram) error {
@@ -171,9 +223,13 @@ func (p *pipeline) datagram(ctx context.Context, d *ingest.Datagram) error {
 // tick tells every stage the time of the injected clock as the input recorded it.
 func (p *pipeline) tick(ctx context.Context, now flow.Time) error {
 	return p.advance(ctx, func() {
-		p.decoder.Tick(now)
-		p.pairer.Tick(now, p.judged)
-		p.detector.Tick(now)
+		if p.decoder != nil {
+			p.decoder.Tick(now)
+		}
+		if p.pairer != nil {
+			p.pairer.Tick(now, p.judged)
+			p.detector.Tick(now)
+		}
 	})
 }
 
@@ -211,16 +267,22 @@ func (p *pipeline) judge(after func()) error {
 	defer p.gate.RUnlock()
 	p.judged.Reset()
 	p.taken = 0
-	p.pairer.Process(p.decoded, p.judged)
-	p.decoded.Reset()
+	if p.pairer != nil {
+		p.pairer.Process(p.decoded, p.judged)
+		p.decoded.Reset()
+	} else {
+		p.decoded, p.judged = p.judged, p.decoded
+	}
 	if after != nil {
 		after()
 	}
 	if len(p.judged.Records) == 0 {
 		return nil
 	}
-	p.detector.Observe(p.judged)
-	p.judgedSoFar.add(p.judged)
+	if p.detector != nil {
+		p.detector.Observe(p.judged)
+		p.judgedSoFar.add(p.judged)
+	}
 	if p.onFlow != nil {
 		return p.onFlow(p.judged)
 	}
@@ -242,8 +304,8 @@ func (p *pipeline) takeBlock(ctx context.Context) error {
 
 // handOn sends the block to be inserted.
 func (p *pipeline) handOn(ctx context.Context) error {
-	item := storeItem{insert: p.unit, block: p.block}
-	item.insert.Token += "/" + strconv.Itoa(p.chunk)
+	item := storeItem{unit: p.unit, chunk: p.chunk, block: p.block}
+	item.unit.Token += "/" + strconv.Itoa(p.chunk)
 	p.chunk++
 	p.block = nil
 	return p.send(ctx, item)
@@ -288,7 +350,7 @@ func (p *pipeline) end(ctx context.Context, cp *checkpoint, extra map[string][]b
 		maps.Copy(cp.state, extra)
 		cp.Ledger = p.received()
 	}
-	return p.send(ctx, storeItem{insert: p.unit, end: true, contribs: contribs, events: events, cp: cp, done: done})
+	return p.send(ctx, storeItem{unit: p.unit, end: true, contribs: contribs, events: events, cp: cp, done: done})
 }
 
 // drain ends the input for good: what waits for another half is judged without it,
@@ -307,7 +369,14 @@ type section interface {
 }
 
 func (p *pipeline) sections() map[string]section {
-	return map[string]section{"decoder": p.decoder, "pairer": p.pairer, "detector": p.detector}
+	out := map[string]section{}
+	if p.decoder != nil {
+		out["decoder"] = p.decoder
+	}
+	if p.pairer != nil {
+		out["pairer"], out["detector"] = p.pairer, p.detector
+	}
+	return out
 }
 
 func (p *pipeline) snapshot() (map[string][]byte, error) {
@@ -325,7 +394,9 @@ func (p *pipeline) snapshot() (map[string][]byte, error) {
 // use puts stages in the pipeline.
 func (p *pipeline) use(decoder *ingest.Decoder, pairer *enrich.Pairer, detector *detect.Detector) {
 	p.decoder, p.pairer, p.detector = decoder, pairer, detector
-	p.collect = detector.Collect
+	if detector != nil {
+		p.collect = detector.Collect
+	}
 }
 
 func (p *pipeline) restoreStages(state map[string][]byte) error {
@@ -351,8 +422,11 @@ func (p *pipeline) restore(cp *checkpoint) error {
 	return nil
 }
 
+// saver makes checkpoints last.
+type saver interface{ save(cp *checkpoint) error }
+
 // runStore makes results last, in order, until the pipeline is closed or ctx ends.
-func (p *pipeline) runStore(ctx context.Context, saved checkpoints) error {
+func (p *pipeline) runStore(ctx context.Context, saved saver) error {
 	for {
 		var item storeItem
 		var ok bool
@@ -378,11 +452,11 @@ func (p *pipeline) runStore(ctx context.Context, saved checkpoints) error {
 
 func (p *pipeline) insert(ctx context.Context, item storeItem) error {
 	start := time.Now()
-	duplicate, err := p.store.rows(ctx, item.insert, item.block)
+	duplicate, err := p.store.rows(ctx, item.unit, item.chunk, item.block)
 	if err != nil {
 		return err
 	}
-	p.log.Debug("inserted", "token", item.insert.Token, "rows", item.block.rows, "duplicate", duplicate, "took", time.Since(start))
+	p.log.Debug("inserted", "token", item.unit.Token, "rows", item.block.rows, "duplicate", duplicate, "took", time.Since(start))
 	p.gate.Lock()
 	for exporter, n := range item.block.exporters {
 		a := p.totals[exporter]
@@ -400,8 +474,8 @@ func (p *pipeline) insert(ctx context.Context, item storeItem) error {
 	return nil
 }
 
-func (p *pipeline) finish(ctx context.Context, saved checkpoints, item storeItem) error {
-	if err := p.store.findings(ctx, item.insert, item.contribs, item.events); err != nil {
+func (p *pipeline) finish(ctx context.Context, saved saver, item storeItem) error {
+	if err := p.store.findings(ctx, item.unit.Insert, item.contribs, item.events); err != nil {
 		return err
 	}
 	if item.cp != nil {
@@ -477,10 +551,12 @@ func (p *pipeline) ledger(waiting func(flow.Ledger)) flow.Ledger {
 	p.gate.Lock()
 	defer p.gate.Unlock()
 	l := flow.Ledger{}
-	for exporter, a := range p.decoder.Ledger() {
-		seen := *a
-		seen.Datagrams.Received = 0 // the decoder's view; the spool's is the one that counts
-		l.Of(exporter).Add(&seen)
+	if p.decoder != nil {
+		for exporter, a := range p.decoder.Ledger() {
+			seen := *a
+			seen.Datagrams.Received = 0 // the decoder's view; the spool's is the one that counts
+			l.Of(exporter).Add(&seen)
+		}
 	}
 	for exporter, a := range p.totals {
 		l.Of(exporter).Add(&a)
@@ -494,7 +570,9 @@ func (p *pipeline) ledger(waiting func(flow.Ledger)) flow.Ledger {
 	for i := range p.judged.Records[p.taken:] {
 		l.Of(p.judged.Records[p.taken+i].Exporter).Records.InFlight++
 	}
-	p.pairer.Held(func(exporter flow.Addr, n uint64) { l.Of(exporter).Records.InFlight += n })
+	if p.pairer != nil {
+		p.pairer.Held(func(exporter flow.Addr, n uint64) { l.Of(exporter).Records.InFlight += n })
+	}
 	for b := range p.storing {
 		for exporter, n := range b.exporters {
 			l.Of(exporter).Records.InFlight += n

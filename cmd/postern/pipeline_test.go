@@ -52,7 +52,7 @@ func newRecorder(t *testing.T) *recorder {
 
 var errCrash = errors.New("the process is gone")
 
-func (r *recorder) writer() *sink.FlowWriter { return nil }
+func (r *recorder) writer() rowWriter { return nil }
 
 // flow takes the rows in the order in which they go into blocks.
 func (r *recorder) flow(names *flow.Names) func(*flow.Batch) error {
@@ -68,7 +68,7 @@ func (r *recorder) flow(names *flow.Names) func(*flow.Batch) error {
 	}
 }
 
-func (r *recorder) rows(_ context.Context, ins sink.Insert, b *block) (bool, error) {
+func (r *recorder) rows(_ context.Context, ins unit, _ int, b *block) (bool, error) {
 	if r.crash() {
 		return false, errCrash
 	}
@@ -496,7 +496,7 @@ func TestLedgerShowsLoss(t *testing.T) {
 					t.Fatal(err)
 				}
 				s.takeIn(seg)
-				s.pipe.begin(sink.Insert{Token: fmt.Sprint(seg.Seq())})
+				s.pipe.begin(unit{Insert: sink.Insert{Token: fmt.Sprint(seg.Seq())}})
 				for e := range seg.Entries() {
 					if e.Kind == ingest.EntryPolicy {
 						if err := s.activate(t.Context(), e.Payload); err != nil {

@@ -268,10 +268,10 @@ func (r *replayer) file(ctx context.Context, file string, s store, l loader, las
 		return err
 	}
 	input := "file/" + sum
-	unit := sink.Insert{Input: input, At: 1}
+	u := unit{Insert: sink.Insert{Input: input, At: 1}}
 	if l != nil {
 		var note string
-		if unit.At, note, err = l.begin(ctx, input, r.key); err != nil {
+		if u.At, note, err = l.begin(ctx, input, r.key); err != nil {
 			return err
 		}
 		if note != "" {
@@ -295,7 +295,7 @@ func (r *replayer) file(ctx context.Context, file string, s store, l loader, las
 	work.Go(func() error { return p.runStore(wctx, checkpoints{}) })
 	work.Go(func() error {
 		defer close(p.out)
-		return r.feed(wctx, p, file, unit, last)
+		return r.feed(wctx, p, file, u, last)
 	})
 	if err := work.Wait(); err != nil {
 		return err
@@ -305,17 +305,17 @@ func (r *replayer) file(ctx context.Context, file string, s store, l loader, las
 	r.verdicts.merge(p.judgedSoFar)
 	if l != nil {
 		total := account.Total()
-		return l.done(ctx, input, r.key, unit.At, total.Records.Written+total.Records.Duplicate)
+		return l.done(ctx, input, r.key, u.At, total.Records.Written+total.Records.Duplicate)
 	}
 	return nil
 }
 
 // feed sends a file's datagrams through p, in units.
-func (r *replayer) feed(ctx context.Context, p *pipeline, file string, unit sink.Insert, last bool) error {
+func (r *replayer) feed(ctx context.Context, p *pipeline, file string, u unit, last bool) error {
 	units, inUnit := 0, 0
 	begin := func() {
-		unit.Token = fmt.Sprintf("%s/%s/%d", unit.Input, r.key, units)
-		p.begin(unit)
+		u.Token, u.number = fmt.Sprintf("%s/%s/%d", u.Input, r.key, units), uint64(units)
+		p.begin(u)
 	}
 	begin()
 	stats, err := eachDatagram(ctx, file, r.stderr, func(d *ingest.Datagram) error {
@@ -396,11 +396,12 @@ type replayStore struct {
 	repeated bool
 }
 
-func (s *replayStore) writer() *sink.FlowWriter { return sink.NewFlowWriter(s.names) }
+func (s *replayStore) writer() rowWriter { return sink.NewFlowWriter(s.names) }
 
-func (s *replayStore) rows(ctx context.Context, ins sink.Insert, b *block) (bool, error) {
-	b.writer.Bind(s.db)
-	_, err := b.writer.FlushWithRetry(ctx, ins)
+func (s *replayStore) rows(ctx context.Context, u unit, _ int, b *block) (bool, error) {
+	w := b.writer.(*sink.FlowWriter)
+	w.Bind(s.db)
+	_, err := w.FlushWithRetry(ctx, u.Insert)
 	return s.repeated, err
 }
 

@@ -372,7 +372,7 @@ func (s *service) segment(ctx context.Context, seg *ingest.Segment) error {
 	s.takeIn(seg)
 	s.pipe.chunkRows = seg.ChunkRows()
 	spool := seg.Spool().String()
-	s.pipe.begin(sink.Insert{Token: fmt.Sprintf("spool/%s/%d", spool, seg.Seq()), Input: "spool/" + spool, At: seg.Created()})
+	s.pipe.begin(unit{sink.Insert{Token: fmt.Sprintf("spool/%s/%d", spool, seg.Seq()), Input: "spool/" + spool, At: seg.Created()}, seg.Seq()})
 	for e := range seg.Entries() {
 		var err error
 		switch e.Kind {

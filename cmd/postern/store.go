@@ -247,17 +247,18 @@ func (s *durableStore) wait(ctx context.Context) error {
 	}
 }
 
-func (s *durableStore) writer() *sink.FlowWriter { return sink.NewFlowWriter(s.names) }
+func (s *durableStore) writer() rowWriter { return sink.NewFlowWriter(s.names) }
 
-func (s *durableStore) rows(ctx context.Context, ins sink.Insert, b *block) (duplicate bool, err error) {
+func (s *durableStore) rows(ctx context.Context, u unit, _ int, b *block) (duplicate bool, err error) {
 	if err := s.wait(ctx); err != nil {
 		return false, err
 	}
 	// A re-read range counts as written even where the server had it already: the
 	// process that wrote it did not live to count it.
-	b.writer.Bind(s.db)
+	w := b.writer.(*sink.FlowWriter)
+	w.Bind(s.db)
 	return false, s.insist(ctx, "flows", func() error {
-		_, err := b.writer.FlushWithRetry(ctx, ins)
+		_, err := w.FlushWithRetry(ctx, u.Insert)
 		return err
 	})
 }
@@ -405,8 +406,8 @@ func writeEndpoint(cfg config, url string) error {
 // nowhere is the store of replay --no-store.
 type nowhere struct{}
 
-func (nowhere) writer() *sink.FlowWriter { return nil }
-func (nowhere) rows(context.Context, sink.Insert, *block) (bool, error) {
+func (nowhere) writer() rowWriter { return nil }
+func (nowhere) rows(context.Context, unit, int, *block) (bool, error) {
 	return false, nil
 }
 func (nowhere) findings(context.Context, sink.Insert, []flow.Contribution, []*flow.Finding) error {

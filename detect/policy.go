@@ -31,7 +31,12 @@ type Facts struct {
 }
 
 // Versions answers what detect asks from the versions of a policy.
-type Versions struct{ History *policy.History }
+type Versions struct {
+	// History says which version is in force at a time, nil for none: *policy.History.
+	History interface {
+		At(t flow.Time) *policy.Index
+	}
+}
 
 // ExceptionFacts implements [Policy].
 func (v Versions) ExceptionFacts(at flow.Time, exception flow.Name) (Facts, bool) {

@@ -59,10 +59,16 @@ func (s *Ports) DeclaresPort(proto uint8, port uint16) bool {
 // reach back further than a few.
 const maxVersions = 16
 
+// Versions says which version of the policy is in force at a time, nil for none:
+// *policy.History.
+type Versions interface {
+	At(t flow.Time) *policy.Index
+}
+
 // DeclaredBy gives the services that the versions of h declare: its services
 // section and what rules and exceptions name themselves. What it gives is for one
 // goroutine.
-func DeclaredBy(h *policy.History) Declared {
+func DeclaredBy(h Versions) Declared {
 	type version struct {
 		index *policy.Index
 		ports *Ports

@@ -161,6 +161,14 @@ func (h *History) Forget(t flow.Time) {
 	h.line.Store(&timeline{slices.Clone(old.intervals[n:]), forgotten})
 }
 
+// Fork gives a history that holds the same versions now and goes its own way from
+// here. It costs next to nothing: versions are immutable and shared.
+func (h *History) Fork() *History {
+	f := &History{names: h.names, cfg: h.cfg}
+	f.line.Store(h.line.Load())
+	return f
+}
+
 // At is the version in force at t, nil if there was none.
 func (h *History) At(t flow.Time) *Index { return h.line.Load().at(t) }
 

@@ -223,3 +223,31 @@ func TestHistoryConcurrent(t *testing.T) {
 	close(stop)
 	wg.Wait()
 }
+
+func TestFork(t *testing.T) {
+	names := flow.NewNames(0)
+	h := NewHistory(names, DefaultConfig())
+	one, two, three := estate(10, 5), estate(20, 5), estate(30, 5)
+	for i, p := range []*Policy{one, two} {
+		if err := h.Add(p, flow.Time(1000*(i+1))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f := h.Fork()
+	if f.At(1500) != h.At(1500) || f.At(2500) != h.At(2500) {
+		t.Error("a fork does not share the versions it began with")
+	}
+	if err := f.Add(three, 3000); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.At(3500).Policy(); got != two {
+		t.Error("what was added to the fork shows in the history it came from")
+	}
+	if got := f.At(3500).Policy(); got != three {
+		t.Error("what was added to the fork does not show in it")
+	}
+	h.Forget(2000)
+	if f.At(1500) == nil {
+		t.Error("what the history forgot is gone from the fork")
+	}
+}

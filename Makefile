@@ -33,6 +33,10 @@ build: check-go ## build bin/postern
 engine: build ## fetch the embedded ClickHouse engine into the cache (178 MB, once)
 	$(POSTERN) engine fetch
 
+.PHONY: kafka
+kafka: ## fetch Apache Kafka for the tests (44 MB, once)
+	@test/kafka/broker fetch
+
 .PHONY: demo
 demo: engine ## see it all work on this machine; Ctrl-C ends it
 	$(POSTERN) demo

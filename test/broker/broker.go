@@ -528,10 +528,20 @@ func prepare(dir string, n int, opts []Option) ([]*Broker, error) {
 		if err := os.WriteFile(b.config, []byte(text.String()), 0o600); err != nil {
 			return nil, err
 		}
-		out, err := exec.Command(b.script, append([]string{"format", b.config}, format...)...).CombinedOutput()
-		if err != nil {
-			return nil, fmt.Errorf("formatting the storage: %w\n%s", err, out)
-		}
+	}
+	errs := make([]error, n)
+	var all sync.WaitGroup
+	for i, b := range nodes {
+		all.Go(func() {
+			out, err := exec.Command(b.script, append([]string{"format", b.config}, format...)...).CombinedOutput()
+			if err != nil {
+				errs[i] = fmt.Errorf("formatting the storage: %w\n%s", err, out)
+			}
+		})
+	}
+	all.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
 	}
 	return nodes, nil
 }

@@ -2,13 +2,21 @@ package broker_test
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	kgo "github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/sasl"
+	"github.com/segmentio/kafka-go/sasl/plain"
+	"github.com/segmentio/kafka-go/sasl/scram"
 
 	"github.com/postern/postern/test/broker"
 )
@@ -133,7 +141,9 @@ func TestProduceFetchCommit(t *testing.T) {
 }
 
 func TestRestartKeepsData(t *testing.T) {
+	began := time.Now()
 	b := broker.Start(t)
+	t.Logf("started after %v", time.Since(began))
 	ctx, c := within(t, 60*time.Second), client(t, b.Addr(), &kgo.Transport{})
 	topic, addr := b.CreateTopic(t, "kept", 1), b.Addr()
 	for i, again := range []func(){b.Restart, func() { b.Kill(); b.Restart() }} {
@@ -142,7 +152,9 @@ func TestRestartKeepsData(t *testing.T) {
 		}
 		eventually(t, ctx, "commit", func() error { return commit(ctx, c, "kept", topic, int64(i), "range") })
 		pid := b.Pid()
+		began := time.Now()
 		again()
+		t.Logf("restarted after %v", time.Since(began))
 		if b.Addr() != addr || b.Pid() == pid {
 			t.Fatalf("%s, process %d; it was %s, process %d", b.Addr(), b.Pid(), addr, pid)
 		}
@@ -160,5 +172,139 @@ func TestRestartKeepsData(t *testing.T) {
 			}
 			return err
 		})
+	}
+}
+
+func TestSecurity(t *testing.T) {
+	b := broker.Start(t, broker.WithTLS(), broker.WithSASL())
+	ctx := within(t, 60*time.Second)
+	topic := b.CreateTopic(t, "secure", 1)
+	trusted, err := b.TLS().Config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	nameless := trusted.Clone()
+	nameless.Certificates = nil
+	login := func(algorithm scram.Algorithm, password string) sasl.Mechanism {
+		m, err := scram.Mechanism(algorithm, broker.User, password)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	for _, try := range []struct {
+		name, addr string
+		tls        *tls.Config
+		sasl       sasl.Mechanism
+		refused    bool
+	}{
+		{name: "TLS", addr: b.TLSAddr(), tls: nameless},
+		{name: "TLS by who does not trust the authority", addr: b.TLSAddr(), tls: &tls.Config{}, refused: true},
+		{name: "mTLS", addr: b.MTLSAddr(), tls: trusted},
+		{name: "mTLS without a certificate", addr: b.MTLSAddr(), tls: nameless, refused: true},
+		{name: "PLAIN", addr: b.SASLAddr(), sasl: plain.Mechanism{Username: broker.User, Password: broker.Password}},
+		{name: "SCRAM-SHA-256", addr: b.SASLAddr(), sasl: login(scram.SHA256, broker.Password)},
+		{name: "no login", addr: b.SASLAddr(), refused: true},
+		{name: "TLS, SCRAM-SHA-512", addr: b.SASLTLSAddr(), tls: nameless, sasl: login(scram.SHA512, broker.Password)},
+		{name: "TLS, SCRAM-SHA-512, a wrong password", addr: b.SASLTLSAddr(), tls: nameless, sasl: login(scram.SHA512, "wrong"), refused: true},
+		{name: "TLS, PLAIN, a wrong password", addr: b.SASLTLSAddr(), tls: nameless, sasl: plain.Mechanism{Username: broker.User, Password: "wrong"}, refused: true},
+	} {
+		t.Run(try.name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+			defer cancel()
+			c := client(t, try.addr, &kgo.Transport{TLS: try.tls, SASL: try.sasl})
+			_, err := produce(ctx, c, topic, try.name)
+			if (err != nil) != try.refused {
+				t.Fatalf("%v; refused should be %v", err, try.refused)
+			}
+		})
+	}
+	got, err := fetch(ctx, client(t, b.Addr(), &kgo.Transport{}), topic, 0)
+	if want := "[TLS mTLS PLAIN SCRAM-SHA-256 TLS, SCRAM-SHA-512]"; err != nil || fmt.Sprint(got) != want {
+		t.Errorf("the topic holds %v, %v; want %s", got, err, want)
+	}
+}
+
+func TestBehindProxy(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	b := broker.Start(t, broker.WithAdvertised(l.Addr().String()))
+	var through atomic.Int64 // bytes that passed
+	go func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer in.Close()
+				out, err := net.Dial("tcp4", b.BehindAddr())
+				if err != nil {
+					return
+				}
+				defer out.Close()
+				go func() { _, _ = io.Copy(in, out) }()
+				n, _ := io.Copy(out, in)
+				through.Add(n)
+			}()
+		}
+	}()
+	topic := b.CreateTopic(t, "proxied", 1)
+	const size = 100_000
+	c := client(t, l.Addr().String(), &kgo.Transport{})
+	value := rand.Text() + strings.Repeat("x", size)
+	_, err = c.Produce(within(t, 20*time.Second), &kgo.ProduceRequest{
+		Topic: topic, RequiredAcks: kgo.RequireAll, Records: kgo.NewRecordReader(kgo.Record{Value: kgo.NewBytes([]byte(value))}),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Transport.(*kgo.Transport).CloseIdleConnections()
+	eventually(t, within(t, 10*time.Second), "what was produced", func() error {
+		if n := through.Load(); n < size {
+			return fmt.Errorf("%d bytes went through the proxy", n)
+		}
+		return nil
+	})
+}
+
+func TestLostLeader(t *testing.T) {
+	began := time.Now()
+	cluster := broker.StartCluster(t, 3)
+	t.Logf("started after %v", time.Since(began))
+	ctx, c := within(t, 90*time.Second), client(t, "", &kgo.Transport{})
+	c.Addr = kgo.TCP(cluster.Addrs()...)
+	topic := cluster.CreateTopic(t, "led", 1, kgo.ConfigEntry{ConfigName: "min.insync.replicas", ConfigValue: "2"})
+	if _, err := produce(ctx, c, topic, "before"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, ctx, "commit", func() error { return commit(ctx, c, "led", topic, 1, "before") })
+	lost := cluster.Leader(t, topic, 0)
+	began = time.Now()
+	cluster.Kill(lost)
+	if next := cluster.Leader(t, topic, 0); next == lost {
+		t.Fatalf("node %d leads, and is dead", lost)
+	}
+	t.Logf("another leader after %v", time.Since(began))
+	eventually(t, ctx, "produce to the new leader", func() error {
+		_, err := produce(ctx, c, topic, "after")
+		return err
+	})
+	eventually(t, ctx, "the committed offset", func() error {
+		offset, metadata, err := committed(ctx, c, "led", topic)
+		if err == nil && (offset != 1 || metadata != "before") {
+			t.Fatalf("committed %d %q", offset, metadata)
+		}
+		return err
+	})
+	began = time.Now()
+	cluster.Restart(lost)
+	t.Logf("restarted after %v", time.Since(began))
+	got, err := fetch(ctx, c, topic, 0)
+	if err != nil || len(got) < 2 || got[0] != "before" || got[1] != "after" {
+		t.Fatalf("fetched %v, %v", got, err)
 	}
 }

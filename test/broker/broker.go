@@ -215,7 +215,7 @@ func (b *Broker) Topic(t testing.TB, prefix string) string {
 }
 
 // CreateTopic creates a topic named by [Broker.Topic] and waits until each of its
-// partitions has a leader. A single node replicates once, a cluster up to three times.
+// partitions has a leader. Each has one replica; [Cluster.CreateTopic] makes more.
 func (b *Broker) CreateTopic(t testing.TB, prefix string, partitions int, config ...kgo.ConfigEntry) string {
 	t.Helper()
 	name := b.Topic(t, prefix)
@@ -246,7 +246,7 @@ func createTopic(addr, name string, partitions, replicas int, config []kgo.Confi
 			return nil
 		}
 		if ctx.Err() != nil {
-			return fmt.Errorf("no leader for each of its partitions: %v, %v", meta, err)
+			return fmt.Errorf("no leader for each of its partitions: %v, %w", meta, errors.Join(err, ctx.Err()))
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
@@ -357,7 +357,7 @@ func ready(addr string, brokers int) error {
 			return nil
 		}
 		if ctx.Err() != nil {
-			return fmt.Errorf("Kafka at %s did not answer for %d brokers within %v: %v, %w", addr, brokers, startLimit, meta, err)
+			return fmt.Errorf("Kafka at %s did not answer for %d brokers within %v: %v, %w", addr, brokers, startLimit, meta, errors.Join(err, ctx.Err()))
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
@@ -436,6 +436,9 @@ func prepare(dir string, n int, opts []Option) ([]*Broker, error) {
 	var o options
 	for _, opt := range opts {
 		opt(&o)
+	}
+	if o.advertised != "" && n > 1 {
+		return nil, errors.New("WithAdvertised is for a single node: a client must tell the nodes of a cluster apart")
 	}
 	home, err := root()
 	if err != nil {

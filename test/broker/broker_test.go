@@ -1,6 +1,7 @@
 package broker_test
 
 import (
+	"bufio"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -8,6 +9,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"os/exec"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -138,6 +141,49 @@ func TestProduceFetchCommit(t *testing.T) {
 	if _, err := produce(ctx, c, b.Topic(t, "nobody-made-it"), "x"); err == nil {
 		t.Error("a topic that nobody created came into being")
 	}
+}
+
+// TestNoneLeftBehind: the shared broker ends with the test process, even one that
+// is killed.
+func TestNoneLeftBehind(t *testing.T) {
+	const child = "POSTERN_TEST_CHILD"
+	if os.Getenv(child) != "" {
+		b := broker.Shared(t)
+		fmt.Printf("\nbroker %d %s\n", b.Pid(), b.Addr())
+		select {}
+	}
+	broker.Shared(t) // skips where there is no Kafka
+	cmd := exec.Command(os.Args[0], "-test.run=^TestNoneLeftBehind$")
+	dir := t.TempDir()
+	cmd.Env = append(os.Environ(), child+"=1", "TMPDIR="+dir)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var pid int
+	var addr string
+	for lines := bufio.NewScanner(out); pid == 0 && lines.Scan(); {
+		_, _ = fmt.Sscanf(lines.Text(), "broker %d %s", &pid, &addr) // other lines are passed over
+	}
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	if pid == 0 {
+		t.Fatal("the child started no broker")
+	}
+	eventually(t, within(t, 10*time.Second), "the end of the broker", func() error {
+		if conn, err := net.Dial("tcp4", addr); err == nil {
+			conn.Close()
+			return fmt.Errorf("the broker at %s still answers", addr)
+		}
+		left, err := os.ReadDir(dir)
+		if err == nil && len(left) > 0 {
+			return fmt.Errorf("left behind: %v", left)
+		}
+		return err
+	})
 }
 
 func TestRestartKeepsData(t *testing.T) {

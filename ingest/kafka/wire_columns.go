@@ -1,0 +1,453 @@
+package kafka
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/bits"
+	"math/rand/v2"
+
+	"github.com/postern/postern/flow"
+)
+
+// The columns. An id, once given, keeps its meaning; new ones go to the end.
+//
+// The first four are dictionaries: their content begins with a uvarint, how many
+// entries they hold. An address column holds for each row 0 for the zero address,
+// i for the i-th entry of addr4, and beyond those the entries of addr6. A name
+// column holds 0 for no name, i for the i-th entry of texts.
+//
+// Times are relative, so that what is alike in a batch is small: received to the
+// row before (the first to zero), as zigzag; end as zigzag(received − end); start
+// as end − start, modulo 2⁶⁴.
+const (
+	colAddr4   = iota + 1 // IPv4 addresses as integers
+	colAddr6Hi            // the upper and
+	colAddr6Lo            // the lower halves of other addresses, as many of each
+	colTexts
+	colReceived
+	colEnd
+	colStart
+	colExporter
+	colSrc
+	colDst
+	colNATSrc
+	colNATDst
+	colDomain
+	colSamplingRate
+	colBytes
+	colPackets
+	colRevBytes
+	colRevPackets
+	colInIf
+	colOutIf
+	colUser
+	colApp
+	colSrcIdentity
+	colDstIdentity
+	colHas
+	colQuality
+	colSkew // the 32 bits of the two's complement
+	colSrcPort
+	colDstPort
+	colNATSrcPort
+	colNATDstPort
+	colTCPFlags
+	colRevTCPFlags
+	colProto
+	colSource
+	colICMPType
+	colICMPCode
+	colForwardingStatus
+	colFirewallEvent
+	colDirection
+	colBiflowDirection
+	numColumns
+
+	firstRowColumn = colReceived
+)
+
+// columnInfo is a column's name, as messages say it, and how many bits a value may have.
+var columnInfo = [numColumns]struct {
+	name string
+	bits int
+}{
+	colAddr4: {"addr4", 32}, colAddr6Hi: {"addr6_hi", 64}, colAddr6Lo: {"addr6_lo", 64}, colTexts: {"texts", 0},
+	colReceived: {"received", 64}, colEnd: {"end", 64}, colStart: {"start", 64},
+	colExporter: {"exporter", 16}, colSrc: {"src", 16}, colDst: {"dst", 16}, colNATSrc: {"nat_src", 16}, colNATDst: {"nat_dst", 16},
+	colDomain: {"domain", 32}, colSamplingRate: {"sampling_rate", 32},
+	colBytes: {"bytes", 64}, colPackets: {"packets", 64}, colRevBytes: {"rev_bytes", 64}, colRevPackets: {"rev_packets", 64},
+	colInIf: {"in_if", 32}, colOutIf: {"out_if", 32},
+	colUser: {"user", 16}, colApp: {"app", 16}, colSrcIdentity: {"src_identity", 16}, colDstIdentity: {"dst_identity", 16},
+	colHas: {"has", 32}, colQuality: {"quality", 32}, colSkew: {"skew", 32},
+	colSrcPort: {"src_port", 16}, colDstPort: {"dst_port", 16}, colNATSrcPort: {"nat_src_port", 16}, colNATDstPort: {"nat_dst_port", 16},
+	colTCPFlags: {"tcp_flags", 16}, colRevTCPFlags: {"rev_tcp_flags", 16},
+	colProto: {"proto", 8}, colSource: {"source", 8}, colICMPType: {"icmp_type", 8}, colICMPCode: {"icmp_code", 8},
+	colForwardingStatus: {"forwarding_status", 8}, colFirewallEvent: {"firewall_event", 8},
+	colDirection: {"direction", 8}, colBiflowDirection: {"biflow_direction", 8},
+}
+
+// The encodings of a column's values, n of them.
+const (
+	// encConst: a uvarint, the value of every row.
+	encConst = iota
+	// encPacked: base (uvarint), width (1 byte, 0–56 or 64), number of exceptions
+	// (uvarint), then the low width bits of value − base of every row, packed from
+	// the lowest bit up, in ⌈n·width/8⌉ bytes; then the exceptions in rising order
+	// of row: the row (2 bytes) and (value − base) >> width (uvarint). The few
+	// values that are much larger than the others are exceptions, so that they do
+	// not widen all.
+	encPacked
+	// encDict: number of entries (uvarint, 1–256), the entries (uvarint each), width
+	// (1 byte), and the place of every row's value among them, packed as above.
+	encDict
+	// encTexts, of the column texts alone: for each its length (uvarint) and bytes.
+	encTexts
+)
+
+const (
+	// maxEntries is how many addresses a batch can name: five a row.
+	maxEntries = 5 * BatchRows
+	// maxTexts is how many names: four a row.
+	maxTexts = 4 * BatchRows
+	// maxDict bounds encDict. Random columns are given up on once they exceed it.
+	maxDict = 256
+)
+
+// columns holds a batch transposed, so that records, which are large, are walked once.
+type columns [numColumns][BatchRows]uint64
+
+// Encoder writes batches. It is reused and not safe for concurrent use.
+type Encoder struct {
+	names *flow.Names
+	cols  columns
+
+	addrs table
+	texts table
+	dict  table
+
+	entries [maxEntries]uint64
+	places  [maxEntries]uint64
+	remap   [maxEntries + 1]uint16
+}
+
+// NewEncoder makes an Encoder of records whose names are of the table names.
+func NewEncoder(names *flow.Names) *Encoder {
+	return &Encoder{names: names, addrs: newTable(13), texts: newTable(13), dict: newTable(10)}
+}
+
+// Append appends the value that holds records under h to dst. It panics if there
+// are more than [BatchRows] records. The same header, records and name texts
+// always give the same bytes.
+func (e *Encoder) Append(dst []byte, h Header, records []flow.Record) []byte {
+	if len(records) > BatchRows {
+		panic(fmt.Sprintf("kafka: a batch of %d records, at most %d fit", len(records), BatchRows))
+	}
+	start := len(dst)
+	dst = h.append(dst, len(records))
+	count := start + headerSize - 1
+	if len(records) == 0 {
+		return dst
+	}
+	e.transpose(records)
+	dst = e.appendAddrs(dst, count, len(records))
+	dst = e.appendTexts(dst, count)
+	for id := firstRowColumn; id < numColumns; id++ {
+		dst = e.appendInts(dst, count, id, e.cols[id][:len(records)], false)
+	}
+	return dst
+}
+
+// transpose fills the columns and the dictionaries of addresses and names.
+func (e *Encoder) transpose(records []flow.Record) {
+	e.addrs.reset()
+	e.texts.reset()
+	c := &e.cols
+	var last flow.Time
+	for i := range records {
+		r := &records[i]
+		i &= BatchRows - 1 // the compiler leaves out its checks
+		c[colReceived][i], last = zigzag(int64(r.Received-last)), r.Received
+		c[colEnd][i] = zigzag(int64(r.Received - r.End))
+		c[colStart][i] = uint64(r.End - r.Start)
+		c[colExporter][i] = e.addr(r.Exporter)
+		c[colSrc][i] = e.addr(r.Src)
+		c[colDst][i] = e.addr(r.Dst)
+		c[colNATSrc][i] = e.addr(r.NATSrc)
+		c[colNATDst][i] = e.addr(r.NATDst)
+		c[colDomain][i] = uint64(r.Domain)
+		c[colSamplingRate][i] = uint64(r.SamplingRate)
+		c[colBytes][i] = r.BytesRaw
+		c[colPackets][i] = r.PacketsRaw
+		c[colRevBytes][i] = r.RevBytesRaw
+		c[colRevPackets][i] = r.RevPacketsRaw
+		c[colInIf][i] = uint64(r.InIf)
+		c[colOutIf][i] = uint64(r.OutIf)
+		c[colUser][i] = e.name(r.User)
+		c[colApp][i] = e.name(r.App)
+		c[colSrcIdentity][i] = e.name(r.SrcIdentity)
+		c[colDstIdentity][i] = e.name(r.DstIdentity)
+		c[colHas][i] = uint64(r.Has)
+		c[colQuality][i] = uint64(r.Quality)
+		c[colSkew][i] = uint64(uint32(r.Skew))
+		c[colSrcPort][i] = uint64(r.SrcPort)
+		c[colDstPort][i] = uint64(r.DstPort)
+		c[colNATSrcPort][i] = uint64(r.NATSrcPort)
+		c[colNATDstPort][i] = uint64(r.NATDstPort)
+		c[colTCPFlags][i] = uint64(r.TCPFlags)
+		c[colRevTCPFlags][i] = uint64(r.RevTCPFlags)
+		c[colProto][i] = uint64(r.Proto)
+		c[colSource][i] = uint64(r.Source)
+		c[colICMPType][i] = uint64(r.ICMPType)
+		c[colICMPCode][i] = uint64(r.ICMPCode)
+		c[colForwardingStatus][i] = uint64(r.ForwardingStatus)
+		c[colFirewallEvent][i] = uint64(r.FirewallEvent)
+		c[colDirection][i] = uint64(r.Direction)
+		c[colBiflowDirection][i] = uint64(r.BiflowDirection)
+	}
+}
+
+func (e *Encoder) addr(a flow.Addr) uint64 {
+	if a.IsZero() {
+		return 0
+	}
+	return uint64(e.addrs.place(a)) + 1
+}
+
+func (e *Encoder) name(n flow.Name) uint64 {
+	if n == flow.NoName {
+		return 0
+	}
+	return uint64(e.texts.place(flow.Addr{Lo: uint64(n)})) + 1
+}
+
+// appendAddrs writes the dictionary of addresses and, where both families occur,
+// moves the entries of IPv4 before the others.
+func (e *Encoder) appendAddrs(dst []byte, count, rows int) []byte {
+	keys := e.addrs.keys
+	n4 := 0
+	for _, a := range keys {
+		if a.Is4() {
+			e.entries[n4] = uint64(a.V4())
+			n4++
+		}
+	}
+	if n4 > 0 {
+		dst = e.appendInts(dst, count, colAddr4, e.entries[:n4], true)
+	}
+	if n4 == len(keys) {
+		return dst
+	}
+	i4, i6 := 0, 0
+	for i, a := range keys {
+		if a.Is4() {
+			i4++
+			e.remap[i+1] = uint16(i4)
+			continue
+		}
+		e.entries[i6] = a.Hi
+		i6++
+		e.remap[i+1] = uint16(n4 + i6)
+	}
+	dst = e.appendInts(dst, count, colAddr6Hi, e.entries[:i6], true)
+	i6 = 0
+	for _, a := range keys {
+		if !a.Is4() {
+			e.entries[i6] = a.Lo
+			i6++
+		}
+	}
+	dst = e.appendInts(dst, count, colAddr6Lo, e.entries[:i6], true)
+	for id := colExporter; id <= colNATDst; id++ {
+		c := e.cols[id][:rows]
+		for i, v := range c {
+			c[i] = uint64(e.remap[v])
+		}
+	}
+	return dst
+}
+
+func (e *Encoder) appendTexts(dst []byte, count int) []byte {
+	if len(e.texts.keys) == 0 {
+		return dst
+	}
+	texts := e.names.Texts()
+	dst, at := begin(dst, count, colTexts)
+	dst = binary.AppendUvarint(dst, uint64(len(e.texts.keys)))
+	for _, k := range e.texts.keys {
+		var s string
+		if k.Lo < uint64(len(texts)) {
+			s = texts[k.Lo]
+		}
+		dst = binary.AppendUvarint(dst, uint64(len(s)))
+		dst = append(dst, s...)
+	}
+	return end(dst, at, encTexts)
+}
+
+// begin opens a column, end closes it.
+func begin(dst []byte, count, id int) ([]byte, int) {
+	dst[count]++
+	return append(dst, byte(id), 0, 0, 0, 0, 0), len(dst)
+}
+
+func end(dst []byte, at int, encoding byte) []byte {
+	dst[at+1] = encoding
+	binary.LittleEndian.PutUint32(dst[at+2:], uint32(len(dst)-at-columnHead))
+	return dst
+}
+
+// appendInts writes a column of integers in the encoding that is smallest; one that
+// is zero throughout is left out, unless it is a dictionary, which says how long it is.
+func (e *Encoder) appendInts(dst []byte, count, id int, v []uint64, dictionary bool) []byte {
+	low, high := v[0], v[0]
+	for _, x := range v {
+		low, high = min(low, x), max(high, x)
+	}
+	if high == 0 && !dictionary {
+		return dst
+	}
+	dst, at := begin(dst, count, id)
+	if dictionary {
+		dst = binary.AppendUvarint(dst, uint64(len(v)))
+	}
+	if low == high {
+		return end(binary.AppendUvarint(dst, low), at, encConst)
+	}
+	width, exceptions, size := packedWidth(v, low, high)
+	if width > 1 {
+		if w, ok := e.collect(v, size); ok {
+			dst = binary.AppendUvarint(dst, uint64(len(e.dict.keys)))
+			for _, k := range e.dict.keys {
+				dst = binary.AppendUvarint(dst, k.Lo)
+			}
+			return end(pack(append(dst, byte(w)), e.places[:len(v)], 0, w), at, encDict)
+		}
+	}
+	dst = binary.AppendUvarint(dst, low)
+	dst = binary.AppendUvarint(append(dst, byte(width)), uint64(exceptions))
+	dst = pack(dst, v, low, width)
+	if exceptions > 0 {
+		for i, x := range v {
+			if above := (x - low) >> width; above != 0 {
+				dst = binary.LittleEndian.AppendUint16(dst, uint16(i))
+				dst = binary.AppendUvarint(dst, above)
+			}
+		}
+	}
+	return end(dst, at, encPacked)
+}
+
+// packedWidth is the width at which encPacked is smallest, how many values are
+// beyond it, and the size in bits.
+func packedWidth(v []uint64, low, high uint64) (width uint, exceptions, size int) {
+	longest := bits.Len64(high - low)
+	var lengths [65]int
+	for _, x := range v {
+		lengths[bits.Len64(x-low)]++
+	}
+	size = 1 << 62
+	beyond := 0
+	for w := longest; w >= 0; w-- {
+		if w < longest {
+			beyond += lengths[w+1]
+		}
+		// An exception is its row and a uvarint, which has seven bits a byte.
+		s := len(v)*w + beyond*(16+8*((longest-w+6)/7))
+		if s < size && w <= maxWidth {
+			width, exceptions, size = uint(w), beyond, s
+		}
+		if s := len(v) * 64; w > maxWidth && s < size {
+			width, exceptions, size = 64, 0, s
+		}
+	}
+	return width, exceptions, size
+}
+
+// collect fills e.dict and e.places with the different values of v, if they are few
+// enough that encDict takes fewer than size bits.
+func (e *Encoder) collect(v []uint64, size int) (width uint, ok bool) {
+	e.dict.reset()
+	for i, x := range v {
+		p := e.dict.place(flow.Addr{Lo: x})
+		if p >= maxDict {
+			return 0, false
+		}
+		e.places[i] = uint64(p)
+	}
+	width = uint(bits.Len(uint(len(e.dict.keys) - 1)))
+	need := int(width) * len(v)
+	for _, k := range e.dict.keys {
+		need += 8 * ((bits.Len64(k.Lo) + 6) / 7)
+	}
+	return width, need < size
+}
+
+// maxWidth is the widest packing below 64: one load of eight bytes holds a value
+// wherever in a byte it begins.
+const maxWidth = 56
+
+// pack appends the low width bits of each value less base.
+func pack(dst []byte, v []uint64, base uint64, width uint) []byte {
+	if width == 0 {
+		return dst
+	}
+	mask := ^uint64(0) >> (64 - width)
+	var acc uint64
+	var n uint
+	for _, x := range v {
+		x = (x - base) & mask
+		acc |= x << n
+		if n += width; n >= 64 {
+			dst = binary.LittleEndian.AppendUint64(dst, acc)
+			n -= 64
+			acc = x >> (width - n)
+		}
+	}
+	for ; n > 0; n -= min(n, 8) {
+		dst = append(dst, byte(acc))
+		acc >>= 8
+	}
+	return dst
+}
+
+func zigzag(v int64) uint64   { return uint64(v<<1) ^ uint64(v>>63) }
+func unzigzag(v uint64) int64 { return int64(v>>1) ^ -int64(v&1) }
+
+// table numbers keys in the order in which they first come. Integers are keys with
+// Hi zero.
+type table struct {
+	slots  []uint16 // place + 1; 0 is free
+	keys   []flow.Addr
+	shift  uint
+	hi, lo uint64
+}
+
+// newTable makes a table of 1<<size slots, of which the caller fills two thirds at
+// most. Hosts on the network choose the keys, so the multipliers are drawn at random;
+// what is written does not depend on them.
+func newTable(size uint) table {
+	return table{slots: make([]uint16, 1<<size), shift: 64 - size, hi: rand.Uint64() | 1, lo: rand.Uint64() | 1}
+}
+
+func (t *table) reset() {
+	if len(t.keys) > 0 {
+		clear(t.slots)
+		t.keys = t.keys[:0]
+	}
+}
+
+// place is the number of k, a new one if need be.
+func (t *table) place(k flow.Addr) int {
+	mask := len(t.slots) - 1
+	for i := int((k.Hi*t.hi + k.Lo*t.lo) >> t.shift); ; i++ {
+		slot := &t.slots[i&mask]
+		if *slot == 0 {
+			t.keys = append(t.keys, k)
+			*slot = uint16(len(t.keys))
+			return len(t.keys) - 1
+		}
+		if p := int(*slot) - 1; t.keys[p] == k {
+			return p
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/bits"
 	"math/rand/v2"
+	"slices"
 
 	"github.com/postern/postern/flow"
 )
@@ -109,12 +110,16 @@ const (
 	maxEntries = 5 * BatchRows
 	// maxTexts is how many names: four a row.
 	maxTexts = 4 * BatchRows
-	// maxDict bounds encDict. Random columns are given up on once they exceed it.
-	maxDict = 256
+	// maxDict bounds encDict as it is read, maxTried as it is written: what has more
+	// different values gains little.
+	maxDict  = 256
+	maxTried = 64
 )
 
-// columns holds a batch transposed, so that records, which are large, are walked once.
-type columns [numColumns][BatchRows]uint64
+// columns holds a batch transposed, so that records, which are large, are walked
+// once. The eight values more than a batch has keep the columns from beginning a
+// multiple of 4 KiB apart, where the first-level cache would hold only a few at once.
+type columns [numColumns][BatchRows + 8]uint64
 
 // Encoder writes batches. It is reused and not safe for concurrent use.
 type Encoder struct {
@@ -299,10 +304,7 @@ func end(dst []byte, at int, encoding byte) []byte {
 // appendInts writes a column of integers in the encoding that is smallest; one that
 // is zero throughout is left out, unless it is a dictionary, which says how long it is.
 func (e *Encoder) appendInts(dst []byte, count, id int, v []uint64, dictionary bool) []byte {
-	low, high := v[0], v[0]
-	for _, x := range v {
-		low, high = min(low, x), max(high, x)
-	}
+	low, high := span(v)
 	if high == 0 && !dictionary {
 		return dst
 	}
@@ -314,7 +316,7 @@ func (e *Encoder) appendInts(dst []byte, count, id int, v []uint64, dictionary b
 		return end(binary.AppendUvarint(dst, low), at, encConst)
 	}
 	width, exceptions, size := packedWidth(v, low, high)
-	if width > 1 {
+	if width > 2 { // where a dictionary would gain little it is not tried
 		if w, ok := e.collect(v, size); ok {
 			dst = binary.AppendUvarint(dst, uint64(len(e.dict.keys)))
 			for _, k := range e.dict.keys {
@@ -337,19 +339,46 @@ func (e *Encoder) appendInts(dst []byte, count, id int, v []uint64, dictionary b
 	return end(dst, at, encPacked)
 }
 
+// span is the smallest and the largest value. Most columns of most batches are
+// constant, which is quicker seen.
+func span(v []uint64) (low, high uint64) {
+	first, same := v[0], v
+	for len(same) >= 4 && (same[0]^first)|(same[1]^first)|(same[2]^first)|(same[3]^first) == 0 {
+		same = same[4:]
+	}
+	low, high = first, first
+	// Two of each, which do not wait for one another.
+	low2, high2 := first, first
+	for ; len(same) >= 2; same = same[2:] {
+		low, high = min(low, same[0]), max(high, same[0])
+		low2, high2 = min(low2, same[1]), max(high2, same[1])
+	}
+	if len(same) > 0 {
+		low, high = min(low, same[0]), max(high, same[0])
+	}
+	return min(low, low2), max(high, high2)
+}
+
 // packedWidth is the width at which encPacked is smallest, how many values are
 // beyond it, and the size in bits.
 func packedWidth(v []uint64, low, high uint64) (width uint, exceptions, size int) {
 	longest := bits.Len64(high - low)
-	var lengths [65]int
-	for _, x := range v {
-		lengths[bits.Len64(x-low)]++
+	// Two counts of lengths, since neighbours are often as long as one another and
+	// adding to what was just written waits.
+	var lengths, lengths2 [65]int
+	pairs := v
+	for ; len(pairs) >= 2; pairs = pairs[2:] {
+		lengths[bits.Len64(pairs[0]-low)]++
+		lengths2[bits.Len64(pairs[1]-low)]++
+	}
+	if len(pairs) > 0 {
+		lengths[bits.Len64(pairs[0]-low)]++
 	}
 	size = 1 << 62
 	beyond := 0
 	for w := longest; w >= 0; w-- {
 		if w < longest {
-			beyond += lengths[w+1]
+			beyond += lengths[w+1] + lengths2[w+1]
 		}
 		// An exception is its row and a uvarint, which has seven bits a byte.
 		s := len(v)*w + beyond*(16+8*((longest-w+6)/7))
@@ -364,15 +393,19 @@ func packedWidth(v []uint64, low, high uint64) (width uint, exceptions, size int
 }
 
 // collect fills e.dict and e.places with the different values of v, if they are few
-// enough that encDict takes fewer than size bits.
+// enough that encDict takes fewer than size bits. It gives up as soon as the first
+// rows look like random ones.
 func (e *Encoder) collect(v []uint64, size int) (width uint, ok bool) {
 	e.dict.reset()
+	last, place := ^v[0], 0
 	for i, x := range v {
-		p := e.dict.place(flow.Addr{Lo: x})
-		if p >= maxDict {
-			return 0, false
+		if x != last {
+			last, place = x, e.dict.place(flow.Addr{Lo: x})
+			if place >= maxTried || place >= 16 && 2*place > i {
+				return 0, false
+			}
 		}
-		e.places[i] = uint64(p)
+		e.places[i] = uint64(place)
 	}
 	width = uint(bits.Len(uint(len(e.dict.keys) - 1)))
 	need := int(width) * len(v)
@@ -391,23 +424,25 @@ func pack(dst []byte, v []uint64, base uint64, width uint) []byte {
 	if width == 0 {
 		return dst
 	}
+	size, at := (len(v)*int(width)+7)/8, len(dst)
+	dst = slices.Grow(dst, size+8)[:at+size+8] // room for the last write of eight bytes
 	mask := ^uint64(0) >> (64 - width)
 	var acc uint64
 	var n uint
 	for _, x := range v {
 		x = (x - base) & mask
-		acc |= x << n
+		acc |= x << (n & 63)
 		if n += width; n >= 64 {
-			dst = binary.LittleEndian.AppendUint64(dst, acc)
+			binary.LittleEndian.PutUint64(dst[at:], acc)
+			at += 8
 			n -= 64
 			acc = x >> (width - n)
 		}
 	}
-	for ; n > 0; n -= min(n, 8) {
-		dst = append(dst, byte(acc))
-		acc >>= 8
+	if n > 0 {
+		binary.LittleEndian.PutUint64(dst[at:], acc)
 	}
-	return dst
+	return dst[:len(dst)-8]
 }
 
 func zigzag(v int64) uint64   { return uint64(v<<1) ^ uint64(v>>63) }

@@ -282,25 +282,57 @@ func (c *Client) partitions(ctx context.Context, topic string) (int, error) {
 }
 
 // Offsets are the first offset a partition still has, and the next that will be
-// given to a message.
+// given to a message. It is tried again for as long as one request may take: a
+// partition that was just made, or just moved, has nobody who answers for it.
 func (c *Client) Offsets(ctx context.Context, topic string, partition int) (first, next int64, err error) {
 	doing := fmt.Sprintf("ask for the offsets of %s/%d", topic, partition)
+	err = c.again(ctx, func() error {
+		first, next, err = c.offsets(ctx, topic, partition)
+		return err
+	})
+	if isMissing(err) {
+		err = c.describeMissing(ctx, topic, partition, err)
+	}
+	if err != nil {
+		return 0, 0, c.explain(doing, err)
+	}
+	return first, next, nil
+}
+
+func (c *Client) offsets(ctx context.Context, topic string, partition int) (first, next int64, err error) {
 	res, err := c.kafka.ListOffsets(ctx, &kgo.ListOffsetsRequest{
 		Topics: map[string][]kgo.OffsetRequest{topic: {kgo.FirstOffsetOf(partition), kgo.LastOffsetOf(partition)}},
 	})
 	if err != nil {
-		return 0, 0, c.explain(doing, err)
+		return 0, 0, err
 	}
 	for _, p := range res.Topics[topic] {
-		if p.Partition != partition {
-			continue
+		if p.Partition == partition {
+			return p.FirstOffset, p.LastOffset, p.Error
 		}
-		if p.Error != nil {
-			return 0, 0, c.explain(doing, p.Error)
-		}
-		return p.FirstOffset, p.LastOffset, nil
 	}
-	return 0, 0, c.explain(doing, kgo.UnknownTopicOrPartition)
+	return 0, 0, kgo.UnknownTopicOrPartition
+}
+
+// again does what may go well the next time until it does, or for as long as one
+// request may take. What is missing gets a second chance alone.
+func (c *Client) again(ctx context.Context, do func() error) error {
+	deadline := time.Now().Add(c.cfg.Timeout)
+	pause, missing := 20*time.Millisecond, false
+	for {
+		err := do()
+		if err == nil || !Retryable(err) || missing && isMissing(err) || time.Now().Add(pause).After(deadline) {
+			return err
+		}
+		missing = isMissing(err)
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, time.Second)
+		c.Refresh()
+	}
 }
 
 // explain says what was being done, at whom, and, where it can be known, what to do.

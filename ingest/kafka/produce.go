@@ -73,9 +73,10 @@ func (e *ProduceError) Unwrap() error { return e.Err }
 const (
 	// produceBackoffFirst and produceBackoffMost bound the pause between attempts. A
 	// leader is elected within some hundred milliseconds, a broker restarted within
-	// seconds to minutes.
+	// seconds to minutes; once a second and partition is little to a broker that is
+	// back, and soon enough.
 	produceBackoffFirst = 50 * time.Millisecond
-	produceBackoffMost  = 3 * time.Second
+	produceBackoffMost  = time.Second
 	// missingTopicAttempts is how often the cluster must say that a topic or partition
 	// does not exist before it is believed: brokers that just started, and those a
 	// new topic has not been told to, say so too.
@@ -315,6 +316,9 @@ func hintFor(err error) string {
 	}
 	if isTrust(err) {
 		return "the broker refuses our certificate: check kafka.tls.cert and kafka.tls.key"
+	}
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return "the broker closed the connection: if it keeps doing so, check kafka.tls.enabled and kafka.sasl.mechanism, since that is all a broker says to who does not speak as its port expects"
 	}
 	code, _ := errors.AsType[kgo.Error](err)
 	switch code {

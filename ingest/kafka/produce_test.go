@@ -182,8 +182,8 @@ func TestProduceEndsWithContext(t *testing.T) {
 		if time.Since(start) != time.Minute || !errors.Is(err, kgo.NotEnoughReplicas) || !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("after %v: %v", time.Since(start), err)
 		}
-		// 50 ms doubled up to 3 s, 30 per cent more or less: about 25 in a minute.
-		if n := len(s.requests); n < 15 || n > 40 {
+		// 50 ms doubled up to 1 s, 30 per cent more or less: about 64 in a minute.
+		if n := len(s.requests); n < 48 || n > 90 {
 			t.Errorf("%d attempts in a minute", n)
 		}
 		if p, ok := errors.AsType[*ProduceError](err); !ok || p.Permanent || p.Attempts != len(s.requests) {

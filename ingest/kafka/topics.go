@@ -110,9 +110,9 @@ func count(n int, what string) string {
 	return strconv.Itoa(n) + " " + what + "s"
 }
 
-// Apply creates the topics that do not exist. One that exists is never changed;
-// where it differs, report is told how, in a line. The error, if any, names all
-// topics that could not be made.
+// Apply creates the topics that do not exist, and waits until they can be used. One
+// that exists is never changed; where it differs, report is told how, in a line. The
+// error, if any, names all topics that could not be made.
 func (c *Client) Apply(ctx context.Context, topics []TopicSpec, report func(line string)) error {
 	existing, err := c.describe(ctx, topics)
 	if err != nil {
@@ -141,6 +141,10 @@ func (c *Client) Apply(ctx context.Context, topics []TopicSpec, report func(line
 	for _, t := range create {
 		switch err := res.Errors[t.Topic]; {
 		case err == nil:
+			if err := c.settle(ctx, t.Topic, t.NumPartitions); err != nil {
+				errs = append(errs, err)
+				continue
+			}
 			report(fmt.Sprintf("%s: created with %s", t.Topic, count(t.NumPartitions, "partition")))
 		case errors.Is(err, kgo.TopicAlreadyExists):
 			report(t.Topic + ": somebody else created it just now")
@@ -150,8 +154,17 @@ func (c *Client) Apply(ctx context.Context, topics []TopicSpec, report func(line
 			errs = append(errs, c.explain("create topic "+t.Topic, err))
 		}
 	}
-	c.Refresh()
 	return errors.Join(errs...)
+}
+
+// settle waits until every partition of a new topic has a leader that knows of it.
+func (c *Client) settle(ctx context.Context, topic string, partitions int) error {
+	for p := range partitions {
+		if _, _, err := c.Offsets(ctx, topic, p); err != nil {
+			return fmt.Errorf("%w (the topic was created)", err)
+		}
+	}
+	return nil
 }
 
 // describe is what exists of the topics.

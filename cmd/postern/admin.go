@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -32,11 +33,29 @@ type adminConfig struct {
 	Open bool `yaml:"open"`
 }
 
+// listenAdmin binds the admin address and gives the token it asks for, none if it is open.
+func (c *config) listenAdmin() (l net.Listener, token string, err error) {
+	if !c.Admin.Open {
+		if c.Admin.Token != "" {
+			token, err = resolveSecret(c.Admin.Token)
+		} else {
+			token, err = keptToken(c.Data, "admin.token")
+		}
+		if err != nil {
+			return nil, "", fmt.Errorf("admin.token: %w", err)
+		}
+	}
+	if l, err = net.Listen("tcp", c.Admin.Listen); err != nil {
+		return nil, "", fmt.Errorf("admin.listen: %w", err)
+	}
+	return l, token, nil
+}
+
 // admin answers operators. ready says why the service is not ready, nil if it is.
 type admin struct {
 	listener net.Listener
 	token    string // empty: open
-	registry *prometheus.Registry
+	registry prometheus.Gatherer
 	ready    func() error
 	ledger   func() flow.Ledger
 	log      *slog.Logger

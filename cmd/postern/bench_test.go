@@ -512,17 +512,18 @@ func newBench(tb testing.TB, url, compression string) *bench {
 		b.stop()
 		_ = s.spool.Close()
 		_ = s.store.close()
-		if s.store.db != nil {
-			_ = s.store.db.Close()
+		if db := s.store.(*durableStore).db; db != nil {
+			_ = db.Close()
 		}
 	})
 	if url == "" {
 		return b
 	}
-	if s.store.db, err = sink.Open(b.ctx, cfg.ClickHouse, s.store.opts); err != nil {
+	st := s.store.(*durableStore)
+	if st.db, err = sink.Open(b.ctx, cfg.ClickHouse, st.opts); err != nil {
 		tb.Fatal(err)
 	}
-	close(s.store.opened)
+	close(st.opened)
 	return b
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/postern/postern/detect"
 	"github.com/postern/postern/enrich"
 	"github.com/postern/postern/ingest"
+	"github.com/postern/postern/ingest/kafka"
 	"github.com/postern/postern/policy"
 	"github.com/postern/postern/sink"
 	"github.com/postern/postern/sink/embedded"
@@ -25,6 +26,8 @@ type config struct {
 	Log logConfig `yaml:"log"`
 	// Ingest is how flows come in.
 	Ingest ingestConfig `yaml:"ingest"`
+	// Kafka carries flows and findings between the roles collect, detect and forward.
+	Kafka kafka.Config `yaml:"kafka"`
 	// Policy is where the policy is.
 	Policy policyConfig `yaml:"policy"`
 	// Enrich bounds the wait for the other half of a conversation.
@@ -51,6 +54,8 @@ type ingestConfig struct {
 	NetFlow ingest.ListenerConfig `yaml:"netflow"`
 	// SFlow receives sFlow v5; an empty address turns it off.
 	SFlow ingest.ListenerConfig `yaml:"sflow"`
+	// Kafka is how detectors read from Kafka, and what topics of others they read.
+	Kafka kafkaIngestConfig `yaml:"kafka"`
 	// Decode is how datagrams become records.
 	Decode ingest.DecoderConfig `yaml:"decode"`
 	// Spool is the local log that datagrams are appended to before anything else happens.
@@ -72,9 +77,11 @@ func defaultConfig() config {
 		Ingest: ingestConfig{
 			NetFlow: ingest.DefaultListenerConfig("127.0.0.1:2055"),
 			SFlow:   ingest.DefaultListenerConfig("127.0.0.1:6343"),
+			Kafka:   defaultKafkaIngest(),
 			Decode:  ingest.DefaultDecoderConfig(),
 			Spool:   ingest.DefaultSpoolConfig(),
 		},
+		Kafka:      kafka.DefaultConfig(),
 		Policy:     policyConfig{Dir: "policy", Judge: policy.DefaultConfig()},
 		Enrich:     enrich.DefaultConfig(),
 		Detect:     detect.DefaultConfig(),
@@ -156,6 +163,8 @@ func (c *config) validate() error {
 	}
 	check("ingest.decode", c.Ingest.Decode.Validate())
 	check("ingest.spool", c.Ingest.Spool.Validate())
+	check("ingest.kafka", c.Ingest.Kafka.Validate())
+	check("kafka", c.Kafka.Validate())
 	check("policy.judge", c.Policy.Judge.Validate())
 	check("enrich", c.Enrich.Validate())
 	check("detect", c.Detect.Validate())
@@ -177,6 +186,7 @@ func (c *config) validate() error {
 	secret("embedded.token", c.Embedded.Token)
 	secret("embedded.readOnlyToken", c.Embedded.ReadOnlyToken)
 	secret("admin.token", c.Admin.Token)
+	secret("kafka.sasl.password", c.Kafka.SASL.Password)
 	names := map[string]bool{}
 	for i := range c.Webhooks {
 		w := &c.Webhooks[i]

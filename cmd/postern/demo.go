@@ -284,7 +284,7 @@ func (d *demo) export(ctx context.Context, seen ...[]flow.Record) (n int, err er
 // tell prints flows by verdict and every finding, and compares with what was planted.
 func (d *demo) tell(ctx context.Context, misuse []planted) error {
 	counts := &bytes.Buffer{}
-	if err := d.svc.store.db.Query(ctx, `SELECT count() AS flows, reason, outcome, formatReadableSize(sum(bytes)) AS volume
+	if err := d.svc.store.(*durableStore).db.Query(ctx, `SELECT count() AS flows, reason, outcome, formatReadableSize(sum(bytes)) AS volume
 		FROM flows GROUP BY reason, outcome ORDER BY flows DESC, reason, outcome`, "table", counts); err != nil {
 		return err
 	}

@@ -60,7 +60,7 @@ and tells what was misused to the SIEM.
 		SilenceErrors: true,
 	}
 	root.AddCommand(
-		serveCommand(), replayCommand(), decodeCommand(), demoCommand(),
+		serveCommand(), collectCommand(), detectCommand(), replayCommand(), decodeCommand(), demoCommand(),
 		checkCommand(), explainCommand(),
 		queryCommand(), migrateCommand(), outboxCommand(), engineCommand(),
 		versionCommand(),

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -9,6 +10,8 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"github.com/cenkalti/backoff/v5"
 
 	"github.com/postern/postern/detect"
 	"github.com/postern/postern/enrich"
@@ -218,6 +221,29 @@ func (p *pipeline) datagram(ctx context.Context, d *ingest.Datagram) error {
 		return nil
 	}
 	return p.advance(ctx, nil)
+}
+
+// repeated counts records that were there before and are not taken in again.
+func (p *pipeline) repeated(b *flow.Batch) {
+	p.gate.RLock()
+	defer p.gate.RUnlock()
+	for i := range b.Records {
+		a := p.totals[b.Records[i].Exporter]
+		a.Records.Decoded++
+		a.Records.Duplicate++
+		p.totals[b.Records[i].Exporter] = a
+	}
+}
+
+// release puts blocks in the place of those that a pipeline which was given up has
+// taken: a request that was cut may still be reading them.
+func (p *pipeline) release() {
+	p.gate.Lock()
+	defer p.gate.Unlock()
+	for b := range p.storing {
+		delete(p.storing, b)
+		p.free <- &block{writer: p.store.writer(), exporters: map[flow.Addr]uint64{}}
+	}
 }
 
 // tick tells every stage the time of the injected clock as the input recorded it.
@@ -501,7 +527,7 @@ func (p *pipeline) finish(ctx context.Context, saved saver, item storeItem) erro
 func (p *pipeline) insist(ctx context.Context, what string, do func() error) error {
 	for {
 		err := do()
-		if err == nil || ctx.Err() != nil {
+		if _, hopeless := errors.AsType[*backoff.PermanentError](err); err == nil || hopeless || ctx.Err() != nil {
 			return err
 		}
 		p.log.Error("the data directory refuses; trying again", "what", what, "error", err)

@@ -46,6 +46,7 @@ type activation struct {
 type policyKeeper struct {
 	cfg     policyConfig
 	sources string // directory of <hash>.json
+	names   *flow.Names
 	history *policy.History
 	log     *slog.Logger
 	append  func(activation) error // durably into the spool
@@ -59,9 +60,9 @@ type policyKeeper struct {
 	rejected prometheus.Gauge
 }
 
-func newPolicyKeeper(cfg policyConfig, stateDir string, history *policy.History, log *slog.Logger, reg prometheus.Registerer) *policyKeeper {
+func newPolicyKeeper(cfg policyConfig, stateDir string, names *flow.Names, history *policy.History, log *slog.Logger, reg prometheus.Registerer) *policyKeeper {
 	k := &policyKeeper{
-		cfg: cfg, sources: filepath.Join(stateDir, "policy"), history: history, log: log,
+		cfg: cfg, sources: filepath.Join(stateDir, "policy"), names: names, history: history, log: log,
 		loads: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "postern_policy_loads_total",
 			Help: "Readings of the policy folder by result: accepted, unchanged, rejected.",
@@ -103,6 +104,17 @@ func (k *policyKeeper) enter(a activation) error {
 	k.forget(a.Since)
 	k.log.Info("policy in force", "version", a.Hash, "since", a.Since)
 	return nil
+}
+
+// historyOf makes a history of versions whose sources are kept here.
+func (k *policyKeeper) historyOf(list []activation) (*policy.History, error) {
+	past := &policyKeeper{cfg: k.cfg, sources: k.sources, log: slog.New(slog.DiscardHandler), history: policy.NewHistory(k.names, k.cfg.Judge)}
+	for _, a := range list {
+		if err := past.enter(a); err != nil {
+			return nil, err
+		}
+	}
+	return past.history, nil
 }
 
 // maxVersions bounds the versions held for judging; a compiled version takes some

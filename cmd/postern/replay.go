@@ -462,7 +462,7 @@ func (s *replayStore) openTargets(ctx context.Context, cfg config, log *slog.Log
 		return nil, err
 	}
 	s.tell.cfg.ClickHouse.URL = "" // only its outboxes are opened
-	if err := s.tell.open(); err != nil {
+	if err := s.tell.open(ctx); err != nil {
 		return nil, err
 	}
 	runCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))

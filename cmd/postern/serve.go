@@ -23,6 +23,7 @@ import (
 
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest"
+	"github.com/postern/postern/ingest/kafka"
 	"github.com/postern/postern/policy"
 	"github.com/postern/postern/sink"
 )
@@ -52,8 +53,21 @@ at once. SIGTERM stops the listeners, works through what was received, and flush
 	return cmd
 }
 
+// backend is a store that the service keeps going.
+type backend interface {
+	store
+	open(ctx context.Context) error
+	// run keeps connections and deliveries going until ctx ends.
+	run(ctx context.Context) error
+	close() error
+	ready() error
+	// report tells what should be known beside flows and findings.
+	report(ctx context.Context, r report)
+}
+
 // service is `postern serve`: the pipeline between a spool and a store, and what
-// keeps it fed, watched and answerable.
+// keeps it fed, watched and answerable. As `postern collect` it ends behind decoding:
+// then keeper is nil, and the store is a topic.
 type service struct {
 	cfg      config
 	log      *slog.Logger
@@ -62,7 +76,7 @@ type service struct {
 	history  *policy.History
 	pipe     *pipeline
 	keeper   *policyKeeper
-	store    *durableStore
+	store    backend
 	saved    checkpoints
 
 	spool     *ingest.Spool
@@ -87,16 +101,21 @@ func wallClock() flow.Time { return flow.TimeOf(time.Now()) }
 func newService(cfg config, log *slog.Logger) (*service, error) {
 	s := &service{
 		cfg: cfg, log: log,
-		registry: prometheus.NewRegistry(),
+		registry: newRegistry(),
 		names:    flow.NewNames(0),
 		saved:    checkpoints{filepath.Join(cfg.Data, "state")},
 	}
-	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	s.history = policy.NewHistory(s.names, cfg.Policy.Judge)
-	s.keeper = newPolicyKeeper(cfg.Policy, s.saved.dir, s.history, log, s.registry)
+	s.keeper = newPolicyKeeper(cfg.Policy, s.saved.dir, s.names, s.history, log, s.registry)
 	var err error
 	s.store, err = newDurableStore(cfg, s.names, log, s.registry)
 	return s, err
+}
+
+func newRegistry() *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return r
 }
 
 // run serves until ctx ends, then works through what was received.
@@ -127,7 +146,9 @@ func (s *service) run(ctx context.Context) (err error) {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
-	sources.Go(func() error { return s.keeper.watch(sctx, hup, wallClock) })
+	if s.keeper != nil {
+		sources.Go(func() error { return s.keeper.watch(sctx, hup, wallClock) })
+	}
 	sources.Go(func() error { return s.tick(sctx) })
 
 	work, wctx := errgroup.WithContext(grace)
@@ -144,7 +165,11 @@ func (s *service) run(ctx context.Context) (err error) {
 		outer.Go(func() error { return a.run(octx) })
 	}
 	s.listening.Store(true)
-	s.log.Info("serving", "data", s.cfg.Data, "policy", s.cfg.Policy.Dir, "version", versionText())
+	if s.keeper != nil {
+		s.log.Info("serving", "data", s.cfg.Data, "policy", s.cfg.Policy.Dir, "version", versionText())
+	} else {
+		s.log.Info("collecting", "data", s.cfg.Data, "topic", s.cfg.Kafka.Topic(kafka.TopicFlows), "version", versionText())
+	}
 
 	// Whatever ends first, ends all.
 	failed := make(chan error, 3)
@@ -191,20 +216,24 @@ func (s *service) open(ctx context.Context) error {
 	if err = s.openSpool(ctx); err != nil {
 		return err
 	}
-	s.keeper.append = func(a activation) error {
-		text, err := json.Marshal(a)
-		if err != nil {
-			return err
+	if s.keeper != nil {
+		s.keeper.append = func(a activation) error {
+			text, err := json.Marshal(a)
+			if err != nil {
+				return err
+			}
+			return s.spool.Policy(text, wallClock())
 		}
-		return s.spool.Policy(text, wallClock())
+	}
+	if err := s.store.open(ctx); err != nil {
+		return errors.Join(err, s.spool.Close())
 	}
 	if err := s.openPipeline(); err != nil {
-		return errors.Join(err, s.spool.Close())
+		return errors.Join(err, s.store.close(), s.spool.Close())
 	}
-	if err := s.store.open(); err != nil {
-		return errors.Join(err, s.spool.Close())
+	if s.keeper != nil {
+		s.bringPolicy(ctx)
 	}
-	s.bringPolicy(ctx)
 	if err := s.listen(ctx); err != nil {
 		return errors.Join(err, s.spool.Close(), s.store.close())
 	}
@@ -267,9 +296,13 @@ func (s *service) openPipeline() error {
 	if cp == nil {
 		return nil
 	}
-	// Versions first: what waits in the other sections is judged by them.
-	if err := s.keeper.Restore(cp.state["policy"]); err != nil {
-		return err
+	if s.keeper != nil {
+		// Versions first: what waits in the other sections is judged by them.
+		if err := s.keeper.Restore(cp.state["policy"]); err != nil {
+			return err
+		}
+	} else if _, judged := cp.state["pairer"]; judged {
+		return fmt.Errorf("%s is the data directory of a service that judges; what it holds would be lost to a collector: give the collector one of its own", s.cfg.Data)
 	}
 	if err := s.pipe.restore(cp); err != nil {
 		return err
@@ -306,20 +339,8 @@ func (s *service) listen(ctx context.Context) error {
 		return nil
 	}
 	var err error
-	if !s.cfg.Admin.Open {
-		if s.cfg.Admin.Token != "" {
-			s.token, err = resolveSecret(s.cfg.Admin.Token)
-		} else {
-			s.token, err = keptToken(s.cfg.Data, "admin.token")
-		}
-		if err != nil {
-			return fmt.Errorf("admin.token: %w", err)
-		}
-	}
-	if s.adminAddr, err = net.Listen("tcp", s.cfg.Admin.Listen); err != nil {
-		return fmt.Errorf("admin.listen: %w", err)
-	}
-	return nil
+	s.adminAddr, s.token, err = s.cfg.listenAdmin()
+	return err
 }
 
 // tick notes the clock in the spool every second, so that what the pipeline does
@@ -395,18 +416,22 @@ func (s *service) segment(ctx context.Context, seg *ingest.Segment) error {
 	}
 	s.checkpointed = time.Now()
 	seq := seg.Seq()
-	policies, err := s.keeper.Snapshot()
-	if err != nil {
-		return err
+	extra := map[string][]byte{}
+	if s.keeper != nil {
+		var err error
+		if extra["policy"], err = s.keeper.Snapshot(); err != nil {
+			return err
+		}
 	}
 	change := s.next != nil && !s.spool.Behind()
 	if change {
+		var err error
 		if _, s.settings, err = s.cfg.stageSettings(); err != nil {
 			return err
 		}
 	}
 	cp := &checkpoint{Spool: spool, Segment: seq, Settings: s.settings}
-	if err := s.pipe.end(ctx, cp, map[string][]byte{"policy": policies}, func() error { return s.spool.Remove(seq) }); err != nil || !change {
+	if err := s.pipe.end(ctx, cp, extra, func() error { return s.spool.Remove(seq) }); err != nil || !change {
 		return err
 	}
 	return s.adopt(cp)
@@ -473,8 +498,10 @@ func (s *service) ready() error {
 	if !s.listening.Load() {
 		return errors.New("not listening: starting or stopping")
 	}
-	if err := s.keeper.ready(); err != nil {
-		return err
+	if s.keeper != nil {
+		if err := s.keeper.ready(); err != nil {
+			return err
+		}
 	}
 	return s.store.ready()
 }
@@ -504,8 +531,11 @@ func (s *service) finalReport(ctx context.Context) {
 }
 
 func (s *service) reportNow() report {
-	versions, source := s.keeper.versions()
-	return report{at: wallClock(), spool: s.spool.ID().String(), ledger: s.ledger(), exporters: s.exporters(), versions: versions, source: source}
+	r := report{at: wallClock(), spool: s.spool.ID().String(), ledger: s.ledger(), exporters: s.exporters()}
+	if s.keeper != nil {
+		r.versions, r.source = s.keeper.versions()
+	}
+	return r
 }
 
 // sourceID makes the number that record ids are built on from an input's name.

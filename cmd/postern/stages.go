@@ -8,6 +8,7 @@ import (
 
 	"github.com/postern/postern/detect"
 	"github.com/postern/postern/enrich"
+	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest"
 )
 
@@ -32,16 +33,36 @@ func (c *config) stageSettings() (stageSettings, string, error) {
 func (s *service) stages(set stageSettings, reg prometheus.Registerer) (*ingest.Decoder, *enrich.Pairer, *detect.Detector, error) {
 	set.Decode.SourceID = sourceID(s.spool.ID().String())
 	set.Decode.Log = s.log
+	decoder := ingest.NewDecoder(set.Decode, s.names, reg)
+	if s.keeper == nil { // flows are judged elsewhere
+		return decoder, nil, nil, nil
+	}
+	pairer, detector, err := judges(set, s.history, s.names, reg)
+	return decoder, pairer, detector, err
+}
+
+// versions is the policy as the stages ask for it.
+type versions interface {
+	enrich.Policy
+	enrich.Versions
+}
+
+// judges makes the stages behind decoding.
+func judges(set stageSettings, v versions, names *flow.Names, reg prometheus.Registerer) (*enrich.Pairer, *detect.Detector, error) {
 	set.Enrich.ClockTolerance, set.Detect.ClockTolerance = set.Decode.ClockTolerance, set.Decode.ClockTolerance
-	pairer, err := enrich.NewPairer(set.Enrich, s.history, enrich.DeclaredBy(s.history), s.names, reg)
+	pairer, err := enrich.NewPairer(set.Enrich, v, enrich.DeclaredBy(v), names, reg)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
-	detector, err := detect.New(set.Detect, detect.Versions{History: s.history}, s.names, reg)
-	if err != nil {
-		return nil, nil, nil, err
+	detector, err := detect.New(set.Detect, detect.Versions{History: v}, names, reg)
+	return pairer, detector, err
+}
+
+func parseSettings(text string) (set stageSettings, err error) {
+	if err = yaml.Unmarshal([]byte(text), &set); err != nil {
+		err = fmt.Errorf("the settings in the checkpoint: %w", err)
 	}
-	return ingest.NewDecoder(set.Decode, s.names, reg), pairer, detector, nil
+	return set, err
 }
 
 // settle decides which settings the pipeline begins with: those of the
@@ -60,9 +81,9 @@ func (s *service) settle(cp *checkpoint) (stageSettings, prometheus.Registerer, 
 		cp.Settings = text // durable before anything is made under them
 		return now, s.registry, s.saved.save(cp)
 	}
-	var old stageSettings
-	if err := yaml.Unmarshal([]byte(cp.Settings), &old); err != nil {
-		return now, nil, fmt.Errorf("the settings in the checkpoint: %w", err)
+	old, err := parseSettings(cp.Settings)
+	if err != nil {
+		return now, nil, err
 	}
 	s.settings, s.next = cp.Settings, &now
 	s.log.Info("settings of ingest.decode, enrich or detect changed while segments wait; they are worked through as they were begun, the change comes behind them")

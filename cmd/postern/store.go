@@ -80,7 +80,7 @@ func newDurableStore(cfg config, names *flow.Names, log *slog.Logger, reg promet
 }
 
 // open takes the outboxes, and prepares the embedded engine if there is one.
-func (s *durableStore) open() (err error) {
+func (s *durableStore) open(context.Context) (err error) {
 	for i, w := range s.cfg.Webhooks {
 		s.targets[i].outbox, err = sink.OpenOutbox(outboxDir(s.cfg), w.Name, w.MaxAttempts, s.cfg.Outbox, s.log, s.reg, nil)
 		if err != nil {
@@ -288,16 +288,21 @@ func (s *durableStore) insist(ctx context.Context, what string, do func() error)
 }
 
 func (s *durableStore) findings(ctx context.Context, ins sink.Insert, contribs []flow.Contribution, events []*flow.Finding) error {
-	if len(contribs) > 0 {
-		if err := s.wait(ctx); err != nil {
-			return err
-		}
-		err := s.insist(ctx, "findings", func() error { return storeContributions(ctx, s.db, ins, contribs) })
-		if err != nil {
-			return err
-		}
+	if err := s.contribute(ctx, ins, contribs); err != nil {
+		return err
 	}
 	return s.tell(ctx, events)
+}
+
+// contribute makes contributions to findings last.
+func (s *durableStore) contribute(ctx context.Context, ins sink.Insert, contribs []flow.Contribution) error {
+	if len(contribs) == 0 {
+		return nil
+	}
+	if err := s.wait(ctx); err != nil {
+		return err
+	}
+	return s.insist(ctx, "findings", func() error { return storeContributions(ctx, s.db, ins, contribs) })
 }
 
 // storeContributions repeats what may succeed later.

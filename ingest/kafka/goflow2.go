@@ -25,8 +25,7 @@ const (
 	maxForeignRecords = 1 << 16
 
 	// A flow that began more than a year before its receipt, or ends more than a day
-	// after it, tells no time but a mistake, as in package ingest. goflow2 makes such
-	// times when an exporter's uptime wraps between a flow and its export.
+	// after it, tells no time but a mistake, as in package ingest.
 	maxForeignAge   = flow.Time(366 * 24 * time.Hour / time.Millisecond)
 	maxForeignAhead = flow.Time(24 * time.Hour / time.Millisecond)
 
@@ -51,20 +50,22 @@ func Formats() []string { return []string{formatGoflow2JSON, formatGoflow2Protob
 //	proto                  zero         unknown             unknown
 //	src_port, dst_port     zero         unknown             zero if the header was sampled
 //	tcp_flags              zero         unknown             zero if the header was sampled
-//	icmp_type, icmp_code   zero         unknown             zero if the header was sampled
+//	icmp_type, icmp_code   zero         unknown             unknown
 //	in_if, out_if          zero         unknown             unknown
 //	forwarding_status      not told     unknown             not told
 //	sampling_rate          unknown      unknown             unknown
 //	observation_domain_id  not told     0                   not told
 //
 // since a v5 record has all its fields always, and layer_stack names the headers
-// that goflow2 read of a sampled packet. Of a later fragment, which has no such
+// that goflow2 read of a sampled packet. Of a sampled ICMP packet goflow2 2.2.6
+// notes that it read the header, but never its type. Of a later fragment, which has no such
 // header though goflow2 reads one, ports, flags and ICMP type stay unknown.
 // NetFlow's ICMP types in the destination port (v5 and v9) are read as package
 // ingest reads them. flow_direction and bi_flow_direction (fields 42 and 41 in
 // goflow2's own mapping) are taken where they are there, zero included.
 //
-// Times are goflow2's: sFlow's are the receipt. v9 and IPFIX flows without times
+// Times are goflow2's, but for the 49.7 days that it is off where an exporter's
+// uptime wrapped; sFlow's are the receipt. v9 and IPFIX flows without times
 // carry the export time; they are recognised by start and end being the same whole
 // second within five seconds of the receipt, and marked as having none.
 //
@@ -87,9 +88,6 @@ type Foreign struct {
 //
 // names is where names from the values are interned; goflow2 tells none.
 func NewForeign(format string, names *flow.Names) (*Foreign, error) {
-	if names == nil {
-		return nil, errors.New("kafka: a decoder of foreign values needs a table of names")
-	}
 	if !slices.Contains(Formats(), format) {
 		return nil, fmt.Errorf("kafka: no format %q; it would be one of %s", format, strings.Join(Formats(), ", "))
 	}
@@ -111,14 +109,16 @@ func NewForeign(format string, names *flow.Names) (*Foreign, error) {
 func (f *Foreign) Decode(value []byte, seed uint64, received flow.Time, out *flow.Batch) (refused int, err error) {
 	f.reason = nil
 	before := len(out.Records)
-	if f.json {
+	switch {
+	case len(value) == 0:
+	case f.json:
 		refused = f.decodeJSON(value, seed, received, out)
-	} else {
+	default:
 		refused = f.decodeProtobuf(value, seed, received, out)
 	}
 	if len(out.Records) == before {
 		if f.reason == nil {
-			f.reason = errForeignEmpty
+			refused, f.reason = 1, errForeignEmpty
 		}
 		return refused, f.reason
 	}
@@ -183,10 +183,10 @@ const (
 
 // The numbers of enum LayerStack that matter.
 const (
-	goflowLayerTCP    = 3
-	goflowLayerUDP    = 4
-	goflowLayerICMP   = 7
-	goflowLayerICMPv6 = 8
+	goflowLayerIPv4 = 1
+	goflowLayerIPv6 = 2
+	goflowLayerTCP  = 3
+	goflowLayerUDP  = 4
 )
 
 var goflowSources = [...]flow.Source{goflowSFlow5: flow.SourceSFlowV5, goflowNetFlowV5: flow.SourceNetFlowV5,
@@ -260,17 +260,13 @@ func (m *goflowMessage) transport(r *flow.Record, v5, sflow bool) {
 	if sampled && m.fragment != 0 {
 		return
 	}
-	ports, flags, icmp := v5, v5, false
+	ports, flags := v5, v5
 	switch r.Proto {
 	case flow.ProtoTCP:
 		ports = ports || m.layers>>goflowLayerTCP&1 != 0
 		flags = ports
 	case flow.ProtoUDP:
 		ports = ports || m.layers>>goflowLayerUDP&1 != 0
-	case flow.ProtoICMP:
-		icmp = m.layers>>goflowLayerICMP&1 != 0
-	case flow.ProtoICMPv6:
-		icmp = m.layers>>goflowLayerICMPv6&1 != 0
 	}
 	if m.srcPort <= 0xffff && (m.srcPort != 0 || ports) {
 		r.SrcPort, r.Has = uint16(m.srcPort), r.Has|flow.HasSrcPort
@@ -283,7 +279,7 @@ func (m *goflowMessage) transport(r *flow.Record, v5, sflow bool) {
 	}
 	switch {
 	case !r.IsICMP() || m.icmpType > 0xff || m.icmpCode > 0xff:
-	case m.icmpType|m.icmpCode != 0 || icmp:
+	case m.icmpType|m.icmpCode != 0:
 		r.ICMPType, r.ICMPCode, r.Has = uint8(m.icmpType), uint8(m.icmpCode), r.Has|flow.HasICMP
 	case r.Any(flow.HasDstPort) && (v5 || r.Source == flow.SourceNetFlowV9):
 		r.ICMPType, r.ICMPCode, r.Has = uint8(r.DstPort>>8), uint8(r.DstPort), r.Has|flow.HasICMP
@@ -312,6 +308,9 @@ func (m *goflowMessage) times(r *flow.Record, received flow.Time, sflow bool) {
 		return
 	}
 	if at > 0 {
+		if r.Source == flow.SourceNetFlowV5 || r.Source == flow.SourceNetFlowV9 {
+			start, end = unwrapped(start, at), unwrapped(end, at)
+		}
 		if start < at-maxForeignAge || start > at+maxForeignAhead {
 			start = 0
 		}
@@ -340,6 +339,21 @@ func (m *goflowMessage) times(r *flow.Record, received flow.Time, sflow bool) {
 		end = start
 	}
 	r.Start, r.End = start, end
+}
+
+// unwrapped mends t, a time that NetFlow told by the exporter's uptime. That counts
+// milliseconds in 32 bits, and goflow2 takes the difference to the header's uptime
+// for positive (v5), or does not see the counter wrap in between (v9): t is then
+// 49.7 days off. As in package ingest the nearer of the two is meant.
+func unwrapped(t, at flow.Time) flow.Time {
+	switch {
+	case t == 0:
+	case t < at-1<<31:
+		return t + 1<<32
+	case t > at+1<<31:
+		return t - 1<<32
+	}
+	return t
 }
 
 // Times beyond the year 4000 are none.

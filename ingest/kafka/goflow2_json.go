@@ -18,7 +18,16 @@ const maxJSONDepth = 32
 var (
 	errJSONObject = errors.New("an object is missing; a goflow2 message begins with {")
 	errJSONSyntax = errors.New("this is no JSON")
+	errJSONArray  = errors.New("the array does not end")
 	errJSONDeep   = fmt.Errorf("values nest deeper than %d", maxJSONDepth)
+)
+
+// What may stand where in a value.
+const (
+	jsonElement  = iota // an object, or the beginning or end of an array
+	jsonNext            // in an array behind an object: a comma or the end
+	jsonAnother         // behind the comma: an object
+	jsonRecovery        // behind a line that was given up: any of them
 )
 
 // decodeJSON reads a value of objects: one, several behind each other, or arrays of
@@ -26,62 +35,72 @@ var (
 func (f *Foreign) decodeJSON(value []byte, seed uint64, received flow.Time, out *flow.Batch) (refused int) {
 	s := jsonScanner{b: value}
 	before := len(out.Records)
-	inArray, comma := false, false // comma: something must stand between the last element and the next
-	for i := uint64(0); ; {
-		s.space()
-		c, more := s.peek()
-		if !more {
-			return refused
-		}
-		switch {
-		case c == '[' && !inArray:
-			inArray, comma = true, false
+	inArray, want := false, jsonElement
+	for i := uint64(0); ; i++ {
+		var c byte
+		var more bool
+		for punctuation := true; punctuation; {
+			s.space()
+			c, more = s.peek()
+			switch {
+			case !more:
+				if inArray {
+					f.refuseJSON(s.i, errJSONArray)
+					refused++
+				}
+				return refused
+			case c == '[' && !inArray && want != jsonNext:
+				inArray, want = true, jsonElement
+			case c == ']' && inArray && want != jsonAnother:
+				inArray, want = false, jsonElement
+			case c == ',' && inArray && (want == jsonNext || want == jsonRecovery):
+				want = jsonAnother
+			default:
+				punctuation = false
+				continue
+			}
 			s.i++
-			continue
-		case c == ']' && inArray:
-			inArray, comma = false, false
-			s.i++
-			continue
-		case c == ',' && comma:
-			comma = false
-			s.i++
-			continue
 		}
 		start, err := s.i, errJSONObject
 		switch {
-		case comma:
+		case want == jsonNext:
 			err = errJSONSyntax
 		case c == '{':
 			f.msg = goflowMessage{}
 			err = s.object(&f.msg)
 		}
+		want = jsonElement
+		if inArray {
+			want = jsonNext
+		}
 		switch {
 		case err != nil:
-			if f.reason == nil {
-				f.reason = fmt.Errorf("JSON, byte %d: %w", s.i, err)
-			}
+			f.refuseJSON(s.i, err)
 			refused++
 			// An object that ends early takes what follows for its own: its line is given
 			// up, and no more.
-			s.i, comma = len(value), false
+			s.i, want = len(value), jsonRecovery
 			if n := bytes.IndexByte(value[start:], '\n'); n >= 0 {
 				s.i = start + n
 			}
 		case !f.msg.hasFlow:
 			f.refuse(errForeignNoFlow)
 			refused++
-			comma = inArray
 		case len(out.Records)-before >= maxForeignRecords:
 			f.refuse(errForeignMany)
 			refused++
-			comma = inArray
 		default:
 			r := out.Next()
 			r.ID = foreignID(seed, i)
 			f.msg.record(r, received)
-			comma = inArray
 		}
-		i++
+	}
+}
+
+// refuseJSON is refuse with the place, which only the first reason needs.
+func (f *Foreign) refuseJSON(at int, reason error) {
+	if f.reason == nil {
+		f.reason = fmt.Errorf("JSON, byte %d: %w", at, reason)
 	}
 }
 
@@ -178,25 +197,21 @@ func (s *jsonScanner) layers(m *goflowMessage) error {
 		if err != nil {
 			return err
 		}
-		switch {
-		case v.kind == '0':
+		switch v.kind {
+		case '0':
 			if n, ok := v.number(); ok {
 				m.layer(n)
 			}
-		case v.kind == '"':
+		case '"':
 			switch string(v.text) {
 			case "TCP":
 				m.layer(goflowLayerTCP)
 			case "UDP":
 				m.layer(goflowLayerUDP)
-			case "ICMP":
-				m.layer(goflowLayerICMP)
-			case "ICMPv6":
-				m.layer(goflowLayerICMPv6)
 			case "IPv4":
-				m.layer(1)
+				m.layer(goflowLayerIPv4)
 			case "IPv6":
-				m.layer(2)
+				m.layer(goflowLayerIPv6)
 			}
 		}
 		switch {

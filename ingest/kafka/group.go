@@ -75,7 +75,6 @@ func (m *Member) Run(ctx context.Context, grace time.Duration, work func(ctx con
 	if err != nil {
 		return err
 	}
-	defer group.Close()
 	stopping := make(chan struct{})
 	inner, abort := context.WithCancel(context.WithoutCancel(ctx))
 	defer abort()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"strings"
@@ -617,6 +616,71 @@ func TestRealRestart(t *testing.T) {
 	t.Logf("%d values, %d duplicates", len(values), duplicates)
 }
 
+// A leader is killed while somebody writes to its partition: the writer goes on at the
+// new one, and everything acknowledged is there, in order.
+func TestRealLeaderLost(t *testing.T) {
+	cluster := broker.StartCluster(t, 3)
+	cfg := realConfig(cluster.Addrs()[0])
+	cfg.Brokers, cfg.Prefix, cfg.Partitions, cfg.Replication = cluster.Addrs(), "lost", 1, 3
+	c := mustOpen(t, cfg, Options{})
+	ctx := within(t, 2*time.Minute)
+	if err := c.Apply(ctx, Plan(cfg)[:1], func(string) {}); err != nil {
+		t.Fatal(err)
+	}
+	topic := cfg.Topic(TopicFlows)
+	leader := func() int {
+		c.Refresh()
+		res, err := c.kafka.Metadata(ctx, &kgo.MetadataRequest{Topics: []string{topic}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := fmt.Sprintf("127.0.0.1:%d", res.Topics[0].Partitions[0].Leader.Port)
+		for i, b := range cluster.Brokers() {
+			if b.Addr() == at {
+				return i
+			}
+		}
+		t.Fatalf("no broker is at %s", at)
+		return 0
+	}
+	n := 0
+	produce := func(count int) time.Duration {
+		var longest time.Duration
+		for range count {
+			start := time.Now()
+			if _, err := c.Produce(ctx, topic, 0, Message{Value: fmt.Append(nil, n)}); err != nil {
+				t.Fatal(err)
+			}
+			longest = max(longest, time.Since(start))
+			n++
+		}
+		return longest
+	}
+	for _, end := range []func(int){cluster.Kill, cluster.Stop} {
+		produce(50)
+		was := leader()
+		var ended sync.WaitGroup
+		ended.Go(func() { end(was) })
+		t.Logf("leader %d ended: the longest wait was %v", was, produce(200))
+		ended.Wait()
+		produce(50)
+		if is := leader(); is == was {
+			t.Errorf("broker %d leads although it is gone", is)
+		}
+		cluster.Restart(was)
+	}
+	values, duplicates := deduplicated(readAll(t, c, topic, 0, 0))
+	if len(values) != n {
+		t.Errorf("%d of %d acknowledged values in the log", len(values), n)
+	}
+	for i, v := range values {
+		if v != fmt.Sprint(i) {
+			t.Fatalf("%s at place %d", v, i)
+		}
+	}
+	t.Logf("%d values, %d duplicates", len(values), duplicates)
+}
+
 // One writer waits for each acknowledgement: what a partition takes in a second.
 func BenchmarkProduce(b *testing.B) {
 	br := broker.Shared(b)
@@ -634,5 +698,3 @@ func BenchmarkProduce(b *testing.B) {
 		}
 	}
 }
-
-var _ io.Closer = (*Client)(nil)

@@ -68,23 +68,25 @@ const (
 )
 
 // columnInfo is a column's name, as messages say it, and how many bits a value may have.
+// Columns that are rare are in a batch together or not at all filled; see transpose.
 var columnInfo = [numColumns]struct {
 	name string
 	bits int
+	rare bool
 }{
-	colAddr4: {"addr4", 32}, colAddr6Hi: {"addr6_hi", 64}, colAddr6Lo: {"addr6_lo", 64}, colTexts: {"texts", 0},
-	colReceived: {"received", 64}, colEnd: {"end", 64}, colStart: {"start", 64},
-	colExporter: {"exporter", 16}, colSrc: {"src", 16}, colDst: {"dst", 16}, colNATSrc: {"nat_src", 16}, colNATDst: {"nat_dst", 16},
-	colDomain: {"domain", 32}, colSamplingRate: {"sampling_rate", 32},
-	colBytes: {"bytes", 64}, colPackets: {"packets", 64}, colRevBytes: {"rev_bytes", 64}, colRevPackets: {"rev_packets", 64},
-	colInIf: {"in_if", 32}, colOutIf: {"out_if", 32},
-	colUser: {"user", 16}, colApp: {"app", 16}, colSrcIdentity: {"src_identity", 16}, colDstIdentity: {"dst_identity", 16},
-	colHas: {"has", 32}, colQuality: {"quality", 32}, colSkew: {"skew", 32},
-	colSrcPort: {"src_port", 16}, colDstPort: {"dst_port", 16}, colNATSrcPort: {"nat_src_port", 16}, colNATDstPort: {"nat_dst_port", 16},
-	colTCPFlags: {"tcp_flags", 16}, colRevTCPFlags: {"rev_tcp_flags", 16},
-	colProto: {"proto", 8}, colSource: {"source", 8}, colICMPType: {"icmp_type", 8}, colICMPCode: {"icmp_code", 8},
-	colForwardingStatus: {"forwarding_status", 8}, colFirewallEvent: {"firewall_event", 8},
-	colDirection: {"direction", 8}, colBiflowDirection: {"biflow_direction", 8},
+	colAddr4: {"addr4", 32, false}, colAddr6Hi: {"addr6_hi", 64, false}, colAddr6Lo: {"addr6_lo", 64, false}, colTexts: {"texts", 0, false},
+	colReceived: {"received", 64, false}, colEnd: {"end", 64, false}, colStart: {"start", 64, false},
+	colExporter: {"exporter", 16, false}, colSrc: {"src", 16, false}, colDst: {"dst", 16, false}, colNATSrc: {"nat_src", 16, true}, colNATDst: {"nat_dst", 16, true},
+	colDomain: {"domain", 32, false}, colSamplingRate: {"sampling_rate", 32, false},
+	colBytes: {"bytes", 64, false}, colPackets: {"packets", 64, false}, colRevBytes: {"rev_bytes", 64, true}, colRevPackets: {"rev_packets", 64, true},
+	colInIf: {"in_if", 32, false}, colOutIf: {"out_if", 32, false},
+	colUser: {"user", 16, true}, colApp: {"app", 16, true}, colSrcIdentity: {"src_identity", 16, true}, colDstIdentity: {"dst_identity", 16, true},
+	colHas: {"has", 32, false}, colQuality: {"quality", 32, false}, colSkew: {"skew", 32, true},
+	colSrcPort: {"src_port", 16, false}, colDstPort: {"dst_port", 16, false}, colNATSrcPort: {"nat_src_port", 16, true}, colNATDstPort: {"nat_dst_port", 16, true},
+	colTCPFlags: {"tcp_flags", 16, false}, colRevTCPFlags: {"rev_tcp_flags", 16, true},
+	colProto: {"proto", 8, false}, colSource: {"source", 8, false}, colICMPType: {"icmp_type", 8, false}, colICMPCode: {"icmp_code", 8, false},
+	colForwardingStatus: {"forwarding_status", 8, true}, colFirewallEvent: {"firewall_event", 8, true},
+	colDirection: {"direction", 8, true}, colBiflowDirection: {"biflow_direction", 8, true},
 }
 
 // The encodings of a column's values, n of them.
@@ -153,57 +155,84 @@ func (e *Encoder) Append(dst []byte, h Header, records []flow.Record) []byte {
 	if len(records) == 0 {
 		return dst
 	}
-	e.transpose(records)
-	dst = e.appendAddrs(dst, count, len(records))
+	rare := e.transpose(records)
+	dst = e.appendAddrs(dst, count, len(records), rare)
 	dst = e.appendTexts(dst, count)
 	for id := firstRowColumn; id < numColumns; id++ {
+		if columnInfo[id].rare && !rare {
+			continue
+		}
 		dst = e.appendInts(dst, count, id, e.cols[id][:len(records)], false)
 	}
 	return dst
 }
 
-// transpose fills the columns and the dictionaries of addresses and names.
-func (e *Encoder) transpose(records []flow.Record) {
+// transpose fills the columns and the dictionaries of addresses and names. In most
+// batches the columns of transposeRare are zero throughout; then they are not walked
+// and rare is false.
+func (e *Encoder) transpose(records []flow.Record) (rare bool) {
 	e.addrs.reset()
 	e.texts.reset()
 	c := &e.cols
-	var last flow.Time
+	var received flow.Time
+	var exporter flow.Addr
+	var exporterAt, any uint64
 	for i := range records {
 		r := &records[i]
 		i &= BatchRows - 1 // the compiler leaves out its checks
-		c[colReceived][i], last = zigzag(int64(r.Received-last)), r.Received
+		if r.Exporter != exporter {
+			exporter, exporterAt = r.Exporter, e.addr(r.Exporter)
+		}
+		c[colReceived][i], received = zigzag(int64(r.Received-received)), r.Received
 		c[colEnd][i] = zigzag(int64(r.Received - r.End))
 		c[colStart][i] = uint64(r.End - r.Start)
-		c[colExporter][i] = e.addr(r.Exporter)
+		c[colExporter][i] = exporterAt
 		c[colSrc][i] = e.addr(r.Src)
 		c[colDst][i] = e.addr(r.Dst)
-		c[colNATSrc][i] = e.addr(r.NATSrc)
-		c[colNATDst][i] = e.addr(r.NATDst)
 		c[colDomain][i] = uint64(r.Domain)
 		c[colSamplingRate][i] = uint64(r.SamplingRate)
 		c[colBytes][i] = r.BytesRaw
 		c[colPackets][i] = r.PacketsRaw
-		c[colRevBytes][i] = r.RevBytesRaw
-		c[colRevPackets][i] = r.RevPacketsRaw
 		c[colInIf][i] = uint64(r.InIf)
 		c[colOutIf][i] = uint64(r.OutIf)
-		c[colUser][i] = e.name(r.User)
-		c[colApp][i] = e.name(r.App)
-		c[colSrcIdentity][i] = e.name(r.SrcIdentity)
-		c[colDstIdentity][i] = e.name(r.DstIdentity)
 		c[colHas][i] = uint64(r.Has)
 		c[colQuality][i] = uint64(r.Quality)
-		c[colSkew][i] = uint64(uint32(r.Skew))
 		c[colSrcPort][i] = uint64(r.SrcPort)
 		c[colDstPort][i] = uint64(r.DstPort)
-		c[colNATSrcPort][i] = uint64(r.NATSrcPort)
-		c[colNATDstPort][i] = uint64(r.NATDstPort)
 		c[colTCPFlags][i] = uint64(r.TCPFlags)
-		c[colRevTCPFlags][i] = uint64(r.RevTCPFlags)
 		c[colProto][i] = uint64(r.Proto)
 		c[colSource][i] = uint64(r.Source)
 		c[colICMPType][i] = uint64(r.ICMPType)
 		c[colICMPCode][i] = uint64(r.ICMPCode)
+		any |= r.NATSrc.Hi | r.NATSrc.Lo | r.NATDst.Hi | r.NATDst.Lo | r.RevBytesRaw | r.RevPacketsRaw |
+			uint64(r.User|r.App|r.SrcIdentity|r.DstIdentity) | uint64(uint32(r.Skew)) |
+			uint64(r.NATSrcPort|r.NATDstPort|r.RevTCPFlags) |
+			uint64(r.ForwardingStatus|r.FirewallEvent|r.Direction|r.BiflowDirection)
+	}
+	if any == 0 {
+		return false
+	}
+	e.transposeRare(records)
+	return true
+}
+
+func (e *Encoder) transposeRare(records []flow.Record) {
+	c := &e.cols
+	for i := range records {
+		r := &records[i]
+		i &= BatchRows - 1
+		c[colNATSrc][i] = e.addr(r.NATSrc)
+		c[colNATDst][i] = e.addr(r.NATDst)
+		c[colRevBytes][i] = r.RevBytesRaw
+		c[colRevPackets][i] = r.RevPacketsRaw
+		c[colUser][i] = e.name(r.User)
+		c[colApp][i] = e.name(r.App)
+		c[colSrcIdentity][i] = e.name(r.SrcIdentity)
+		c[colDstIdentity][i] = e.name(r.DstIdentity)
+		c[colSkew][i] = uint64(uint32(r.Skew))
+		c[colNATSrcPort][i] = uint64(r.NATSrcPort)
+		c[colNATDstPort][i] = uint64(r.NATDstPort)
+		c[colRevTCPFlags][i] = uint64(r.RevTCPFlags)
 		c[colForwardingStatus][i] = uint64(r.ForwardingStatus)
 		c[colFirewallEvent][i] = uint64(r.FirewallEvent)
 		c[colDirection][i] = uint64(r.Direction)
@@ -227,7 +256,7 @@ func (e *Encoder) name(n flow.Name) uint64 {
 
 // appendAddrs writes the dictionary of addresses and, where both families occur,
 // moves the entries of IPv4 before the others.
-func (e *Encoder) appendAddrs(dst []byte, count, rows int) []byte {
+func (e *Encoder) appendAddrs(dst []byte, count, rows int, rare bool) []byte {
 	keys := e.addrs.keys
 	n4 := 0
 	for _, a := range keys {
@@ -263,6 +292,9 @@ func (e *Encoder) appendAddrs(dst []byte, count, rows int) []byte {
 	}
 	dst = e.appendInts(dst, count, colAddr6Lo, e.entries[:i6], true)
 	for id := colExporter; id <= colNATDst; id++ {
+		if columnInfo[id].rare && !rare {
+			continue
+		}
 		c := e.cols[id][:rows]
 		for i, v := range c {
 			c[i] = uint64(e.remap[v])
@@ -316,8 +348,8 @@ func (e *Encoder) appendInts(dst []byte, count, id int, v []uint64, dictionary b
 		return end(binary.AppendUvarint(dst, low), at, encConst)
 	}
 	width, exceptions, size := packedWidth(v, low, high)
-	if width > 2 { // where a dictionary would gain little it is not tried
-		if w, ok := e.collect(v, size); ok {
+	if width > 3 { // where a dictionary would gain little it is not tried
+		if w, ok := e.collect(v, low, high, size); ok {
 			dst = binary.AppendUvarint(dst, uint64(len(e.dict.keys)))
 			for _, k := range e.dict.keys {
 				dst = binary.AppendUvarint(dst, k.Lo)
@@ -363,6 +395,9 @@ func span(v []uint64) (low, high uint64) {
 // beyond it, and the size in bits.
 func packedWidth(v []uint64, low, high uint64) (width uint, exceptions, size int) {
 	longest := bits.Len64(high - low)
+	if longest <= 8 { // there is little to gain
+		return uint(longest), 0, longest * len(v)
+	}
 	// Two counts of lengths, since neighbours are often as long as one another and
 	// adding to what was just written waits.
 	var lengths, lengths2 [65]int
@@ -395,17 +430,33 @@ func packedWidth(v []uint64, low, high uint64) (width uint, exceptions, size int
 // collect fills e.dict and e.places with the different values of v, if they are few
 // enough that encDict takes fewer than size bits. It gives up as soon as the first
 // rows look like random ones.
-func (e *Encoder) collect(v []uint64, size int) (width uint, ok bool) {
+func (e *Encoder) collect(v []uint64, low, high uint64, size int) (width uint, ok bool) {
 	e.dict.reset()
+	places := e.places[:len(v)]
 	last, place := ^v[0], 0
-	for i, x := range v {
-		if x != last {
-			last, place = x, e.dict.place(flow.Addr{Lo: x})
-			if place >= maxTried || place >= 16 && 2*place > i {
-				return 0, false
+	if high-low < 256 { // a byte's worth of values needs no hashing
+		var seen [256]uint8
+		for i, x := range v {
+			p := &seen[uint8(x-low)]
+			if *p == 0 {
+				if place = len(e.dict.keys); place >= maxTried || place >= 16 && 2*place > i {
+					return 0, false
+				}
+				e.dict.keys = append(e.dict.keys, flow.Addr{Lo: x})
+				*p = uint8(place + 1)
 			}
+			places[i] = uint64(*p - 1)
 		}
-		e.places[i] = uint64(place)
+	} else {
+		for i, x := range v {
+			if x != last {
+				last, place = x, e.dict.place(flow.Addr{Lo: x})
+				if place >= maxTried || place >= 16 && 2*place > i {
+					return 0, false
+				}
+			}
+			places[i] = uint64(place)
+		}
 	}
 	width = uint(bits.Len(uint(len(e.dict.keys) - 1)))
 	need := int(width) * len(v)

@@ -380,9 +380,10 @@ func (d *Decoder) fill(h *Header, rows int, out *flow.Batch) {
 	seed := h.seed()
 	c := &d.cols
 	var received flow.Time
-	for i := range out.Records[n:] {
-		r := &out.Records[n+i]
-		*r = flow.Record{}
+	records := out.Records[n:]
+	clear(records)
+	for i := range records {
+		r := &records[i]
 		r.ID = mix(seed + uint64(i))
 		i &= BatchRows - 1 // the compiler leaves out its checks
 		received += flow.Time(unzigzag(c[colReceived][i]))
@@ -392,33 +393,47 @@ func (d *Decoder) fill(h *Header, rows int, out *flow.Batch) {
 		r.Exporter = d.addrs[c[colExporter][i]]
 		r.Src = d.addrs[c[colSrc][i]]
 		r.Dst = d.addrs[c[colDst][i]]
-		r.NATSrc = d.addrs[c[colNATSrc][i]]
-		r.NATDst = d.addrs[c[colNATDst][i]]
 		r.Domain = uint32(c[colDomain][i])
 		r.SamplingRate = uint32(c[colSamplingRate][i])
 		r.BytesRaw = c[colBytes][i]
 		r.PacketsRaw = c[colPackets][i]
-		r.RevBytesRaw = c[colRevBytes][i]
-		r.RevPacketsRaw = c[colRevPackets][i]
 		r.InIf = uint32(c[colInIf][i])
 		r.OutIf = uint32(c[colOutIf][i])
-		r.User = d.ids[c[colUser][i]]
-		r.App = d.ids[c[colApp][i]]
-		r.SrcIdentity = d.ids[c[colSrcIdentity][i]]
-		r.DstIdentity = d.ids[c[colDstIdentity][i]]
 		r.Has = flow.Has(c[colHas][i])
 		r.Quality = flow.Quality(c[colQuality][i])
-		r.Skew = int32(c[colSkew][i])
 		r.SrcPort = uint16(c[colSrcPort][i])
 		r.DstPort = uint16(c[colDstPort][i])
-		r.NATSrcPort = uint16(c[colNATSrcPort][i])
-		r.NATDstPort = uint16(c[colNATDstPort][i])
 		r.TCPFlags = uint16(c[colTCPFlags][i])
-		r.RevTCPFlags = uint16(c[colRevTCPFlags][i])
 		r.Proto = uint8(c[colProto][i])
 		r.Source = flow.Source(c[colSource][i])
 		r.ICMPType = uint8(c[colICMPType][i])
 		r.ICMPCode = uint8(c[colICMPCode][i])
+	}
+	for id, filled := range d.filled {
+		if filled && columnInfo[id].rare {
+			d.fillRare(records)
+			return
+		}
+	}
+}
+
+func (d *Decoder) fillRare(records []flow.Record) {
+	c := &d.cols
+	for i := range records {
+		r := &records[i]
+		i &= BatchRows - 1
+		r.NATSrc = d.addrs[c[colNATSrc][i]]
+		r.NATDst = d.addrs[c[colNATDst][i]]
+		r.RevBytesRaw = c[colRevBytes][i]
+		r.RevPacketsRaw = c[colRevPackets][i]
+		r.User = d.ids[c[colUser][i]]
+		r.App = d.ids[c[colApp][i]]
+		r.SrcIdentity = d.ids[c[colSrcIdentity][i]]
+		r.DstIdentity = d.ids[c[colDstIdentity][i]]
+		r.Skew = int32(c[colSkew][i])
+		r.NATSrcPort = uint16(c[colNATSrcPort][i])
+		r.NATDstPort = uint16(c[colNATDstPort][i])
+		r.RevTCPFlags = uint16(c[colRevTCPFlags][i])
 		r.ForwardingStatus = uint8(c[colForwardingStatus][i])
 		r.FirewallEvent = uint8(c[colFirewallEvent][i])
 		r.Direction = uint8(c[colDirection][i])

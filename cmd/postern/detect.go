@@ -1,0 +1,360 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+	kgo "github.com/segmentio/kafka-go"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/postern/postern/flow"
+	"github.com/postern/postern/ingest/kafka"
+	"github.com/postern/postern/policy"
+	"github.com/postern/postern/sink"
+)
+
+func detectCommand() *cobra.Command {
+	var path string
+	cmd := &cobra.Command{
+		Use:   "detect -c postern.yaml",
+		Short: "Read flows from Kafka, judge them, store them, find what was misused",
+		Long: `Takes a share of the flows topic, as one of any number of detectors of the same group: judges
+the flows, writes them to ClickHouse, and puts findings on the findings topic. Topics of others,
+such as goflow2's, are read as well and divided anew, so that both directions of a conversation
+come to the same detector. The policy folder is watched; all detectors bring a version into force
+in the order of the policy topic.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := loadConfig(path)
+			if err != nil {
+				return err
+			}
+			d, err := newDetection(cfg, cfg.logger())
+			if err != nil {
+				return err
+			}
+			return d.run(cmd.Context())
+		},
+	}
+	cmd.Flags().StringVarP(&path, "config", "c", "", "configuration file")
+	return cmd
+}
+
+// detection is `postern detect`: a pipeline for each partition that the group gives it.
+type detection struct {
+	cfg      config
+	log      *slog.Logger
+	registry *prometheus.Registry
+	names    *flow.Names
+	history  *policy.History
+	keeper   *policyKeeper
+	policy   *policyLog
+	client   *kafka.Client
+	member   *kafka.Member
+	store    *findingsTopic
+	rows     store // where rows and findings go: store, but in tests
+	blocks   chan *block
+	met      *detectionMetrics
+
+	cluster    string // the cluster's own name for itself
+	partitions int    // of the flows topic, and of the state topic
+
+	mu    sync.Mutex
+	owned map[*partition]struct{}
+	begun bool // partitions can be worked on
+}
+
+type detectionMetrics struct {
+	lag                                                  *prometheus.GaugeVec
+	values, duplicates, refused, repeated, skipped, lost prometheus.Counter
+	fill                                                 prometheus.Histogram
+}
+
+func newDetectionMetrics(reg prometheus.Registerer) *detectionMetrics {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: "postern_kafka_" + name, Help: help})
+	}
+	m := &detectionMetrics{
+		lag: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postern_kafka_lag",
+			Help: "Values behind the end of a partition's log, when it was last asked."}, []string{"topic", "partition"}),
+		values:     counter("values_total", "Values taken in."),
+		duplicates: counter("duplicate_values_total", "Values of our own topic that were there before: a producer's retry, or a unit that a collector sent again after a crash."),
+		refused:    counter("refused_messages_total", "Messages inside values of others that are no flows."),
+		repeated:   counter("repeated_ranges_total", "Ranges that were found open when a partition was taken over, and done again under the same token."),
+		skipped:    counter("skipped_offsets_total", "Offsets that retention or the loss of a log took away before they were read. Alert on any."),
+		lost:       counter("lost_checkpoints_total", "Checkpoints that were not where the position says; what waited and what findings had counted is forgotten. Alert on any."),
+		fill: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "postern_kafka_batch_rows",
+			Help: "Flows a value of our own topic.", Buckets: []float64{1, 4, 16, 64, 256, 512, 1024}}),
+	}
+	reg.MustRegister(m.lag, m.values, m.duplicates, m.refused, m.repeated, m.skipped, m.lost, m.fill)
+	return m
+}
+
+// newDetection puts the parts together. It opens nothing and starts nothing.
+func newDetection(cfg config, log *slog.Logger) (*detection, error) {
+	if !cfg.Kafka.Enabled() {
+		return nil, errNoKafka
+	}
+	d := &detection{cfg: cfg, log: log, registry: newRegistry(), names: flow.NewNames(0), owned: map[*partition]struct{}{}}
+	d.history = policy.NewHistory(d.names, cfg.Policy.Judge)
+	d.keeper = newPolicyKeeper(cfg.Policy, filepath.Join(cfg.Data, "state"), d.names, d.history, log, d.registry)
+	d.met = newDetectionMetrics(d.registry)
+	var err error
+	if d.client, err = kafka.Open(cfg.Kafka, resolveSecret, kafka.Options{Logger: log, Metrics: d.registry}); err != nil {
+		return nil, err
+	}
+	d.policy = newPolicyLog(d.client, d.keeper, log)
+	topics := []string{cfg.Kafka.Topic(kafka.TopicFlows)}
+	for _, t := range cfg.Ingest.Kafka.Topics {
+		topics = append(topics, t.Topic)
+	}
+	if d.member, err = kafka.NewMember(d.client, cfg.Kafka.Group, topics, log, d.registry); err != nil {
+		return nil, err
+	}
+	rows := cfg
+	rows.Webhooks = nil // told by whoever forwards
+	db, err := newDurableStore(rows, d.names, log, d.registry)
+	if err != nil {
+		return nil, err
+	}
+	d.store = &findingsTopic{durableStore: db, client: d.client, topic: cfg.Kafka.Topic(kafka.TopicFindings)}
+	d.rows, d.blocks = d.store, newBlocks(detectBlocks, d.store)
+	d.registry.MustRegister(newLedgerCollector(d.ledger))
+	return d, nil
+}
+
+// detectBlocks is how many encoded blocks all partitions of a process share: some are
+// inserted while others are filled. At 20 MB each they bound the rows in memory.
+const detectBlocks = 6
+
+// run detects until ctx ends; then what is open is closed, if that does not take longer
+// than the configuration gives it.
+func (d *detection) run(ctx context.Context) (err error) {
+	if err := os.MkdirAll(d.cfg.Data, 0o700); err != nil {
+		return err
+	}
+	if err := d.store.open(ctx); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.store.close(), d.client.Close()) }()
+	var listener net.Listener
+	var token string
+	if d.cfg.Admin.Listen != "" {
+		if listener, token, err = d.cfg.listenAdmin(); err != nil {
+			return err
+		}
+	}
+	last, endLast := context.WithCancel(context.WithoutCancel(ctx))
+	defer endLast()
+	outer, octx := errgroup.WithContext(last)
+	outer.Go(func() error { return d.store.run(octx) })
+	if listener != nil {
+		a := &admin{listener: listener, token: token, registry: d, ready: d.ready, ledger: d.ledger, log: d.log}
+		outer.Go(func() error { return a.run(octx) })
+	}
+	work, wctx := errgroup.WithContext(ctx)
+	work.Go(func() error {
+		if err := d.begin(wctx); err != nil {
+			return err
+		}
+		hup := make(chan os.Signal, 1)
+		signal.Notify(hup, syscall.SIGHUP)
+		defer signal.Stop(hup)
+		g, gctx := errgroup.WithContext(wctx)
+		g.Go(func() error { return d.policy.run(gctx) })
+		g.Go(func() error { return d.keeper.watch(gctx, hup, wallClock) })
+		g.Go(func() error { return d.report(gctx) })
+		g.Go(func() error { return d.member.Run(gctx, d.cfg.Shutdown, d.work) })
+		return g.Wait()
+	})
+	failed := make(chan error, 2)
+	go func() { failed <- work.Wait() }()
+	go func() { failed <- outer.Wait() }()
+	err = unlessEnded(<-failed)
+	if err == nil {
+		d.log.Info("stopped")
+	}
+	endLast()
+	return errors.Join(err, unlessEnded(<-failed))
+}
+
+// begin asks the cluster for what has to be known before anything can be worked on. It
+// tries until the cluster answers.
+func (d *detection) begin(ctx context.Context) error {
+	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+		err := d.ask(ctx)
+		if err != nil && ctx.Err() == nil {
+			d.log.Warn("Kafka is not ready for detecting; trying again", "error", err)
+		}
+		return struct{}{}, err
+	}, backoff.WithBackOff(newBackOff()), backoff.WithMaxElapsedTime(0))
+	if err != nil {
+		return err
+	}
+	d.keeper.settle(ctx)
+	_ = d.keeper.reload(wallClock()) // told and counted; without a version every flow is unverified
+	if err := d.policy.catchUp(ctx); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	d.begun = true
+	d.mu.Unlock()
+	d.log.Info("detecting", "cluster", d.cluster, "group", d.cfg.Kafka.Group, "partitions", d.partitions, "version", versionText())
+	return nil
+}
+
+func (d *detection) ask(ctx context.Context) (err error) {
+	if d.cluster, err = d.client.ClusterID(ctx); err != nil {
+		return err
+	}
+	if d.partitions, err = d.client.Partitions(ctx, d.cfg.Kafka.Topic(kafka.TopicFlows)); err != nil {
+		return err
+	}
+	n, err := d.client.Partitions(ctx, d.cfg.Kafka.Topic(kafka.TopicState))
+	if err == nil && n != d.partitions {
+		err = fmt.Errorf("topic %s has %d partitions and %s has %d; they must have as many as each other",
+			d.cfg.Kafka.Topic(kafka.TopicFlows), d.partitions, d.cfg.Kafka.Topic(kafka.TopicState), n)
+	}
+	if err != nil {
+		return err
+	}
+	return d.policy.catchUp(ctx)
+}
+
+// foreignOf makes the reader of a topic of others, nil for our own.
+func (d *detection) foreignOf(topic string) (*kafka.Foreign, error) {
+	for _, t := range d.cfg.Ingest.Kafka.Topics {
+		if t.Topic == topic {
+			return kafka.NewForeign(t.Format, d.names)
+		}
+	}
+	return nil, nil
+}
+
+func (d *detection) own(w *partition) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.owned[w] = struct{}{}
+}
+
+func (d *detection) disown(w *partition) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.owned, w)
+	d.met.lag.DeletePartialMatch(prometheus.Labels{"topic": w.a.Topic, "partition": fmt.Sprint(w.a.Partition)})
+}
+
+func (d *detection) mine() []*partition {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.SortedFunc(maps.Keys(d.owned), func(a, b *partition) int { return strings.Compare(a.name, b.name) })
+}
+
+// ledger takes stock of the partitions this process has at present.
+func (d *detection) ledger() flow.Ledger {
+	l := flow.Ledger{}
+	for _, w := range d.mine() {
+		if w.foreign == nil { // what is handed on is counted where it arrives
+			l.Add(w.ledger())
+		}
+	}
+	return l
+}
+
+// Gather implements prometheus.Gatherer: the process's metrics and those of the
+// stages of every partition.
+func (d *detection) Gather() ([]*dto.MetricFamily, error) {
+	all := prometheus.Gatherers{d.registry}
+	for _, w := range d.mine() {
+		all = append(all, w.reg)
+	}
+	return all.Gather()
+}
+
+// ready says why the process cannot do its work, nil if it can.
+func (d *detection) ready() error {
+	d.mu.Lock()
+	begun := d.begun
+	d.mu.Unlock()
+	if !begun {
+		return errors.New("not detecting yet: waiting for Kafka")
+	}
+	if err := d.keeper.ready(); err != nil {
+		return err
+	}
+	return d.store.ready()
+}
+
+// report writes what ClickHouse should know beside flows and findings.
+func (d *detection) report(ctx context.Context) error {
+	t := time.NewTicker(reportEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+		versions, source := d.keeper.versions()
+		for _, w := range d.mine() {
+			d.store.report(ctx, report{at: wallClock(), spool: w.name, ledger: w.ledger(), versions: versions, source: source})
+		}
+	}
+}
+
+// findingsTopic is a detector's store: rows and contributions in ClickHouse, events on
+// the findings topic.
+type findingsTopic struct {
+	*durableStore
+	client *kafka.Client
+	topic  string
+}
+
+// Headers of an event on the findings topic; its key is the finding's id, so that the
+// revisions of a finding keep their order.
+const (
+	headerEvent    = "event"    // finding id and revision: the same for every attempt to tell it
+	headerSeverity = "severity" // informational to critical
+)
+
+func (s *findingsTopic) findings(ctx context.Context, ins sink.Insert, contribs []flow.Contribution, events []*flow.Finding) error {
+	if err := s.contribute(ctx, ins, contribs); err != nil {
+		return err
+	}
+	if len(events) == 0 {
+		return nil
+	}
+	n, err := s.client.Partitions(ctx, s.topic)
+	if err != nil {
+		return err
+	}
+	for _, f := range events {
+		e, err := sink.NewEvent(f)
+		if err != nil {
+			return err
+		}
+		_, err = s.client.Produce(ctx, s.topic, int(sourceID(f.ID)%uint64(n)), kafka.Message{Key: []byte(f.ID), Value: e.Body, Headers: []kgo.Header{
+			{Key: headerEvent, Value: []byte(e.ID)}, {Key: headerSeverity, Value: []byte(f.Severity.String())},
+		}})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,253 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/cenkalti/backoff/v5"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/postern/postern/flow"
+	"github.com/postern/postern/ingest/kafka"
+	"github.com/postern/postern/sink"
+)
+
+// flowTopic is the store of a process that hands its flows on: our own topic, cut by
+// the pair of endpoints, so that both directions and all observers of a conversation
+// come to the same detector.
+//
+// Of one partition a value is sent when the one before it is acknowledged, and values
+// are numbered in that order. So whoever reads the partition knows what a retry, or a
+// unit that was begun again after a crash, brought a second time: a number that does
+// not rise.
+type flowTopic struct {
+	client *kafka.Client
+	names  *flow.Names
+	log    *slog.Logger
+	topic  string
+	// producer is who the flows are from.
+	producer func() [16]byte
+	// file keeps how the flows were divided; empty where a position keeps it.
+	file string
+	// drained says whether nothing waits that was begun already.
+	drained func() bool
+
+	opened chan struct{} // closed once division is known
+	division
+
+	mu      sync.Mutex
+	lastErr error // why the topic is not open yet
+}
+
+// division is how flows are divided. What was begun under one must be finished under
+// it: cut otherwise, what a crash makes a collector send again would not be recognised.
+type division struct {
+	Topic      string `json:"topic"`
+	Partitions int    `json:"partitions"`
+	Epoch      uint32 `json:"epoch"` // rises with every change
+}
+
+// producerOf makes the number that a source of flows is known by.
+func producerOf(name string) (p [16]byte) {
+	sum := sha256.Sum256([]byte(name))
+	return [16]byte(sum[:16])
+}
+
+func newFlowTopic(client *kafka.Client, names *flow.Names, log *slog.Logger, producer func() [16]byte, file string, drained func() bool) *flowTopic {
+	return &flowTopic{client: client, names: names, log: log, topic: client.Config().Topic(kafka.TopicFlows), producer: producer,
+		file: file, drained: drained, opened: make(chan struct{})}
+}
+
+// connect learns how many partitions there are; it tries until the cluster answers.
+func (s *flowTopic) connect(ctx context.Context) error {
+	n, err := backoff.Retry(ctx, func() (int, error) {
+		n, err := s.client.Partitions(ctx, s.topic)
+		if err != nil && ctx.Err() == nil {
+			s.mu.Lock()
+			s.lastErr = err
+			s.mu.Unlock()
+			s.log.Warn("Kafka is not there yet; flows wait in the spool", "error", err)
+		}
+		return n, err
+	}, backoff.WithBackOff(newBackOff()), backoff.WithMaxElapsedTime(0))
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // the service stops; not having connected is no error
+		}
+		return err
+	}
+	d := division{s.topic, n, 0}
+	if s.file != "" {
+		if d, err = s.divide(d); err != nil {
+			return err
+		}
+	}
+	s.division = d
+	close(s.opened)
+	return nil
+}
+
+// divide compares the topic as it is with what was kept, and keeps what holds from now on.
+func (s *flowTopic) divide(now division) (division, error) {
+	raw, err := os.ReadFile(s.file)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return now, err
+	default:
+		var kept division
+		if err := json.Unmarshal(raw, &kept); err != nil {
+			return now, fmt.Errorf("%s: %w", s.file, err)
+		}
+		if kept.Topic == now.Topic && kept.Partitions == now.Partitions {
+			return kept, nil
+		}
+		if !s.drained() {
+			return now, fmt.Errorf("topic %s has %d partitions, but what waits in the spool was begun for %d of %s; "+
+				"let collectors drain before the number of partitions is changed, or give this one a new data directory and lose what waits",
+				now.Topic, now.Partitions, kept.Partitions, kept.Topic)
+		}
+		now.Epoch = kept.Epoch + 1
+	}
+	raw, err = json.Marshal(now)
+	if err != nil {
+		return now, err
+	}
+	if err := os.MkdirAll(filepath.Dir(s.file), 0o700); err != nil {
+		return now, err
+	}
+	return now, writeDurably(s.file, raw)
+}
+
+func (s *flowTopic) open(context.Context) error { return nil }
+
+func (s *flowTopic) run(ctx context.Context) error {
+	if err := s.connect(ctx); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return nil
+}
+
+func (s *flowTopic) close() error { return s.client.Close() }
+
+func (s *flowTopic) ready() error {
+	select {
+	case <-s.opened:
+		return nil
+	default:
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lastErr != nil {
+		return s.lastErr
+	}
+	return errors.New("Kafka is not connected yet")
+}
+
+// report has nobody to tell: a collector's ledger is in its metrics.
+func (s *flowTopic) report(context.Context, report) {}
+
+// undivided is copies of records, until they are divided.
+type undivided struct {
+	records []flow.Record
+	index   [][]int32 // of records, by partition
+	cut     []cut
+}
+
+// cut makes the values of one partition.
+type cut struct {
+	encoder *kafka.Encoder
+	records []flow.Record
+	value   []byte
+}
+
+func (d *undivided) AppendRecords(records []flow.Record) { d.records = append(d.records, records...) }
+func (d *undivided) Reset()                              { d.records = d.records[:0] }
+
+func (s *flowTopic) writer() rowWriter { return &undivided{} }
+
+// divide sorts the records by partition, in their order.
+func (d *undivided) divide(n int, names *flow.Names) {
+	for len(d.index) < n {
+		d.index = append(d.index, nil)
+		d.cut = append(d.cut, cut{encoder: kafka.NewEncoder(names)})
+	}
+	for i := range d.index {
+		d.index[i] = d.index[i][:0]
+	}
+	for i := range d.records {
+		p := kafka.Partition(d.records[i].Src, d.records[i].Dst, n)
+		d.index[p] = append(d.index[p], int32(i))
+	}
+}
+
+// Bits of a value's number: the unit, the block in it, the value of one partition in that.
+const (
+	chunkBits = 12 // 4,096 blocks of 65,536 rows a unit
+	valueBits = 12 // 65,536 rows are 64 values
+)
+
+// producing is how many partitions are written to at a time.
+const producing = 8
+
+func (s *flowTopic) rows(ctx context.Context, u unit, chunk int, b *block) (duplicate bool, err error) {
+	select {
+	case <-s.opened:
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+	if chunk >= 1<<chunkBits {
+		return false, fmt.Errorf("unit %d has more than %d blocks", u.number, 1<<chunkBits)
+	}
+	d := b.writer.(*undivided)
+	d.divide(s.Partitions, s.names)
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(producing)
+	for p := range s.Partitions {
+		if len(d.index[p]) > 0 {
+			g.Go(func() error {
+				return s.produce(ctx, u.number<<chunkBits|uint64(chunk), p, d.records, d.index[p], &d.cut[p])
+			})
+		}
+	}
+	return false, g.Wait()
+}
+
+// produce sends one partition's records of a block, a value after the other.
+func (s *flowTopic) produce(ctx context.Context, number uint64, p int, records []flow.Record, index []int32, c *cut) error {
+	for i := uint64(0); len(index) > 0; i++ {
+		if i >= 1<<valueBits {
+			return fmt.Errorf("a block has more than %d values of one partition", 1<<valueBits)
+		}
+		n := min(len(index), kafka.BatchRows)
+		c.records = c.records[:0]
+		for _, at := range index[:n] {
+			c.records = append(c.records, records[at])
+		}
+		index = index[n:]
+		c.value = c.encoder.Append(c.value[:0], kafka.Header{
+			Producer: s.producer(), Epoch: s.Epoch, Partition: uint32(p), Partitions: uint32(s.Partitions), Seq: number<<valueBits | i,
+		}, c.records)
+		if _, err := s.client.Produce(ctx, s.topic, p, kafka.Message{Value: c.value}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// findings has nothing to do: who hands flows on judges none.
+func (s *flowTopic) findings(_ context.Context, _ sink.Insert, contribs []flow.Contribution, events []*flow.Finding) error {
+	if len(contribs)+len(events) > 0 {
+		return fmt.Errorf("%d contributions and %d events of findings before judging", len(contribs), len(events))
+	}
+	return nil
+}

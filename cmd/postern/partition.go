@@ -1,0 +1,461 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/prometheus/client_golang/prometheus"
+	kgo "github.com/segmentio/kafka-go"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/postern/postern/flow"
+	"github.com/postern/postern/ingest/kafka"
+	"github.com/postern/postern/sink"
+)
+
+// partition is the work on one partition that the group gave to this process: range
+// after range through a pipeline of its own.
+//
+//	open a range ─▶ fetch, decode ─▶ pipeline ─▶ checkpoint ─▶ close the range
+//
+// Opening and closing are commits of the group's position, which only the owner can
+// make. Everything between is a deterministic function of the position, the checkpoint
+// it names and the log, so whoever finds a range open does the same again.
+type partition struct {
+	*detection
+	a    *kafka.Assignment
+	log  *slog.Logger
+	name string // kafka/CLUSTER/GROUP/TOPIC/PARTITION, for tokens
+
+	pos     kafka.Position
+	kept    partitionState
+	pipe    *pipeline
+	pin     *pinned
+	changed bool // the stages work under settings that the configuration no longer has
+	take    func(ctx context.Context, r *kafka.Record) error
+
+	decoder *kafka.Decoder // our own topic
+	foreign *kafka.Foreign // a topic of others
+	scratch *flow.Batch
+	reg     *prometheus.Registry // of the stages
+	ctx     context.Context      // of work
+	closed  chan struct{}        // a range was closed
+	lively  time.Time            // when there last was anything to do
+}
+
+// partitionState is what a checkpoint of a partition holds.
+type partitionState struct {
+	Version    int               `json:"version"`
+	Settings   string            `json:"settings"` // of the stages, from here on
+	Ledger     ledgerTotals      `json:"ledger"`
+	Sections   map[string][]byte `json:"sections"`
+	Producers  producers         `json:"producers"`
+	Last       flow.Time         `json:"last"`       // the clock of the newest range
+	Born       flow.Time         `json:"born"`       // the clock of the first range
+	Partitions int               `json:"partitions"` // that flows are divided into, where they are handed on
+}
+
+const partitionStateVersion = 1
+
+// producers is the highest number seen of each producer of a partition, and when. What
+// does not rise was there before: a producer's retry, or what it made again after a crash.
+type producers map[string]seen
+
+type seen struct {
+	Epoch uint32    `json:"epoch"`
+	Seq   uint64    `json:"seq"`
+	At    flow.Time `json:"at"`
+}
+
+// maxProducers bounds the producers remembered: a new data directory of a collector is
+// a new one. Beyond it the one unheard for longest is forgotten.
+const maxProducers = 4096
+
+// fresh takes note of a batch and says whether it is new.
+func (p producers) fresh(h *kafka.Header, at flow.Time) bool {
+	key := string(h.Producer[:])
+	last, known := p[key]
+	if known && (h.Epoch < last.Epoch || h.Epoch == last.Epoch && h.Seq <= last.Seq) {
+		return false
+	}
+	p[key] = seen{h.Epoch, h.Seq, at}
+	if len(p) > maxProducers {
+		oldest := key
+		for k, s := range p {
+			if o := p[oldest]; s.At < o.At || s.At == o.At && k < oldest {
+				oldest = k
+			}
+		}
+		delete(p, oldest)
+	}
+	return true
+}
+
+// MarshalJSON writes a list, since keys are bytes and no text.
+func (p producers) MarshalJSON() ([]byte, error) {
+	type entry struct {
+		Producer []byte `json:"producer"`
+		seen
+	}
+	list := make([]entry, 0, len(p))
+	for _, k := range slices.Sorted(maps.Keys(p)) {
+		list = append(list, entry{[]byte(k), p[k]})
+	}
+	return json.Marshal(list)
+}
+
+// UnmarshalJSON reads what MarshalJSON wrote.
+func (p *producers) UnmarshalJSON(b []byte) error {
+	var list []struct {
+		Producer []byte `json:"producer"`
+		seen
+	}
+	if err := json.Unmarshal(b, &list); err != nil {
+		return err
+	}
+	*p = producers{}
+	for _, e := range list {
+		(*p)[string(e.Producer)] = e.seen
+	}
+	return nil
+}
+
+// work works on a partition until ctx ends, the partition is lost or the process stops.
+func (d *detection) work(ctx context.Context, a *kafka.Assignment) error {
+	w := &partition{
+		detection: d, a: a, log: d.log.With("topic", a.Topic, "partition", a.Partition),
+		name:    fmt.Sprintf("kafka/%s/%s/%s/%d", d.cluster, d.cfg.Kafka.Group, a.Topic, a.Partition),
+		scratch: flow.NewBatch(kafka.BatchRows, nil), reg: prometheus.NewRegistry(), closed: make(chan struct{}, 1), lively: time.Now(),
+	}
+	if err := w.load(ctx); err != nil {
+		return err
+	}
+	d.own(w)
+	defer d.disown(w)
+	defer w.pipe.release()
+	g, ctx := errgroup.WithContext(ctx)
+	w.ctx = ctx
+	g.Go(func() error { return w.pipe.runStore(ctx, w) })
+	g.Go(func() error {
+		defer close(w.pipe.out)
+		return w.ranges(ctx)
+	})
+	return g.Wait()
+}
+
+// load finds where the group stands and puts the stages back to the checkpoint there.
+func (w *partition) load(ctx context.Context) (err error) {
+	var ours bool
+	if w.pos, ours, err = w.a.Position(ctx); err != nil {
+		return err
+	}
+	if w.pos.Offset < 0 {
+		if w.pos.Offset, _, err = w.client.Offsets(ctx, w.a.Topic, w.a.Partition); err != nil {
+			return err
+		}
+	} else if !ours {
+		w.log.Warn("the group has an offset here, but no position of ours beside it; beginning there with nothing remembered", "offset", w.pos.Offset)
+	}
+	w.kept = partitionState{Version: partitionStateVersion, Producers: producers{}}
+	if w.pos.State.Known() {
+		raw, err := w.client.LoadState(ctx, w.a.Partition%w.partitions, w.pos.State)
+		if err == nil {
+			err = json.Unmarshal(raw, &w.kept)
+		}
+		switch {
+		case errors.Is(err, kafka.ErrStateLost):
+			// What waited for its other half and what findings had counted is gone. Going on
+			// is better than standing still, but nobody should have to find out by himself.
+			w.log.Error("going on with nothing remembered", "error", err)
+			w.met.lost.Inc()
+			w.kept = partitionState{Version: partitionStateVersion, Producers: producers{}}
+		case err != nil:
+			return fmt.Errorf("the checkpoint: %w", err)
+		case w.kept.Version != partitionStateVersion:
+			return fmt.Errorf("the checkpoint is of version %d, this postern reads version %d; let the postern that wrote it close its range first", w.kept.Version, partitionStateVersion)
+		}
+	}
+	return w.build()
+}
+
+// build makes the stages: under the settings of the configuration, or while a range is
+// open that was begun under others, under those.
+func (w *partition) build() error {
+	set, text, err := w.cfg.stageSettings()
+	if err != nil {
+		return err
+	}
+	if w.pos.Open != nil && w.kept.Settings != "" && w.kept.Settings != text {
+		w.log.Info("settings changed while a range was open; it is worked through as it was begun")
+		if set, err = parseSettings(w.kept.Settings); err != nil {
+			return err
+		}
+		w.changed = true
+	}
+	cfg := pipelineConfig{names: w.names, log: w.log, chunkRows: w.cfg.Ingest.Spool.ChunkRows}
+	if w.foreign, err = w.foreignOf(w.a.Topic); err != nil {
+		return err
+	}
+	if w.foreign != nil {
+		// Judged by whoever gets the partition that the flows belong to.
+		topic := newFlowTopic(w.client, w.names, w.log, func() [16]byte { return producerOf(fmt.Sprintf("%s@%d", w.name, w.kept.Born)) }, "", nil)
+		topic.division = division{Topic: topic.topic, Partitions: w.partitions}
+		close(topic.opened)
+		cfg.store, cfg.blocks = topic, newBlocks(2, topic)
+		w.take = w.takeForeign
+	} else {
+		w.pin = &pinned{w.history}
+		reg := prometheus.WrapRegistererWith(prometheus.Labels{"partition": strconv.Itoa(w.a.Partition)}, w.reg)
+		if cfg.pairer, cfg.detector, err = judges(set, w.pin, w.names, reg); err != nil {
+			return err
+		}
+		cfg.store, cfg.blocks = w.rows, w.blocks
+		w.decoder = kafka.NewDecoder(w.names)
+		w.take = w.takeOwn
+	}
+	w.pipe = newPipeline(cfg)
+	return w.pipe.restore(&checkpoint{Ledger: w.kept.Ledger, state: w.kept.Sections})
+}
+
+// ranges works on range after range.
+func (w *partition) ranges(ctx context.Context) error {
+	for {
+		records, err := w.next(ctx)
+		if err != nil {
+			return err
+		}
+		if w.pos.Open == nil { // stopping
+			return nil
+		}
+		if err := w.run(ctx, records); err != nil {
+			return err
+		}
+		if w.changed {
+			return nil // what was open under other settings is closed; the stages are made anew
+		}
+	}
+}
+
+// next gives the values of the open range, or opens one.
+func (w *partition) next(ctx context.Context) ([]kafka.Record, error) {
+	if w.pos.Open != nil {
+		w.log.Info("repeating the range that was open", "from", w.pos.Offset, "to", w.pos.Open.To)
+		w.met.repeated.Inc()
+		records, err := w.again(ctx, w.pos.Offset, w.pos.Open.To)
+		if err != nil {
+			return nil, err
+		}
+		versions, err := w.policy.until(w.pos.Open.Policy)
+		w.pin.set(versions)
+		return records, err
+	}
+	records, to, err := w.gather(ctx)
+	if err != nil || to < 0 {
+		return nil, err
+	}
+	policy, versions := w.policy.now()
+	w.pin.set(versions)
+	w.pos.Open = &kafka.Range{To: to, At: max(wallClock(), w.kept.Last+1), Policy: policy}
+	return records, w.a.Commit(ctx, w.pos)
+}
+
+// busyTick and idleTick are how often time goes on for a partition without values:
+// while something may wait for it, and otherwise.
+const (
+	busyTick = time.Second
+	idleTick = 20 * time.Second
+	busyFor  = 3 * time.Minute
+)
+
+// gather fetches what a range shall hold: what comes within linger, up to the size of a
+// range. It comes back with nothing when it is time for a tick, and with to < 0 when the
+// process stops.
+func (w *partition) gather(ctx context.Context) (records []kafka.Record, to int64, err error) {
+	began, next, size := time.Now(), w.pos.Offset, int64(0)
+	tick := busyTick
+	if time.Since(w.lively) > busyFor {
+		tick = idleTick
+	}
+	for {
+		select {
+		case <-w.a.Stopping:
+			return nil, -1, nil
+		case <-ctx.Done():
+			return nil, -1, ctx.Err()
+		default:
+		}
+		wait := w.cfg.Ingest.Kafka.Linger - time.Since(began)
+		if len(records) == 0 {
+			wait = tick - time.Since(began)
+		}
+		if wait <= 0 || size >= int64(w.cfg.Ingest.Kafka.Range) {
+			return records, next, nil
+		}
+		f, err := w.client.Fetch(ctx, w.a.Topic, w.a.Partition, next, int64(w.cfg.Ingest.Kafka.Range)-size, min(wait, 250*time.Millisecond))
+		if errors.Is(err, kgo.OffsetOutOfRange) && len(records) == 0 {
+			if next, err = w.skip(ctx, next); err == nil {
+				continue
+			}
+		}
+		if err != nil {
+			w.client.Refresh()
+			return nil, -1, err
+		}
+		w.lag(f.High - f.Next)
+		if len(f.Records) > 0 && len(records) == 0 {
+			began, w.lively = time.Now(), time.Now()
+		}
+		records, next = append(records, f.Records...), f.Next
+		size += int64(f.Bytes)
+	}
+}
+
+// skip moves on to what the log still has, where retention was quicker than we.
+func (w *partition) skip(ctx context.Context, from int64) (int64, error) {
+	first, end, err := w.client.Offsets(ctx, w.a.Topic, w.a.Partition)
+	if err != nil {
+		return from, err
+	}
+	to := first
+	if from > end {
+		to = end // the log was cut at its end: an unclean election, or the topic was made anew
+	}
+	w.log.Error("offsets are gone before they were read; their flows are lost", "from", from, "to", to)
+	w.met.skipped.Add(float64(max(0, to-from)))
+	w.pos.Offset = to
+	return to, nil
+}
+
+// again fetches the values of a range once more.
+func (w *partition) again(ctx context.Context, from, to int64) (records []kafka.Record, err error) {
+	for next := from; next < to; {
+		f, err := w.client.Fetch(ctx, w.a.Topic, w.a.Partition, next, int64(w.cfg.Ingest.Kafka.Range), 250*time.Millisecond)
+		gone := errors.Is(err, kgo.OffsetOutOfRange)
+		if err != nil && !gone {
+			w.client.Refresh()
+			return nil, err
+		}
+		if gone || f.Next == next && f.High <= next {
+			w.log.Error("a range that was open cannot be read again as a whole; what is missing of it may be lost", "from", next, "to", to)
+			w.met.skipped.Add(float64(to - next))
+			return records, nil
+		}
+		for _, r := range f.Records {
+			if r.Offset < to {
+				records = append(records, r)
+			}
+		}
+		next = f.Next
+	}
+	return records, nil
+}
+
+// run makes of the open range what is to be made of it, and closes it.
+func (w *partition) run(ctx context.Context, records []kafka.Record) error {
+	r := w.pos.Open
+	if w.kept.Born == 0 {
+		w.kept.Born = r.At
+	}
+	w.kept.Last = r.At
+	w.pipe.begin(unit{sink.Insert{
+		Token: fmt.Sprintf("%s/%d/%d-%d", w.name, w.pos.Ranges, w.pos.Offset, r.To), Input: w.name, At: r.At,
+	}, w.pos.Ranges})
+	for i := range records {
+		if err := w.take(ctx, &records[i]); err != nil {
+			return err
+		}
+	}
+	if err := w.pipe.tick(ctx, r.At); err != nil {
+		return err
+	}
+	if err := w.pipe.end(ctx, &checkpoint{}, nil, func() error { w.closed <- struct{}{}; return nil }); err != nil {
+		return err
+	}
+	select {
+	case <-w.closed:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// save makes a checkpoint last and closes the range that led to it.
+func (w *partition) save(cp *checkpoint) error {
+	_, text, err := w.cfg.stageSettings()
+	if err != nil {
+		return err
+	}
+	kept := w.kept
+	kept.Settings, kept.Ledger, kept.Sections, kept.Partitions = text, cp.Ledger, cp.state, w.partitions
+	raw, err := json.Marshal(kept)
+	if err != nil {
+		return backoff.Permanent(err)
+	}
+	place, err := w.client.SaveState(w.ctx, w.cfg.Kafka.Group, w.a.Topic, w.a.Partition, w.a.Partition%w.partitions, w.pos.Ranges, raw)
+	if err != nil {
+		return backoff.Permanent(err)
+	}
+	w.pos = kafka.Position{Offset: w.pos.Open.To, Ranges: w.pos.Ranges + 1, State: place}
+	if err := w.a.Commit(w.ctx, w.pos); err != nil {
+		return backoff.Permanent(err)
+	}
+	return nil
+}
+
+// takeOwn takes a value of our own topic in.
+func (w *partition) takeOwn(ctx context.Context, r *kafka.Record) error {
+	h, _, err := kafka.ReadHeader(r.Value)
+	if err == nil {
+		w.scratch.Reset()
+		_, err = w.decoder.Decode(r.Value, w.scratch)
+	}
+	if err != nil {
+		return w.dead(ctx, r, err)
+	}
+	if !w.kept.Producers.fresh(&h, w.pos.Open.At) {
+		w.met.duplicates.Inc()
+		w.pipe.repeated(w.scratch)
+		return nil
+	}
+	w.met.values.Inc()
+	w.met.fill.Observe(float64(len(w.scratch.Records)))
+	return w.pipe.records(ctx, func(b *flow.Batch) { b.Records = append(b.Records, w.scratch.Records...) })
+}
+
+// takeForeign takes a value of a topic of others in.
+func (w *partition) takeForeign(ctx context.Context, r *kafka.Record) error {
+	seed := sourceID(fmt.Sprintf("%s/%d/%d", w.cluster+"/"+w.a.Topic, w.a.Partition, r.Offset))
+	w.scratch.Reset()
+	refused, err := w.foreign.Decode(r.Value, seed, flow.TimeOf(r.Time), w.scratch)
+	if err != nil {
+		return w.dead(ctx, r, err)
+	}
+	w.met.values.Inc()
+	if refused > 0 {
+		w.met.refused.Add(float64(refused))
+		w.log.Warn("a value holds messages that are no flows", "offset", r.Offset, "refused", refused, "first", w.foreign.Reason())
+	}
+	return w.pipe.records(ctx, func(b *flow.Batch) { b.Records = append(b.Records, w.scratch.Records...) })
+}
+
+// dead puts a value that cannot be read where a person finds it, and the partition goes on.
+func (w *partition) dead(ctx context.Context, r *kafka.Record, reason error) error {
+	w.log.Error("a value cannot be read; it is kept on the dead-letter topic", "offset", r.Offset, "error", reason)
+	return w.client.PutDead(ctx, kafka.DeadLetter{Topic: w.a.Topic, Partition: w.a.Partition, Offset: r.Offset,
+		Time: r.Time, Key: r.Key, Value: r.Value, Headers: r.Headers, Reason: reason.Error()})
+}
+
+func (w *partition) lag(n int64) {
+	w.met.lag.WithLabelValues(w.a.Topic, fmt.Sprint(w.a.Partition)).Set(float64(max(0, n)))
+}
+
+// ledger takes stock of the partition.
+func (w *partition) ledger() flow.Ledger { return w.pipe.ledger(nil) }

@@ -347,7 +347,7 @@ func (e *Encoder) appendInts(dst []byte, count, id int, v []uint64, dictionary b
 	if low == high {
 		return end(binary.AppendUvarint(dst, low), at, encConst)
 	}
-	width, exceptions, size := packedWidth(v, low, high)
+	width, size := packedWidth(v, low, high)
 	if width > 3 { // where a dictionary would gain little it is not tried
 		if w, ok := e.collect(v, low, high, size); ok {
 			dst = binary.AppendUvarint(dst, uint64(len(e.dict.keys)))
@@ -355,6 +355,14 @@ func (e *Encoder) appendInts(dst []byte, count, id int, v []uint64, dictionary b
 				dst = binary.AppendUvarint(dst, k.Lo)
 			}
 			return end(pack(append(dst, byte(w)), e.places[:len(v)], 0, w), at, encDict)
+		}
+	}
+	exceptions := 0
+	if (high-low)>>width != 0 {
+		for _, x := range v {
+			if (x-low)>>width != 0 {
+				exceptions++
+			}
 		}
 	}
 	dst = binary.AppendUvarint(dst, low)
@@ -391,40 +399,35 @@ func span(v []uint64) (low, high uint64) {
 	return min(low, low2), max(high, high2)
 }
 
-// packedWidth is the width at which encPacked is smallest, how many values are
-// beyond it, and the size in bits.
-func packedWidth(v []uint64, low, high uint64) (width uint, exceptions, size int) {
+// packedWidth is the width at which encPacked is about smallest, and about how many
+// bits it takes. It looks at every third row of a large batch only.
+func packedWidth(v []uint64, low, high uint64) (width uint, size int) {
 	longest := bits.Len64(high - low)
 	if longest <= 8 { // there is little to gain
-		return uint(longest), 0, longest * len(v)
+		return uint(longest), longest * len(v)
 	}
-	// Two counts of lengths, since neighbours are often as long as one another and
-	// adding to what was just written waits.
-	var lengths, lengths2 [65]int
-	pairs := v
-	for ; len(pairs) >= 2; pairs = pairs[2:] {
-		lengths[bits.Len64(pairs[0]-low)]++
-		lengths2[bits.Len64(pairs[1]-low)]++
+	step := 1
+	if len(v) >= 128 {
+		step = 3
 	}
-	if len(pairs) > 0 {
-		lengths[bits.Len64(pairs[0]-low)]++
+	var lengths [65]int
+	rows := 0
+	for i := 0; i < len(v); i += step {
+		lengths[bits.Len64(v[i]-low)]++
+		rows++
 	}
-	size = 1 << 62
+	if width, size = uint(longest), longest*rows; longest > maxWidth {
+		width, size = 64, 64*rows
+	}
 	beyond := 0
-	for w := longest; w >= 0; w-- {
-		if w < longest {
-			beyond += lengths[w+1] + lengths2[w+1]
-		}
+	for w := longest - 1; w >= 0; w-- {
+		beyond += lengths[w+1]
 		// An exception is its row and a uvarint, which has seven bits a byte.
-		s := len(v)*w + beyond*(16+8*((longest-w+6)/7))
-		if s < size && w <= maxWidth {
-			width, exceptions, size = uint(w), beyond, s
-		}
-		if s := len(v) * 64; w > maxWidth && s < size {
-			width, exceptions, size = 64, 0, s
+		if s := w*rows + beyond*(16+8*((longest-w+6)/7)); s < size && w <= maxWidth {
+			width, size = uint(w), s
 		}
 	}
-	return width, exceptions, size
+	return width, size * step
 }
 
 // collect fills e.dict and e.places with the different values of v, if they are few

@@ -78,19 +78,15 @@ func (d *Decoder) Decode(value []byte, out *flow.Batch) (Header, error) {
 			continue
 		}
 		d.filled[id] = true
-		high, err := d.ints(column, found[id].encoding, found[id].body, columnInfo[id].bits)
-		if err != nil {
-			return fail(id, err)
-		}
+		most := largest(id)
 		switch {
 		case id >= colExporter && id <= colNATDst:
-			if high > uint64(addrs) {
-				return fail(id, fmt.Errorf("address %d of %d", high, addrs))
-			}
+			most = uint64(addrs)
 		case id >= colUser && id <= colDstIdentity:
-			if high > uint64(texts) {
-				return fail(id, fmt.Errorf("text %d of %d", high, texts))
-			}
+			most = uint64(texts)
+		}
+		if err := d.ints(column, found[id].encoding, found[id].body, most); err != nil {
+			return fail(id, err)
 		}
 	}
 	for i, t := range d.texts[:texts] {
@@ -145,8 +141,7 @@ func (d *Decoder) readAddrs(found *[numColumns]content) (n, id int, err error) {
 			return nil, fmt.Errorf("%d entries, there can be 1 to %d", count, limit)
 		}
 		values = d.entries[:count]
-		_, err = d.ints(values, c.encoding, body, columnInfo[id].bits)
-		return values, err
+		return values, d.ints(values, c.encoding, body, largest(id))
 	}
 	values, err := read(colAddr4, maxEntries)
 	if err != nil {
@@ -218,105 +213,122 @@ func after(b []byte) error {
 	return nil
 }
 
-// ints reads len(v) values and gives the largest; one of more than limit bits is an error.
-func (d *Decoder) ints(v []uint64, encoding byte, b []byte, limit int) (high uint64, err error) {
+// largest is the largest value that fits into a field of the column.
+func largest(id int) uint64 { return ^uint64(0) >> (64 - columnInfo[id].bits) }
+
+// ints reads len(v) values, none of which may exceed most.
+func (d *Decoder) ints(v []uint64, encoding byte, b []byte, most uint64) (err error) {
 	switch encoding {
 	case encConst:
-		if high, b, err = uvarint(b, "value"); err != nil {
-			return 0, err
+		var value uint64
+		if value, b, err = uvarint(b, "value"); err != nil {
+			return err
+		}
+		if value > most {
+			return beyond(value, most)
 		}
 		for i := range v {
-			v[i] = high
+			v[i] = value
 		}
 	case encPacked:
-		high, b, err = unpackBased(v, b)
+		b, err = unpackBased(v, b, most)
 	case encDict:
-		high, b, err = d.unpackDict(v, b)
+		b, err = d.unpackDict(v, b, most)
 	default:
 		err = fmt.Errorf("encoding %d, this binary reads 0 to %d", encoding, encDict)
 	}
 	if err != nil {
-		return 0, err
+		return err
 	}
-	if limit < 64 && high>>limit != 0 {
-		return 0, fmt.Errorf("value %d does not fit into %d bits", high, limit)
-	}
-	return high, after(b)
+	return after(b)
 }
 
-func unpackBased(v []uint64, b []byte) (high uint64, rest []byte, err error) {
+func beyond(value, most uint64) error {
+	return fmt.Errorf("value %d, it can be at most %d", value, most)
+}
+
+func unpackBased(v []uint64, b []byte, most uint64) (rest []byte, err error) {
 	base, b, err := uvarint(b, "base")
 	if err != nil {
-		return 0, nil, err
+		return nil, err
 	}
 	width, b, err := readWidth(b)
 	if err != nil {
-		return 0, nil, err
+		return nil, err
 	}
 	exceptions, b, err := uvarint(b, "number of exceptions")
 	if err != nil {
-		return 0, nil, err
+		return nil, err
 	}
 	packed, b, err := cut(b, len(v), width)
 	if err != nil {
-		return 0, nil, err
+		return nil, err
 	}
 	unpack(v, packed, base, width)
 	row := -1
 	for range exceptions {
 		if len(b) < 2 {
-			return 0, nil, errors.New("cut short within the exceptions")
+			return nil, errors.New("cut short within the exceptions")
 		}
 		next := int(binary.LittleEndian.Uint16(b))
 		if next <= row || next >= len(v) {
-			return 0, nil, fmt.Errorf("exception for row %d after row %d of %d", next, row, len(v))
+			return nil, fmt.Errorf("exception for row %d after row %d of %d", next, row, len(v))
 		}
 		row = next
 		var above uint64
 		if above, b, err = uvarint(b[2:], "exception"); err != nil {
-			return 0, nil, err
+			return nil, err
 		}
 		if above > ^uint64(0)>>width {
-			return 0, nil, fmt.Errorf("exception for row %d beyond 64 bits", row)
+			return nil, fmt.Errorf("exception for row %d beyond 64 bits", row)
 		}
 		v[row] += above << width
 	}
-	for _, x := range v {
-		high = max(high, x)
+	// Values are looked at only if base and width let one be too large.
+	if widest := ^uint64(0) >> (64 - width); exceptions > 0 || base > most || widest > most-base {
+		var high uint64
+		for _, x := range v {
+			high = max(high, x)
+		}
+		if high > most {
+			return nil, beyond(high, most)
+		}
 	}
-	return high, b, nil
+	return b, nil
 }
 
-func (d *Decoder) unpackDict(v []uint64, b []byte) (high uint64, rest []byte, err error) {
+func (d *Decoder) unpackDict(v []uint64, b []byte, most uint64) (rest []byte, err error) {
 	count, b, err := uvarint(b, "number of entries")
 	if err != nil {
-		return 0, nil, err
+		return nil, err
 	}
 	if count == 0 || count > maxDict {
-		return 0, nil, fmt.Errorf("%d entries, there can be 1 to %d", count, maxDict)
+		return nil, fmt.Errorf("%d entries, there can be 1 to %d", count, maxDict)
 	}
 	for i := range int(count) {
 		if d.dict[i], b, err = uvarint(b, "entry"); err != nil {
-			return 0, nil, err
+			return nil, err
 		}
-		high = max(high, d.dict[i])
+		if d.dict[i] > most {
+			return nil, beyond(d.dict[i], most)
+		}
 	}
 	width, b, err := readWidth(b)
 	if err != nil {
-		return 0, nil, err
+		return nil, err
 	}
 	packed, b, err := cut(b, len(v), width)
 	if err != nil {
-		return 0, nil, err
+		return nil, err
 	}
 	unpack(v, packed, 0, width)
 	for i, p := range v {
 		if p >= count {
-			return 0, nil, fmt.Errorf("row %d has entry %d of %d", i, p+1, count)
+			return nil, fmt.Errorf("row %d has entry %d of %d", i, p+1, count)
 		}
-		v[i] = d.dict[p]
+		v[i] = d.dict[p&(maxDict-1)]
 	}
-	return high, b, nil
+	return b, nil
 }
 
 func readWidth(b []byte) (uint, []byte, error) {
@@ -354,9 +366,28 @@ func unpack(v []uint64, packed []byte, base uint64, width uint) {
 		return
 	}
 	mask := uint64(1)<<width - 1
-	// As long as eight bytes are left, one load holds the value.
 	var at uint
 	i := 0
+	// Eight values begin at a whole byte; four of at most 16 bits, beginning at a
+	// half byte at worst, are in one load.
+	if width <= 16 {
+		for ; i+8 <= len(v) && at>>3+16 <= uint(len(packed)); i += 8 {
+			g := v[i : i+8 : i+8]
+			x := le.Uint64(packed[at>>3:])
+			g[0] = base + x&mask
+			g[1] = base + x>>(width&63)&mask
+			g[2] = base + x>>(2*width&63)&mask
+			g[3] = base + x>>(3*width&63)&mask
+			at += 4 * width
+			x = le.Uint64(packed[at>>3:]) >> (at & 7)
+			g[4] = base + x&mask
+			g[5] = base + x>>(width&63)&mask
+			g[6] = base + x>>(2*width&63)&mask
+			g[7] = base + x>>(3*width&63)&mask
+			at += 4 * width
+		}
+	}
+	// As long as eight bytes are left, one load holds the value.
 	for ; i < len(v) && at>>3+8 <= uint(len(packed)); i++ {
 		v[i] = base + le.Uint64(packed[at>>3:])>>(at&7)&mask
 		at += width
@@ -381,9 +412,9 @@ func (d *Decoder) fill(h *Header, rows int, out *flow.Batch) {
 	c := &d.cols
 	var received flow.Time
 	records := out.Records[n:]
-	clear(records)
 	for i := range records {
 		r := &records[i]
+		*r = flow.Record{}
 		r.ID = mix(seed + uint64(i))
 		i &= BatchRows - 1 // the compiler leaves out its checks
 		received += flow.Time(unzigzag(c[colReceived][i]))

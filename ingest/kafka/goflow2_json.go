@@ -394,6 +394,9 @@ func (v scalar) number() (n uint64, ok bool) {
 
 // real is number for what has a fraction, an exponent or twenty digits.
 func (v scalar) real() (uint64, bool) {
+	if c := v.text[0]; c < '0' || c > '9' {
+		return 0, false // a name, or negative
+	}
 	if n, err := strconv.ParseUint(string(v.text), 10, 64); err == nil {
 		return n, true
 	}

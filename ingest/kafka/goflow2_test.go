@@ -616,7 +616,7 @@ func TestGoflow2Bounded(t *testing.T) {
 		f := newForeign(t, name)
 		out := flow.NewBatch(maxForeignRecords, nil)
 		refused, err := f.Decode([]byte(strings.Repeat(one, maxForeignRecords+extra)), 0, goflowNow, out)
-		if len(out.Records) != maxForeignRecords || refused != extra || err != nil || f.Reason() != errForeignMany {
+		if len(out.Records) != maxForeignRecords || refused != extra || err != nil || !errors.Is(f.Reason(), errForeignMany) {
 			t.Errorf("%s: %d records, %d refused, %v, %v", name, len(out.Records), refused, err, f.Reason())
 		}
 	}

@@ -491,7 +491,7 @@ func prepare(dir string, n int, opts []Option) ([]*Broker, error) {
 	if _, err := rand.Read(cluster); err != nil {
 		return nil, err
 	}
-	format := []string{"--cluster-id", base64.RawURLEncoding.EncodeToString(cluster)}
+	format := []string{"--cluster-id=" + base64.RawURLEncoding.EncodeToString(cluster)} // one word: an id may begin with a dash
 	if o.sasl {
 		for _, mechanism := range []string{"SCRAM-SHA-256", "SCRAM-SHA-512"} {
 			format = append(format, "--add-scram", fmt.Sprintf("%s=[name=%s,password=%s]", mechanism, User, Password))

@@ -269,12 +269,21 @@ func (k *policyKeeper) watch(ctx context.Context, hup <-chan os.Signal, now func
 	above := filepath.Dir(dir)
 	quiet := time.NewTimer(policyQuiet) // also catches what changed between the first reading and now
 	defer quiet.Stop()
+	// reload has told and counted what is wrong with the files. What the disk
+	// refused is worth another try.
+	reload := func() {
+		if err := k.reload(now()); errors.Is(err, ingest.ErrSpoolNotWritten) {
+			quiet.Reset(15 * time.Second)
+		}
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-hup:
-			quiet.Reset(0)
+			// At once, not by the timer: the next change of a folder that never
+			// rests would put the timer off again.
+			reload()
 		case event, ok := <-w.Events:
 			if !ok {
 				return errors.New("watching the policy folder ended by itself")
@@ -291,11 +300,7 @@ func (k *policyKeeper) watch(ctx context.Context, hup <-chan os.Signal, now func
 			k.log.Warn("watching the policy folder", "error", err)
 			quiet.Reset(policyQuiet)
 		case <-quiet.C:
-			// reload has told and counted what is wrong with the files. What the disk
-			// refused is worth another try.
-			if err := k.reload(now()); errors.Is(err, ingest.ErrSpoolNotWritten) {
-				quiet.Reset(15 * time.Second)
-			}
+			reload()
 		}
 	}
 }

@@ -62,7 +62,7 @@ and tells what was misused to the SIEM.
 	root.AddCommand(
 		serveCommand(), collectCommand(), detectCommand(), replayCommand(), decodeCommand(), demoCommand(),
 		checkCommand(), explainCommand(),
-		queryCommand(), migrateCommand(), outboxCommand(), engineCommand(),
+		queryCommand(), migrateCommand(), outboxCommand(), kafkaCommand(), engineCommand(),
 		versionCommand(),
 	)
 	return root

@@ -114,16 +114,12 @@ func count(n int, what string) string {
 // that exists is never changed; where it differs, report is told how, in a line. The
 // error, if any, names all topics that could not be made.
 func (c *Client) Apply(ctx context.Context, topics []TopicSpec, report func(line string)) error {
-	existing, err := c.describe(ctx, topics)
+	missing, err := c.Missing(ctx, topics, report)
 	if err != nil {
 		return err
 	}
 	var create []kgo.TopicConfig
-	for _, t := range topics {
-		if is, ok := existing[t.Name]; ok {
-			c.compare(t, is, report)
-			continue
-		}
+	for _, t := range missing {
 		config := kgo.TopicConfig{Topic: t.Name, NumPartitions: t.Partitions, ReplicationFactor: t.Replication}
 		for _, s := range t.Config {
 			config.ConfigEntries = append(config.ConfigEntries, kgo.ConfigEntry{ConfigName: s.Key, ConfigValue: s.Value})
@@ -155,6 +151,24 @@ func (c *Client) Apply(ctx context.Context, topics []TopicSpec, report func(line
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// Missing gives those of the topics that do not exist. Of each that does, report is
+// told in a line whether it is as it should be. Nothing is changed.
+func (c *Client) Missing(ctx context.Context, topics []TopicSpec, report func(line string)) ([]TopicSpec, error) {
+	existing, err := c.describe(ctx, topics)
+	if err != nil {
+		return nil, err
+	}
+	var missing []TopicSpec
+	for _, t := range topics {
+		if is, ok := existing[t.Name]; ok {
+			c.compare(t, is, report)
+		} else {
+			missing = append(missing, t)
+		}
+	}
+	return missing, nil
 }
 
 // settle waits until every partition of a new topic has a leader that knows of it.

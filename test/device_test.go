@@ -20,6 +20,7 @@ type device struct {
 	t      testing.TB
 	encode *exporter.Exporter
 	send   *exporter.Sender
+	also   *exporter.Sender // gets the same datagrams; may be nil
 }
 
 func newDevice(t testing.TB, source, target string, cfg exporter.Config) *device {
@@ -44,7 +45,16 @@ func firewall(t testing.TB, target string) *device {
 
 func (d *device) export(records ...flow.Record) {
 	d.t.Helper()
-	if _, err := d.encode.Export(flow.TimeOf(time.Now()), records, d.send.Emit(context.Background())); err != nil {
+	ctx := context.Background()
+	_, err := d.encode.Export(flow.TimeOf(time.Now()), records, func(b []byte) error {
+		if d.also != nil {
+			if err := d.also.Send(ctx, b); err != nil {
+				return err
+			}
+		}
+		return d.send.Send(ctx, b)
+	})
+	if err != nil {
 		d.t.Fatal(err)
 	}
 }

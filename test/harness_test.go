@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"iter"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -67,6 +69,7 @@ func try(t testing.TB, args ...string) (stdout, stderr string, err error) {
 // one runs.
 type server struct {
 	t      testing.TB
+	role   string // the command that runs on it: serve, collect …
 	dir    string
 	config string
 	data   string
@@ -82,21 +85,26 @@ type server struct {
 // the one policy file; extra is appended to the configuration.
 func newServer(t testing.TB, policy, extra string) *server {
 	t.Helper()
-	s := &server{t: t, dir: t.TempDir()}
-	s.config, s.data = filepath.Join(s.dir, "postern.yaml"), filepath.Join(s.dir, "data")
-	s.udp, s.sflow, s.admin = freePort(t, "udp"), freePort(t, "udp"), freePort(t, "tcp")
+	s := newRole(t, "serve")
 	s.writePolicy(policy)
-	cfg := fmt.Sprintf(`data: %s
+	s.configure(fmt.Sprintf(`data: %s
 ingest:
   netflow: {listen: "%s"}
   sflow: {listen: "%s"}
 policy: {dir: %s, since: 2020-01-01T00:00:00Z}
 embedded: {listen: "127.0.0.1:0", maxMemory: 1GiB}
 admin: {listen: "%s"}
-%s`, s.data, s.udp, s.sflow, s.policyDir(), s.admin, extra)
-	if err := os.WriteFile(s.config, []byte(cfg), 0o600); err != nil {
-		t.Fatal(err)
-	}
+%s`, s.data, s.udp, s.sflow, s.policyDir(), s.admin, extra))
+	return s
+}
+
+// newRole takes a folder and free loopback ports for a command that runs until it is
+// told to end. It has no configuration yet.
+func newRole(t testing.TB, role string) *server {
+	t.Helper()
+	s := &server{t: t, role: role, dir: t.TempDir()}
+	s.config, s.data = filepath.Join(s.dir, "postern.yaml"), filepath.Join(s.dir, "data")
+	s.udp, s.sflow, s.admin = freePort(t, "udp"), freePort(t, "udp"), freePort(t, "tcp")
 	var err error
 	if s.log, err = os.Create(filepath.Join(s.dir, "log")); err != nil {
 		t.Fatal(err)
@@ -106,10 +114,18 @@ admin: {listen: "%s"}
 		s.log.Close()
 		if t.Failed() {
 			raw, _ := os.ReadFile(s.log.Name()) // the test has failed already
-			t.Logf("the service's log:\n%s", tail(string(raw), 12000))
+			t.Logf("the log of %s:\n%s", role, tail(string(raw), 12000))
 		}
 	})
 	return s
+}
+
+// configure writes the configuration that the next start reads.
+func (s *server) configure(text string) {
+	s.t.Helper()
+	if err := os.WriteFile(s.config, []byte(text), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
 }
 
 func tail(s string, n int) string {
@@ -131,23 +147,26 @@ func (s *server) writePolicy(text string) {
 	}
 }
 
-// freePort finds a port that nobody uses now.
+// freePort finds a port that nobody uses now, below those that the system gives to
+// outgoing connections: while whoever listens there is down, none may take its place.
 func freePort(t testing.TB, network string) string {
 	t.Helper()
-	if network == "udp" {
-		c, err := net.ListenPacket("udp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
+	for range 100 {
+		addr := fmt.Sprintf("127.0.0.1:%d", 10000+rand.IntN(10000))
+		var c io.Closer
+		var err error
+		if network == "udp" {
+			c, err = net.ListenPacket(network, addr)
+		} else {
+			c, err = net.Listen(network, addr)
 		}
-		defer c.Close()
-		return c.LocalAddr().String()
+		if err == nil {
+			c.Close()
+			return addr
+		}
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatalf("no free %s port", network)
+	return ""
 }
 
 // start starts the service and waits until it is ready.
@@ -160,7 +179,7 @@ func (s *server) start() {
 // launch starts the service without waiting.
 func (s *server) launch() {
 	s.t.Helper()
-	s.cmd = exec.Command(postern(s.t), "serve", "-c", s.config)
+	s.cmd = exec.Command(postern(s.t), s.role, "-c", s.config)
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
 	// Whatever becomes of the test, the service does not outlive it.
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -350,6 +369,18 @@ func (r *receiver) receive(w http.ResponseWriter, req *http.Request) {
 	}
 	r.events[id] = body
 	w.WriteHeader(http.StatusNoContent)
+}
+
+// has says whether all these events were received.
+func (r *receiver) has(ids iter.Seq[string]) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for id := range ids {
+		if r.events[id] == nil {
+			return false
+		}
+	}
+	return true
 }
 
 // findings is the newest revision of each finding that was received.

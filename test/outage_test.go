@@ -22,6 +22,7 @@ type gate struct {
 	t      testing.TB
 	addr   string
 	target string
+	relay  func(in, out net.Conn) // carries between the two until one ends
 
 	mu       sync.Mutex
 	listener net.Listener
@@ -30,7 +31,7 @@ type gate struct {
 
 func newGate(t testing.TB, target string) *gate {
 	t.Helper()
-	g := &gate{t: t, addr: freePort(t, "tcp"), target: target, conns: map[net.Conn]bool{}}
+	g := &gate{t: t, addr: freePort(t, "tcp"), target: target, relay: relayAll, conns: map[net.Conn]bool{}}
 	g.open()
 	t.Cleanup(g.shut)
 	return g
@@ -64,15 +65,28 @@ func (g *gate) open() {
 				in.Close()
 				out.Close()
 			}
-			for _, pair := range [][2]net.Conn{{in, out}, {out, in}} {
-				go func() {
-					_, _ = io.Copy(pair[0], pair[1]) // ends with either side
-					pair[0].Close()
-					pair[1].Close()
-				}()
-			}
+			go func() {
+				g.relay(in, out)
+				g.mu.Lock()
+				delete(g.conns, in)
+				delete(g.conns, out)
+				g.mu.Unlock()
+			}()
 		}
 	}()
+}
+
+// relayAll carries everything both ways.
+func relayAll(in, out net.Conn) {
+	var both sync.WaitGroup
+	for _, pair := range [][2]net.Conn{{in, out}, {out, in}} {
+		both.Go(func() {
+			_, _ = io.Copy(pair[0], pair[1]) // ends with either side
+			pair[0].Close()
+			pair[1].Close()
+		})
+	}
+	both.Wait()
 }
 
 // shut cuts every connection and takes no new one.

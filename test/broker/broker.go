@@ -42,7 +42,7 @@ type Option func(*options)
 
 type options struct {
 	tls, sasl  bool
-	advertised string
+	advertised []string
 	properties map[string]string
 }
 
@@ -54,10 +54,13 @@ func WithTLS() Option { return func(o *options) { o.tls = true } }
 // WithSASL adds a listener, [Broker.SASLAddr], at which [User] must log in.
 func WithSASL() Option { return func(o *options) { o.sasl = true } }
 
-// WithAdvertised adds a plain listener, [Broker.BehindAddr], which tells clients to
-// come to address (host:port) instead: that of a proxy which the test runs and which
-// forwards to BehindAddr. All that such a client says passes through the proxy.
-func WithAdvertised(address string) Option { return func(o *options) { o.advertised = address } }
+// WithAdvertised adds a plain listener to each node, [Broker.BehindAddr], which tells
+// clients to come to another address (host:port) instead, one a node: that of a proxy
+// which the test runs and which forwards to BehindAddr. All that such a client says
+// passes through the proxies.
+func WithAdvertised(addresses ...string) Option {
+	return func(o *options) { o.advertised = addresses }
+}
 
 // With sets a property of the broker's configuration, over what this package chose.
 func With(key, value string) Option {
@@ -437,8 +440,8 @@ func prepare(dir string, n int, opts []Option) ([]*Broker, error) {
 	for _, opt := range opts {
 		opt(&o)
 	}
-	if o.advertised != "" && n > 1 {
-		return nil, errors.New("WithAdvertised is for a single node: a client must tell the nodes of a cluster apart")
+	if len(o.advertised) != 0 && len(o.advertised) != n {
+		return nil, fmt.Errorf("WithAdvertised has %d addresses for %d nodes: a client must tell them apart", len(o.advertised), n)
 	}
 	home, err := root()
 	if err != nil {
@@ -461,7 +464,7 @@ func prepare(dir string, n int, opts []Option) ([]*Broker, error) {
 		use  bool
 	}{
 		{plain, true}, {tlsOnly, o.tls}, {mutualTLS, o.tls}, {sasl, o.sasl}, {saslTLS, o.sasl && o.tls},
-		{behind, o.advertised != ""}, {controller, true},
+		{behind, len(o.advertised) > 0}, {controller, true},
 	} {
 		if l.use {
 			names = append(names, l.name)
@@ -519,8 +522,8 @@ func prepare(dir string, n int, opts []Option) ([]*Broker, error) {
 				}
 			}
 		}
-		if o.advertised != "" {
-			p["advertised.listeners"] = strings.Replace(p["advertised.listeners"], behind+"://"+b.addrs[behind], behind+"://"+o.advertised, 1)
+		if len(o.advertised) > 0 {
+			p["advertised.listeners"] = strings.Replace(p["advertised.listeners"], behind+"://"+b.addrs[behind], behind+"://"+o.advertised[b.id-1], 1)
 		}
 		maps.Copy(p, o.properties)
 		var text strings.Builder

@@ -696,7 +696,7 @@ func (s *serial) turn(tb testing.TB) {
 		cp := &checkpoint{Spool: seg.Spool().String(), Segment: seg.Seq(), Ledger: s.pipe.received()}
 		cp.state, err = s.pipe.snapshot()
 		must(err)
-		must(s.saved.save(cp))
+		must(s.saved.save(s.ctx, cp))
 		must(s.spool.Remove(seg.Seq()))
 		s.lap(stageClose)
 	}

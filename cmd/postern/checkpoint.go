@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -77,7 +78,7 @@ func (c checkpoints) load() (*checkpoint, error) {
 }
 
 // save makes cp the newest checkpoint. It is durable when save returns.
-func (c checkpoints) save(cp *checkpoint) error {
+func (c checkpoints) save(_ context.Context, cp *checkpoint) error {
 	if err := os.MkdirAll(c.dir, 0o700); err != nil {
 		return err
 	}

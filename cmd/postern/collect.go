@@ -12,28 +12,13 @@ import (
 )
 
 func collectCommand() *cobra.Command {
-	var path string
-	cmd := &cobra.Command{
+	return roleCommand(&cobra.Command{
 		Use:   "collect -c postern.yaml",
 		Short: "Receive flows and hand them on through Kafka",
 		Long: `Runs the UDP listeners, the spool and decoding, and writes what they give to the flows topic,
 where detectors read it. While Kafka is away flows wait in the spool on disk and go on in
 order when it is back. Nothing is judged here and no policy is read.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := loadConfig(path)
-			if err != nil {
-				return err
-			}
-			s, err := newCollector(cfg, cfg.logger())
-			if err != nil {
-				return err
-			}
-			return s.run(cmd.Context())
-		},
-	}
-	cmd.Flags().StringVarP(&path, "config", "c", "", "configuration file")
-	return cmd
+	}, func(cfg config, log *slog.Logger) (role, error) { return newCollector(cfg, log) })
 }
 
 // errNoKafka is a role that needs Kafka without one.

@@ -30,8 +30,7 @@ import (
 )
 
 func detectCommand() *cobra.Command {
-	var path string
-	cmd := &cobra.Command{
+	return roleCommand(&cobra.Command{
 		Use:   "detect -c postern.yaml",
 		Short: "Read flows from Kafka, judge them, store them, find what was misused",
 		Long: `Takes a share of the flows topic, as one of any number of detectors of the same group: judges
@@ -39,21 +38,7 @@ the flows, writes them to ClickHouse, and puts findings on the findings topic. T
 such as goflow2's, are read as well and divided anew, so that both directions of a conversation
 come to the same detector. The policy folder is watched; all detectors bring a version into force
 in the order of the policy topic.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := loadConfig(path)
-			if err != nil {
-				return err
-			}
-			d, err := newDetection(cfg, cfg.logger())
-			if err != nil {
-				return err
-			}
-			return d.run(cmd.Context())
-		},
-	}
-	cmd.Flags().StringVarP(&path, "config", "c", "", "configuration file")
-	return cmd
+	}, func(cfg config, log *slog.Logger) (role, error) { return newDetection(cfg, log) })
 }
 
 // detection is `postern detect`: a pipeline for each partition that the group gives it.
@@ -72,12 +57,16 @@ type detection struct {
 	blocks   chan *block
 	met      *detectionMetrics
 
+	set      stageSettings // of the configuration
+	settings string        // as checkpoints keep them
+
 	cluster    string // the cluster's own name for itself
 	partitions int    // of the flows topic, and of the state topic
 
-	mu    sync.Mutex
-	owned map[*partition]struct{}
-	begun bool // partitions can be worked on
+	mu     sync.Mutex
+	owned  map[*partition]struct{}
+	begun  bool  // partitions can be worked on
+	judged tally // by what is no longer owned
 }
 
 type detectionMetrics struct {
@@ -112,10 +101,13 @@ func newDetection(cfg config, log *slog.Logger) (*detection, error) {
 		return nil, errNoKafka
 	}
 	d := &detection{cfg: cfg, log: log, registry: newRegistry(), names: flow.NewNames(0), owned: map[*partition]struct{}{}}
+	var err error
+	if d.set, d.settings, err = cfg.stageSettings(); err != nil {
+		return nil, err
+	}
 	d.history = policy.NewHistory(d.names, cfg.Policy.Judge)
 	d.keeper = newPolicyKeeper(cfg.Policy, filepath.Join(cfg.Data, "state"), d.names, d.history, log, d.registry)
 	d.met = newDetectionMetrics(d.registry)
-	var err error
 	if d.client, err = kafka.Open(cfg.Kafka, resolveSecret, kafka.Options{Logger: log, Metrics: d.registry}); err != nil {
 		return nil, err
 	}
@@ -135,7 +127,7 @@ func newDetection(cfg config, log *slog.Logger) (*detection, error) {
 	}
 	d.store = &findingsTopic{durableStore: db, client: d.client, topic: cfg.Kafka.Topic(kafka.TopicFindings)}
 	d.rows, d.blocks = d.store, newBlocks(detectBlocks, d.store)
-	d.registry.MustRegister(newLedgerCollector(d.ledger))
+	d.registry.MustRegister(newLedgerCollector(d.ledger), newPolicyCollector(d.verdicts, d.history))
 	return d, nil
 }
 
@@ -149,7 +141,7 @@ func (d *detection) run(ctx context.Context) (err error) {
 	if err := os.MkdirAll(d.cfg.Data, 0o700); err != nil {
 		return err
 	}
-	if err := d.store.open(ctx); err != nil {
+	if err := d.store.open(); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.store.close(), d.client.Close()) }()
@@ -208,6 +200,9 @@ func (d *detection) begin(ctx context.Context) error {
 		return err
 	}
 	d.keeper.settle(ctx)
+	if p, _ := loadPolicy(d.cfg.Policy.Dir); p != nil {
+		d.policy.start(p.Hash())
+	}
 	_ = d.keeper.reload(wallClock()) // told and counted; without a version every flow is unverified
 	if err := d.policy.catchUp(ctx); err != nil {
 		return err
@@ -224,6 +219,9 @@ func (d *detection) ask(ctx context.Context) (err error) {
 		return err
 	}
 	if d.partitions, err = d.client.Partitions(ctx, d.cfg.Kafka.Topic(kafka.TopicFlows)); err != nil {
+		return err
+	}
+	if d.store.partitions, err = d.client.Partitions(ctx, d.store.topic); err != nil {
 		return err
 	}
 	n, err := d.client.Partitions(ctx, d.cfg.Kafka.Topic(kafka.TopicState))
@@ -257,6 +255,7 @@ func (d *detection) disown(w *partition) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.owned, w)
+	d.judged.merge(w.pipe.verdicts())
 	d.met.lag.DeletePartialMatch(prometheus.Labels{"topic": w.a.Topic, "partition": fmt.Sprint(w.a.Partition)})
 }
 
@@ -271,10 +270,23 @@ func (d *detection) ledger() flow.Ledger {
 	l := flow.Ledger{}
 	for _, w := range d.mine() {
 		if w.foreign == nil { // what is handed on is counted where it arrives
-			l.Add(w.ledger())
+			l.Add(w.pipe.ledger(nil))
 		}
 	}
 	return l
+}
+
+// verdicts is how this process judged since it started.
+func (d *detection) verdicts() tally {
+	mine := d.mine()
+	d.mu.Lock()
+	t := tally{}
+	t.merge(d.judged)
+	d.mu.Unlock()
+	for _, w := range mine {
+		t.merge(w.pipe.verdicts())
+	}
+	return t
 }
 
 // Gather implements prometheus.Gatherer: the process's metrics and those of the
@@ -311,19 +323,27 @@ func (d *detection) report(ctx context.Context) error {
 			return nil
 		case <-t.C:
 		}
-		versions, source := d.keeper.versions()
 		for _, w := range d.mine() {
-			d.store.report(ctx, report{at: wallClock(), spool: w.name, ledger: w.ledger(), versions: versions, source: source})
+			d.tell(ctx, w)
 		}
 	}
+}
+
+func (d *detection) tell(ctx context.Context, w *partition) {
+	if w.foreign != nil {
+		return
+	}
+	versions, source := d.keeper.versions()
+	d.store.report(ctx, report{at: wallClock(), spool: w.name, ledger: w.pipe.ledger(nil), versions: versions, source: source})
 }
 
 // findingsTopic is a detector's store: rows and contributions in ClickHouse, events on
 // the findings topic.
 type findingsTopic struct {
 	*durableStore
-	client *kafka.Client
-	topic  string
+	client     *kafka.Client
+	topic      string
+	partitions int // of the topic
 }
 
 // Headers of an event on the findings topic; its key is the finding's id, so that the
@@ -337,19 +357,12 @@ func (s *findingsTopic) findings(ctx context.Context, ins sink.Insert, contribs 
 	if err := s.contribute(ctx, ins, contribs); err != nil {
 		return err
 	}
-	if len(events) == 0 {
-		return nil
-	}
-	n, err := s.client.Partitions(ctx, s.topic)
-	if err != nil {
-		return err
-	}
 	for _, f := range events {
 		e, err := sink.NewEvent(f)
 		if err != nil {
 			return err
 		}
-		_, err = s.client.Produce(ctx, s.topic, int(sourceID(f.ID)%uint64(n)), kafka.Message{Key: []byte(f.ID), Value: e.Body, Headers: []kgo.Header{
+		_, err = s.client.Produce(ctx, s.topic, int(sourceID(f.ID)%uint64(s.partitions)), kafka.Message{Key: []byte(f.ID), Value: e.Body, Headers: []kgo.Header{
 			{Key: headerEvent, Value: []byte(e.ID)}, {Key: headerSeverity, Value: []byte(f.Severity.String())},
 		}})
 		if err != nil {

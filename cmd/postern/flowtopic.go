@@ -127,7 +127,7 @@ func (s *flowTopic) divide(now division) (division, error) {
 	return now, writeDurably(s.file, raw)
 }
 
-func (s *flowTopic) open(context.Context) error { return nil }
+func (s *flowTopic) open() error { return nil }
 
 func (s *flowTopic) run(ctx context.Context) error {
 	if err := s.connect(ctx); err != nil {

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	kgo "github.com/segmentio/kafka-go"
+
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest/kafka"
 	"github.com/postern/postern/sink"
@@ -48,10 +50,17 @@ func (c *counting) total() (n int) {
 	return n
 }
 
-// TestThroughKafka takes flows through the topic that collectors write and detectors
-// read, on a real broker: what a collector sends twice is taken in once, and a range
-// that was open when its owner went away is made again under the same token.
-func TestThroughKafka(t *testing.T) {
+// kafkaRig is a cluster with our topics, a collector's hand and detectors, all in this
+// process, and a store that counts.
+type kafkaRig struct {
+	*testing.T
+	ctx    context.Context
+	cfg    config
+	client *kafka.Client
+	stored *counting
+}
+
+func newKafkaRig(t *testing.T) *kafkaRig {
 	b := broker.Shared(t)
 	cfg := defaultConfig()
 	cfg.Data, cfg.Admin.Listen = t.TempDir(), ""
@@ -59,84 +68,147 @@ func TestThroughKafka(t *testing.T) {
 	cfg.Kafka.Group = b.Topic(t, "group")
 	cfg.Ingest.Kafka.Linger = 100 * time.Millisecond
 	cfg.Shutdown = 5 * time.Second
-	log := slog.New(slog.DiscardHandler)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
+	t.Cleanup(cancel)
 	client, err := kafka.Open(cfg.Kafka, nil, kafka.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer client.Close()
+	t.Cleanup(func() { client.Close() })
 	if err := client.Apply(ctx, kafka.Plan(cfg.Kafka), func(string) {}); err != nil {
 		t.Fatal(err)
 	}
+	return &kafkaRig{t, ctx, cfg, client, &counting{rowsOf: map[string]int{}}}
+}
 
-	// A collector's hand: 5,000 flows in two units, the first of them sent again as after a crash.
-	names := flow.NewNames(0)
-	topic := newFlowTopic(client, names, log, func() [16]byte { return producerOf("a spool") }, filepath.Join(cfg.Data, "division.json"), func() bool { return true })
-	if err := topic.connect(ctx); err != nil {
-		t.Fatal(err)
+// collector is the flows topic as a collector writes to it that knows of so many
+// partitions; 0: as many as there are.
+func (k *kafkaRig) collector(partitions int) *flowTopic {
+	topic := newFlowTopic(k.client, flow.NewNames(0), slog.New(slog.DiscardHandler), func() [16]byte { return producerOf("a spool") },
+		filepath.Join(k.cfg.Data, "division.json"), func() bool { return true })
+	if partitions > 0 {
+		topic.division = division{Topic: topic.topic, Partitions: partitions}
+		close(topic.opened)
+	} else if err := topic.connect(k.ctx); err != nil {
+		k.Fatal(err)
 	}
-	const flows = 5000
-	send := func(u uint64, from, to int) {
-		block := &block{writer: topic.writer(), exporters: map[flow.Addr]uint64{}}
-		var records []flow.Record
-		for i := from; i < to; i++ {
-			records = append(records, flow.Record{
-				Src: addr("10.0.0.1"), Dst: addr(fmt.Sprintf("10.1.%d.%d", i/250, i%250)), SrcPort: 40000, DstPort: 443, Proto: flow.ProtoTCP,
-				Start: 1_700_000_000_000, End: 1_700_000_001_000, Received: 1_700_000_002_000, Exporter: addr("192.0.2.1"), PacketsRaw: uint64(i + 1),
-				Has: flow.HasSrc | flow.HasDst | flow.HasSrcPort | flow.HasDstPort | flow.HasProto | flow.HasPackets,
-			})
-		}
-		block.add(records)
-		if _, err := topic.rows(ctx, unit{number: u}, 0, block); err != nil {
-			t.Fatal(err)
-		}
-	}
-	send(1, 0, flows/2)
-	send(1, 0, flows/2)
-	send(2, flows/2, flows)
+	return topic
+}
 
-	// A detector, and the one that follows it in the group.
-	last := &counting{rowsOf: map[string]int{}}
-	detector := func(until func() bool) {
-		d, err := newDetection(cfg, log)
-		if err != nil {
-			t.Fatal(err)
-		}
-		d.rows, d.blocks = last, newBlocks(detectBlocks, last)
-		if err := d.ask(ctx); err != nil {
-			t.Fatal(err)
-		}
-		run, stop := context.WithCancel(ctx)
-		done := make(chan error, 1)
-		go func() { done <- d.member.Run(run, cfg.Shutdown, d.work) }()
-		for deadline := time.Now().Add(25 * time.Second); !until() && time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-		}
-		if err := d.ledger().Check(); err != nil {
-			t.Error(err)
-		}
-		stop()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-		_ = d.client.Close()
+// send hands on flows [from, to) as unit u.
+func (k *kafkaRig) send(topic *flowTopic, u uint64, from, to int) {
+	block := &block{writer: topic.writer(), exporters: map[flow.Addr]uint64{}}
+	var records []flow.Record
+	for i := from; i < to; i++ {
+		records = append(records, flow.Record{
+			Src: addr("10.0.0.1"), Dst: addr(fmt.Sprintf("10.1.%d.%d", i/250, i%250)), SrcPort: 40000, DstPort: 443, Proto: flow.ProtoTCP,
+			Start: 1_700_000_000_000, End: 1_700_000_001_000, Received: 1_700_000_002_000, Exporter: addr("192.0.2.1"), PacketsRaw: uint64(i + 1),
+			Has: flow.HasSrc | flow.HasDst | flow.HasSrcPort | flow.HasDstPort | flow.HasProto | flow.HasPackets,
+		})
 	}
-	detector(func() bool { return last.total() >= flows })
-	if got := last.total(); got != flows {
-		t.Errorf("%d rows were stored, want %d", got, flows)
+	block.add(records)
+	if _, err := topic.rows(k.ctx, unit{number: u}, 0, block); err != nil {
+		k.Fatal(err)
 	}
-	for token := range last.rowsOf {
+}
+
+// detector runs a detector until so many rows are stored, and stops it in order.
+func (k *kafkaRig) detector(rows int) {
+	k.Helper()
+	d, err := newDetection(k.cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		k.Fatal(err)
+	}
+	d.rows, d.blocks = k.stored, newBlocks(detectBlocks, k.stored)
+	if err := d.ask(k.ctx); err != nil {
+		k.Fatal(err)
+	}
+	run, stop := context.WithCancel(k.ctx)
+	done := make(chan error, 1)
+	go func() { done <- d.member.Run(run, k.cfg.Shutdown, d.work) }()
+	for deadline := time.Now().Add(25 * time.Second); k.stored.total() < rows && time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	}
+	if err := d.ledger().Check(); err != nil {
+		k.Error(err)
+	}
+	stop()
+	if err := <-done; err != nil {
+		k.Error(err)
+	}
+	_ = d.client.Close()
+	if got := k.stored.total(); got != rows {
+		k.Errorf("%d rows are stored, want %d", got, rows)
+	}
+}
+
+// TestThroughKafka takes flows through the topic that collectors write and detectors
+// read, on a real broker: what a collector sends twice is taken in once, by the detector
+// that saw it first and by the one that follows it in the group.
+func TestThroughKafka(t *testing.T) {
+	k := newKafkaRig(t)
+	topic := k.collector(0)
+	k.send(topic, 1, 0, 2500)
+	k.send(topic, 1, 0, 2500) // again, as after a crash
+	k.send(topic, 2, 2500, 5000)
+	k.detector(5000)
+	for token := range k.stored.rowsOf {
 		if !strings.HasPrefix(token, "kafka/") {
 			t.Errorf("token %q does not name the range", token)
 		}
 	}
-	send(2, flows/2, flows) // known from the checkpoint
-	send(3, 0, 100)
-	detector(func() bool { return last.total() >= flows+100 })
-	if got := last.total(); got != flows+100 {
-		t.Errorf("%d rows after a second detector took over, want %d", got, flows+100)
+	k.send(topic, 2, 2500, 5000) // known from the checkpoint
+	k.send(topic, 3, 0, 100)
+	k.detector(5100)
+}
+
+// TestOffsetsSetBack is what a person does with Kafka's tools, and what the cluster does
+// to a group that was away for long: neither has flows stored twice (THREATS 29).
+func TestOffsetsSetBack(t *testing.T) {
+	k := newKafkaRig(t)
+	topic := k.collector(0)
+	k.send(topic, 1, 0, 2500)
+	k.detector(2500)
+	for _, to := range []int64{0, -1} { // -1: gone
+		if to < 0 {
+			_, err := k.client.Kafka().OffsetDelete(k.ctx, &kgo.OffsetDeleteRequest{GroupID: k.cfg.Kafka.Group, Topics: map[string][]int{topic.topic: {0, 1}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			res, err := k.client.Kafka().OffsetCommit(k.ctx, &kgo.OffsetCommitRequest{GroupID: k.cfg.Kafka.Group, GenerationID: -1,
+				Topics: map[string][]kgo.OffsetCommit{topic.topic: {{Partition: 0, Offset: to}, {Partition: 1, Offset: to}}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range res.Topics[topic.topic] {
+				if p.Error != nil {
+					t.Fatal(p.Error)
+				}
+			}
+		}
+		rows := k.stored.total()
+		k.send(topic, uint64(3-to), 0, 100)
+		k.detector(rows + 100)
 	}
+}
+
+// TestOtherDivision: what was cut for another number of partitions is divided anew.
+func TestOtherDivision(t *testing.T) {
+	k := newKafkaRig(t)
+	behind := k.collector(1) // does not know yet that there are two
+	k.send(behind, 1, 0, 2500)
+	k.send(behind, 1, 0, 2500)
+	k.detector(2500)
+	partitions := map[string]bool{}
+	for token := range k.stored.rowsOf {
+		partitions[strings.Split(token, "/")[4]] = true
+	}
+	if len(partitions) != 2 {
+		t.Errorf("rows came by %d partitions, want 2", len(partitions))
+	}
+	k.send(behind, 1, 0, 2500)
+	k.send(behind, 2, 0, 100)
+	k.detector(2600)
 }
 
 func addr(s string) flow.Addr { return flow.AddrFromNetip(netip.MustParseAddr(s)) }

@@ -113,6 +113,12 @@ func (t *tally) merge(o tally) {
 			t.verdicts[reason][outcome] += n
 		}
 	}
+	if n := len(o.segments); n > len(t.segments) {
+		t.segments = append(t.segments, make([]uint64, n-len(t.segments))...)
+	}
+	for i, n := range o.segments {
+		t.segments[i] += n
+	}
 }
 
 // table renders the verdicts for people, the most frequent first.

@@ -45,8 +45,8 @@ type partition struct {
 	decoder *kafka.Decoder // our own topic
 	foreign *kafka.Foreign // a topic of others
 	scratch *flow.Batch
+	away    *handing             // what belongs to other partitions
 	reg     *prometheus.Registry // of the stages
-	ctx     context.Context      // of work
 	closed  chan struct{}        // a range was closed
 	lively  time.Time            // when there last was anything to do
 }
@@ -60,7 +60,9 @@ type partitionState struct {
 	Producers  producers         `json:"producers"`
 	Last       flow.Time         `json:"last"`       // the clock of the newest range
 	Born       flow.Time         `json:"born"`       // the clock of the first range
-	Partitions int               `json:"partitions"` // that flows are divided into, where they are handed on
+	Next       int64             `json:"next"`       // first offset that it does not reflect
+	Ranges     uint64            `json:"ranges"`     // ranges that it reflects
+	Partitions int               `json:"partitions"` // that flows are divided into
 }
 
 const partitionStateVersion = 1
@@ -141,14 +143,19 @@ func (d *detection) work(ctx context.Context, a *kafka.Assignment) error {
 	d.own(w)
 	defer d.disown(w)
 	defer w.pipe.release()
-	g, ctx := errgroup.WithContext(ctx)
-	w.ctx = ctx
-	g.Go(func() error { return w.pipe.runStore(ctx, w) })
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return w.pipe.runStore(gctx, w) })
 	g.Go(func() error {
 		defer close(w.pipe.out)
-		return w.ranges(ctx)
+		return w.ranges(gctx)
 	})
-	return g.Wait()
+	err := g.Wait()
+	if err == nil {
+		last, cancel := context.WithTimeout(ctx, 3*time.Second)
+		defer cancel()
+		d.tell(last, w)
+	}
+	return err
 }
 
 // load finds where the group stands and puts the stages back to the checkpoint there.
@@ -157,16 +164,14 @@ func (w *partition) load(ctx context.Context) (err error) {
 	if w.pos, ours, err = w.a.Position(ctx); err != nil {
 		return err
 	}
-	if w.pos.Offset < 0 {
-		if w.pos.Offset, _, err = w.client.Offsets(ctx, w.a.Topic, w.a.Partition); err != nil {
+	if !ours {
+		if w.pos.State, err = w.client.FindState(ctx, w.cfg.Kafka.Group, w.a.Topic, w.a.Partition, w.stateIn()); err != nil {
 			return err
 		}
-	} else if !ours {
-		w.log.Warn("the group has an offset here, but no position of ours beside it; beginning there with nothing remembered", "offset", w.pos.Offset)
 	}
 	w.kept = partitionState{Version: partitionStateVersion, Producers: producers{}}
 	if w.pos.State.Known() {
-		raw, err := w.client.LoadState(ctx, w.a.Partition%w.partitions, w.pos.State)
+		raw, err := w.client.LoadState(ctx, w.stateIn(), w.pos.State)
 		if err == nil {
 			err = json.Unmarshal(raw, &w.kept)
 		}
@@ -183,32 +188,63 @@ func (w *partition) load(ctx context.Context) (err error) {
 			return fmt.Errorf("the checkpoint is of version %d, this postern reads version %d; let the postern that wrote it close its range first", w.kept.Version, partitionStateVersion)
 		}
 	}
+	if !ours {
+		if err := w.settle(ctx); err != nil {
+			return err
+		}
+	}
 	return w.build()
+}
+
+// stateIn is the partition of the state topic that holds the checkpoints.
+func (w *partition) stateIn() int { return w.a.Partition % w.partitions }
+
+// settle decides where to begin without a position of ours: a new group, one whose
+// offsets the cluster forgot, or offsets that somebody set. What a checkpoint reflects
+// is not taken in again, or its flows would be in the store and in findings twice.
+func (w *partition) settle(ctx context.Context) error {
+	first, end, err := w.client.Offsets(ctx, w.a.Topic, w.a.Partition)
+	if err != nil {
+		return err
+	}
+	set := w.pos.Offset // -1: by nobody
+	w.pos.Ranges = w.kept.Ranges
+	switch done := w.kept.Next; {
+	case !w.pos.State.Known() || done > end: // nothing done, or the topic was made anew
+		if set < 0 {
+			w.pos.Offset = first
+		}
+	case set < 0:
+		w.pos.Offset = done
+	case set < done:
+		w.log.Warn("the group's offset was set back; what was taken in before is passed over. To judge it again use `postern replay`, or a new kafka.group with a new database",
+			"offset", set, "done", done)
+		w.pos.Offset = done
+	case set > done:
+		w.log.Warn("the group's offset was set ahead; what lies between is not taken in", "done", done, "offset", set)
+		w.met.skipped.Add(float64(set - done))
+	}
+	return nil
 }
 
 // build makes the stages: under the settings of the configuration, or while a range is
 // open that was begun under others, under those.
-func (w *partition) build() error {
-	set, text, err := w.cfg.stageSettings()
-	if err != nil {
-		return err
-	}
-	if w.pos.Open != nil && w.kept.Settings != "" && w.kept.Settings != text {
+func (w *partition) build() (err error) {
+	set := w.set
+	if w.pos.Open != nil && w.kept.Settings != "" && w.kept.Settings != w.settings {
 		w.log.Info("settings changed while a range was open; it is worked through as it was begun")
 		if set, err = parseSettings(w.kept.Settings); err != nil {
 			return err
 		}
 		w.changed = true
 	}
-	cfg := pipelineConfig{names: w.names, log: w.log, chunkRows: w.cfg.Ingest.Spool.ChunkRows}
+	cfg := pipelineConfig{names: w.names, log: w.log}
 	if w.foreign, err = w.foreignOf(w.a.Topic); err != nil {
 		return err
 	}
 	if w.foreign != nil {
 		// Judged by whoever gets the partition that the flows belong to.
-		topic := newFlowTopic(w.client, w.names, w.log, func() [16]byte { return producerOf(fmt.Sprintf("%s@%d", w.name, w.kept.Born)) }, "", nil)
-		topic.division = division{Topic: topic.topic, Partitions: w.partitions}
-		close(topic.opened)
+		topic := w.topic()
 		cfg.store, cfg.blocks = topic, newBlocks(2, topic)
 		w.take = w.takeForeign
 	} else {
@@ -220,9 +256,19 @@ func (w *partition) build() error {
 		cfg.store, cfg.blocks = w.rows, w.blocks
 		w.decoder = kafka.NewDecoder(w.names)
 		w.take = w.takeOwn
+		topic := w.topic()
+		w.away = &handing{topic: topic, block: <-newBlocks(1, topic)}
 	}
 	w.pipe = newPipeline(cfg)
 	return w.pipe.restore(&checkpoint{Ledger: w.kept.Ledger, state: w.kept.Sections})
+}
+
+// topic is the flows topic as this partition writes to it.
+func (w *partition) topic() *flowTopic {
+	t := newFlowTopic(w.client, w.names, w.log, func() [16]byte { return producerOf(fmt.Sprintf("%s@%d", w.name, w.kept.Born)) }, "", nil)
+	t.division = division{Topic: t.topic, Partitions: w.partitions}
+	close(t.opened)
+	return t
 }
 
 // ranges works on range after range.
@@ -263,7 +309,7 @@ func (w *partition) next(ctx context.Context) ([]kafka.Record, error) {
 	}
 	policy, versions := w.policy.now()
 	w.pin.set(versions)
-	w.pos.Open = &kafka.Range{To: to, At: max(wallClock(), w.kept.Last+1), Policy: policy}
+	w.pos.Open = &kafka.Range{To: to, At: max(wallClock(), w.kept.Last+1), Policy: policy, Rows: w.cfg.Ingest.Spool.ChunkRows}
 	return records, w.a.Commit(ctx, w.pos)
 }
 
@@ -365,6 +411,7 @@ func (w *partition) run(ctx context.Context, records []kafka.Record) error {
 		w.kept.Born = r.At
 	}
 	w.kept.Last = r.At
+	w.pipe.chunkRows = r.Rows
 	w.pipe.begin(unit{sink.Insert{
 		Token: fmt.Sprintf("%s/%d/%d-%d", w.name, w.pos.Ranges, w.pos.Offset, r.To), Input: w.name, At: r.At,
 	}, w.pos.Ranges})
@@ -372,6 +419,9 @@ func (w *partition) run(ctx context.Context, records []kafka.Record) error {
 		if err := w.take(ctx, &records[i]); err != nil {
 			return err
 		}
+	}
+	if err := w.away.flush(ctx, 1); err != nil {
+		return err
 	}
 	if err := w.pipe.tick(ctx, r.At); err != nil {
 		return err
@@ -388,35 +438,28 @@ func (w *partition) run(ctx context.Context, records []kafka.Record) error {
 }
 
 // save makes a checkpoint last and closes the range that led to it.
-func (w *partition) save(cp *checkpoint) error {
-	_, text, err := w.cfg.stageSettings()
-	if err != nil {
-		return err
-	}
+func (w *partition) save(ctx context.Context, cp *checkpoint) error {
+	next := kafka.Position{Offset: w.pos.Open.To, Ranges: w.pos.Ranges + 1}
 	kept := w.kept
-	kept.Settings, kept.Ledger, kept.Sections, kept.Partitions = text, cp.Ledger, cp.state, w.partitions
+	kept.Settings, kept.Ledger, kept.Sections, kept.Partitions = w.settings, cp.Ledger, cp.state, w.partitions
+	kept.Next, kept.Ranges = next.Offset, next.Ranges
 	raw, err := json.Marshal(kept)
-	if err != nil {
-		return backoff.Permanent(err)
+	if err == nil {
+		next.State, err = w.client.SaveState(ctx, w.cfg.Kafka.Group, w.a.Topic, w.a.Partition, w.stateIn(), w.pos.Ranges, raw)
 	}
-	place, err := w.client.SaveState(w.ctx, w.cfg.Kafka.Group, w.a.Topic, w.a.Partition, w.a.Partition%w.partitions, w.pos.Ranges, raw)
-	if err != nil {
-		return backoff.Permanent(err)
+	if err == nil {
+		w.pos, err = next, w.a.Commit(ctx, next)
 	}
-	w.pos = kafka.Position{Offset: w.pos.Open.To, Ranges: w.pos.Ranges + 1, State: place}
-	if err := w.a.Commit(w.ctx, w.pos); err != nil {
-		return backoff.Permanent(err)
+	if err != nil {
+		return backoff.Permanent(err) // the client has tried again what may succeed
 	}
 	return nil
 }
 
 // takeOwn takes a value of our own topic in.
 func (w *partition) takeOwn(ctx context.Context, r *kafka.Record) error {
-	h, _, err := kafka.ReadHeader(r.Value)
-	if err == nil {
-		w.scratch.Reset()
-		_, err = w.decoder.Decode(r.Value, w.scratch)
-	}
+	w.scratch.Reset()
+	h, err := w.decoder.Decode(r.Value, w.scratch)
 	if err != nil {
 		return w.dead(ctx, r, err)
 	}
@@ -427,7 +470,42 @@ func (w *partition) takeOwn(ctx context.Context, r *kafka.Record) error {
 	}
 	w.met.values.Inc()
 	w.met.fill.Observe(float64(len(w.scratch.Records)))
+	if int(h.Partition) != w.a.Partition || int(h.Partitions) != w.partitions {
+		return w.away.take(ctx, w)
+	}
 	return w.pipe.records(ctx, func(b *flow.Batch) { b.Records = append(b.Records, w.scratch.Records...) })
+}
+
+// handing gathers flows that were cut for another division than the topic has now, and
+// divides them anew: a collector that does not know of the change yet, or what lay in
+// the log when it came. They are counted where they arrive.
+type handing struct {
+	topic *flowTopic
+	block *block
+	unit  uint64
+	chunk int
+}
+
+// take takes in what w has decoded.
+func (a *handing) take(ctx context.Context, w *partition) error {
+	if a.unit != w.pos.Ranges {
+		a.unit, a.chunk = w.pos.Ranges, 0
+	}
+	a.block.add(w.scratch.Records)
+	return a.flush(ctx, w.pipe.chunkRows)
+}
+
+// flush hands on what was gathered, if it is at least so many flows.
+func (a *handing) flush(ctx context.Context, least int) error {
+	if a == nil || a.block.rows < least {
+		return nil
+	}
+	if _, err := a.topic.rows(ctx, unit{number: a.unit}, a.chunk, a.block); err != nil {
+		return err
+	}
+	a.chunk++
+	a.block.reset()
+	return nil
 }
 
 // takeForeign takes a value of a topic of others in.
@@ -456,6 +534,3 @@ func (w *partition) dead(ctx context.Context, r *kafka.Record, reason error) err
 func (w *partition) lag(n int64) {
 	w.met.lag.WithLabelValues(w.a.Topic, fmt.Sprint(w.a.Partition)).Set(float64(max(0, n)))
 }
-
-// ledger takes stock of the partition.
-func (w *partition) ledger() flow.Ledger { return w.pipe.ledger(nil) }

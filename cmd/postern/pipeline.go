@@ -449,7 +449,9 @@ func (p *pipeline) restore(cp *checkpoint) error {
 }
 
 // saver makes checkpoints last.
-type saver interface{ save(cp *checkpoint) error }
+type saver interface {
+	save(ctx context.Context, cp *checkpoint) error
+}
 
 // runStore makes results last, in order, until the pipeline is closed or ctx ends.
 func (p *pipeline) runStore(ctx context.Context, saved saver) error {
@@ -512,7 +514,7 @@ func (p *pipeline) finish(ctx context.Context, saved saver, item storeItem) erro
 			item.cp.Ledger[exporter] = c
 		}
 		p.gate.RUnlock()
-		if err := p.insist(ctx, "checkpoint", func() error { return saved.save(item.cp) }); err != nil {
+		if err := p.insist(ctx, "checkpoint", func() error { return saved.save(ctx, item.cp) }); err != nil {
 			return err
 		}
 	}
@@ -523,14 +525,15 @@ func (p *pipeline) finish(ctx context.Context, saved saver, item storeItem) erro
 }
 
 // insist repeats what the disk refuses: a full disk is no reason to stop
-// receiving, and until it succeeds nothing is thrown away.
+// receiving, and until it succeeds nothing is thrown away. A permanent error is one
+// that whoever returned it has no hope of.
 func (p *pipeline) insist(ctx context.Context, what string, do func() error) error {
 	for {
 		err := do()
 		if _, hopeless := errors.AsType[*backoff.PermanentError](err); err == nil || hopeless || ctx.Err() != nil {
 			return err
 		}
-		p.log.Error("the data directory refuses; trying again", "what", what, "error", err)
+		p.log.Error("what is made cannot be made to last; trying again", "what", what, "error", err)
 		select {
 		case <-time.After(2 * time.Second):
 		case <-ctx.Done():

@@ -561,7 +561,7 @@ func TestCheckpoints(t *testing.T) {
 	}
 	first := &checkpoint{Spool: "s", Segment: 3, Ledger: ledgerTotals{flow.AddrFrom4(1): {Records: flow.RecordAccount{Written: 7}}},
 		state: map[string][]byte{"decoder": []byte("templates"), "pairer": []byte("one")}}
-	if err := c.save(first); err != nil {
+	if err := c.save(t.Context(), first); err != nil {
 		t.Fatal(err)
 	}
 	unchanged := filepath.Join(c.dir, first.Sections["decoder"])
@@ -570,7 +570,7 @@ func TestCheckpoints(t *testing.T) {
 		t.Fatal(err)
 	}
 	second := &checkpoint{Spool: "s", Segment: 4, Ledger: first.Ledger, state: map[string][]byte{"decoder": []byte("templates"), "pairer": []byte("two")}}
-	if err := c.save(second); err != nil {
+	if err := c.save(t.Context(), second); err != nil {
 		t.Fatal(err)
 	}
 	if st, err := os.Stat(unchanged); err != nil || !st.ModTime().Equal(old) {
@@ -598,7 +598,7 @@ func TestCheckpoints(t *testing.T) {
 		}
 		same(second)
 		third := &checkpoint{Spool: "s", Segment: 5, Ledger: first.Ledger, state: map[string][]byte{"decoder": []byte("templates"), "pairer": b}}
-		if err := c.save(third); err != nil {
+		if err := c.save(t.Context(), third); err != nil {
 			t.Fatal(err)
 		}
 		same(third)

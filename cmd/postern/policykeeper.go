@@ -14,7 +14,6 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 	"github.com/postern/postern/flow"
-	"github.com/postern/postern/ingest"
 	"github.com/postern/postern/policy"
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -223,6 +222,10 @@ func (k *policyKeeper) tryReload(now flow.Time) error {
 	return nil
 }
 
+// errNotAppended is a version that is good, but could not be put in its place; it can
+// be tried again.
+var errNotAppended = errors.New("the version could not be written down")
+
 // settle waits, at a start, until the folder has been quiet, so that a checkout that
 // is under way is not taken by half. A folder that never rests is read in the end.
 func (k *policyKeeper) settle(ctx context.Context) {
@@ -269,10 +272,10 @@ func (k *policyKeeper) watch(ctx context.Context, hup <-chan os.Signal, now func
 	above := filepath.Dir(dir)
 	quiet := time.NewTimer(policyQuiet) // also catches what changed between the first reading and now
 	defer quiet.Stop()
-	// reload has told and counted what is wrong with the files. What the disk
+	// reload has told and counted what is wrong with the files. What the disk or Kafka
 	// refused is worth another try.
 	reload := func() {
-		if err := k.reload(now()); errors.Is(err, ingest.ErrSpoolNotWritten) {
+		if err := k.reload(now()); errors.Is(err, errNotAppended) {
 			quiet.Reset(15 * time.Second)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,6 +30,7 @@ type policyLog struct {
 	mu      sync.Mutex
 	next    int64 // offset up to which the log was applied
 	applied []appliedVersion
+	stale   string // hash of what the folder held at the start, if the log had replaced it before
 }
 
 type appliedVersion struct {
@@ -50,6 +52,16 @@ func newPolicyLog(client *kafka.Client, keeper *policyKeeper, log *slog.Logger) 
 
 // announce puts a version into the log. The reader, ours and everybody's, applies it.
 func (l *policyLog) announce(a activation) error {
+	l.mu.Lock()
+	if a.Hash != l.stale {
+		l.stale = ""
+	}
+	stale := l.stale != ""
+	l.mu.Unlock()
+	if stale {
+		return fmt.Errorf("version %s was replaced by another detector before this one started, as by a checkout that is behind: bring the folder up to date; "+
+			"if the old policy is meant to come back, change a line of it (a comment is enough)", a.Hash)
+	}
 	_, source := l.keeper.versions()
 	raw, err := source(a.Hash)
 	if err != nil {
@@ -65,8 +77,21 @@ func (l *policyLog) announce(a activation) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	_, err = l.client.Produce(ctx, l.topic, 0, kafka.Message{Key: fmt.Appendf(nil, "%s@%d", a.Hash, a.Accepted), Value: enc.EncodeAll(text, nil)})
-	return err
+	if _, err = l.client.Produce(ctx, l.topic, 0, kafka.Message{Key: fmt.Appendf(nil, "%s@%d", a.Hash, a.Accepted), Value: enc.EncodeAll(text, nil)}); err != nil {
+		return fmt.Errorf("%w: %w", errNotAppended, err)
+	}
+	return nil
+}
+
+// start says what the folder holds when the process starts. A version that the log has
+// replaced is not brought back by a detector that was away meanwhile.
+func (l *policyLog) start(hash string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	was := func(a appliedVersion) bool { return a.Hash == hash }
+	if n := len(l.applied); n > 0 && !was(l.applied[n-1]) && slices.ContainsFunc(l.applied, was) {
+		l.stale = hash
+	}
 }
 
 // catchUp applies what the log holds at this moment.

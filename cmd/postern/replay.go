@@ -390,7 +390,7 @@ func fileHash(path string) (string, error) {
 type replayStore struct {
 	db    *sink.ClickHouse
 	names *flow.Names
-	tell  *durableStore // nil: nobody is told
+	told  *receivers // nil: nobody is told
 	// repeated: this file's rows are all there already. They are sent all the same,
 	// and ClickHouse recognises their tokens; over HTTP it does not say so.
 	repeated bool
@@ -411,10 +411,10 @@ func (s *replayStore) findings(ctx context.Context, ins sink.Insert, contribs []
 			return err
 		}
 	}
-	if s.tell == nil {
+	if s.told == nil {
 		return nil
 	}
-	return s.tell.tell(ctx, events)
+	return s.told.tell(ctx, events)
 }
 
 func (s *replayStore) policyVersion(ctx context.Context, hash string, since flow.Time, source []byte) error {
@@ -457,27 +457,22 @@ func (s *replayStore) done(ctx context.Context, input, policy string, at flow.Ti
 // openTargets opens the configured receivers for the time of the replay; stop
 // gives them a moment to be told.
 func (s *replayStore) openTargets(ctx context.Context, cfg config, log *slog.Logger) (stop func(), err error) {
-	s.tell, err = newDurableStore(cfg, s.names, log, prometheus.NewRegistry())
+	s.told, err = newReceivers(cfg, log, prometheus.NewRegistry())
 	if err != nil {
 		return nil, err
 	}
-	s.tell.cfg.ClickHouse.URL = "" // only its outboxes are opened
-	if err := s.tell.open(ctx); err != nil {
+	if err := s.told.open(); err != nil {
 		return nil, err
 	}
 	runCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var running sync.WaitGroup
-	for _, t := range s.tell.targets {
-		running.Go(func() { _ = t.outbox.Run(runCtx, t.webhook) }) // what fails stays in the outbox, and is told by it
-	}
+	running.Go(func() { _ = s.told.run(runCtx) }) // what fails stays in the outbox, and is told by it
 	return func() {
 		flushCtx, done := context.WithTimeout(runCtx, 30*time.Second)
 		defer done()
-		for _, t := range s.tell.targets {
-			_ = t.outbox.Flush(flushCtx) // what is left waits for the service
-		}
+		_ = s.told.flush(flushCtx) // what is left waits for the service
 		cancel()
 		running.Wait()
-		_ = s.tell.close()
+		_ = s.told.close()
 	}, nil
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	dto "github.com/prometheus/client_model/go"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
@@ -29,34 +30,28 @@ import (
 )
 
 func serveCommand() *cobra.Command {
-	var path string
 	cmd := &cobra.Command{
 		Use:   "serve -c postern.yaml",
 		Short: "Receive flows, judge them, store them, tell what was misused",
 		Long: `Runs the whole pipeline in one process: UDP listeners, spool, decoding, judging, ClickHouse
 (a server, or the embedded engine), webhooks. The policy folder is watched; SIGHUP reads it
-at once. SIGTERM stops the listeners, works through what was received, and flushes.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := loadConfig(path)
-			if err != nil {
-				return err
-			}
-			s, err := newService(cfg, cfg.logger())
-			if err != nil {
-				return err
-			}
-			return s.run(cmd.Context())
-		},
+at once. SIGTERM stops the listeners, works through what was received, and flushes.
+
+With kafka.brokers set, flows and findings go through Kafka on their way: the process is then
+collector, detector and forwarder in one, and others of any of these roles can work beside it.`,
 	}
-	cmd.Flags().StringVarP(&path, "config", "c", "", "configuration file; without one, the defaults run everything on loopback")
-	return cmd
+	return roleCommand(cmd, func(cfg config, log *slog.Logger) (role, error) {
+		if cfg.Kafka.Enabled() {
+			return newAllRoles(cfg, log)
+		}
+		return newService(cfg, log)
+	})
 }
 
 // backend is a store that the service keeps going.
 type backend interface {
 	store
-	open(ctx context.Context) error
+	open() error
 	// run keeps connections and deliveries going until ctx ends.
 	run(ctx context.Context) error
 	close() error
@@ -222,10 +217,13 @@ func (s *service) open(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			return s.spool.Policy(text, wallClock())
+			if err := s.spool.Policy(text, wallClock()); err != nil {
+				return fmt.Errorf("%w: %w", errNotAppended, err)
+			}
+			return nil
 		}
 	}
-	if err := s.store.open(ctx); err != nil {
+	if err := s.store.open(); err != nil {
 		return errors.Join(err, s.spool.Close())
 	}
 	if err := s.openPipeline(); err != nil {
@@ -492,6 +490,9 @@ func (s *service) ledger() flow.Ledger {
 		}
 	})
 }
+
+// Gather implements prometheus.Gatherer.
+func (s *service) Gather() ([]*dto.MetricFamily, error) { return s.registry.Gather() }
 
 // ready says why the service cannot do its work, nil if it can.
 func (s *service) ready() error {

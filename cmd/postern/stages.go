@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/goccy/go-yaml"
@@ -79,7 +80,7 @@ func (s *service) settle(cp *checkpoint) (stageSettings, prometheus.Registerer, 
 	}
 	if !s.spool.Behind() {
 		cp.Settings = text // durable before anything is made under them
-		return now, s.registry, s.saved.save(cp)
+		return now, s.registry, s.saved.save(context.Background(), cp)
 	}
 	old, err := parseSettings(cp.Settings)
 	if err != nil {

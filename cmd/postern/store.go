@@ -30,7 +30,7 @@ type durableStore struct {
 	engine *embedded.Engine // nil with a server
 	opts   sink.Options
 
-	targets []target
+	told *receivers
 
 	reported int // policy versions that ClickHouse knows of; only report uses it
 
@@ -40,14 +40,6 @@ type durableStore struct {
 	mu      sync.Mutex
 	lastErr error // why ClickHouse is not open yet
 	refused error // what it refuses at present
-	held    error // why no finding can be told at present, and the pipeline waits
-}
-
-// target is one receiver of findings with what waits for it.
-type target struct {
-	min     flow.Severity
-	webhook *sink.Webhook
-	outbox  *sink.Outbox
 }
 
 // newDurableStore makes the store; it opens nothing.
@@ -61,31 +53,15 @@ func newDurableStore(cfg config, names *flow.Names, log *slog.Logger, reg promet
 		}
 		s.opts.Password = p
 	}
-	for _, w := range cfg.Webhooks {
-		resolved, err := w.Resolve(resolveSecret)
-		if err != nil {
-			return nil, err
-		}
-		hook, err := sink.NewWebhook(resolved, log, reg, nil)
-		if err != nil {
-			return nil, err
-		}
-		t := target{webhook: hook}
-		if err := t.min.UnmarshalText([]byte(w.MinSeverity)); err != nil {
-			return nil, err
-		}
-		s.targets = append(s.targets, t)
-	}
-	return s, nil
+	var err error
+	s.told, err = newReceivers(cfg, log, reg)
+	return s, err
 }
 
 // open takes the outboxes, and prepares the embedded engine if there is one.
-func (s *durableStore) open(context.Context) (err error) {
-	for i, w := range s.cfg.Webhooks {
-		s.targets[i].outbox, err = sink.OpenOutbox(outboxDir(s.cfg), w.Name, w.MaxAttempts, s.cfg.Outbox, s.log, s.reg, nil)
-		if err != nil {
-			return errors.Join(err, s.close())
-		}
+func (s *durableStore) open() (err error) {
+	if err := s.told.open(); err != nil {
+		return err
 	}
 	if s.cfg.ClickHouse.URL != sink.URLEmbedded {
 		return nil
@@ -99,8 +75,6 @@ func (s *durableStore) open(context.Context) (err error) {
 	}
 	return nil
 }
-
-func outboxDir(cfg config) string { return filepath.Join(cfg.Data, "outbox") }
 
 // embeddedConfig completes the engine's configuration: where its data lies, and
 // the tokens that other commands and Grafana find in the data directory.
@@ -129,14 +103,7 @@ func embeddedConfig(cfg config) (embedded.Config, error) {
 }
 
 // close gives the outboxes free.
-func (s *durableStore) close() (err error) {
-	for i := range s.targets {
-		if o := s.targets[i].outbox; o != nil {
-			err = errors.Join(err, o.Close())
-		}
-	}
-	return err
-}
+func (s *durableStore) close() error { return s.told.close() }
 
 // run keeps the engine, the connection and the deliveries going until ctx ends.
 func (s *durableStore) run(ctx context.Context) error {
@@ -158,9 +125,8 @@ func (s *durableStore) run(ctx context.Context) error {
 	} else {
 		g.Go(func() error { return s.connect(ctx) })
 	}
-	for _, t := range s.targets {
-		g.Go(func() error { return t.outbox.Run(ctx, t.webhook) })
-	}
+	g.Go(func() error { return s.told.run(ctx) })
+	g.Go(func() error { <-ctx.Done(); return nil }) // with a server and no receivers nothing else runs, and the connection is still used
 	err := g.Wait()
 	select {
 	case <-s.opened:
@@ -222,13 +188,13 @@ func (s *durableStore) ready() error {
 		return errors.New("ClickHouse is not connected yet")
 	}
 	s.mu.Lock()
-	refused, held := s.refused, s.held
+	refused := s.refused
 	s.mu.Unlock()
 	if refused != nil {
 		return fmt.Errorf("ClickHouse refuses: %w", refused)
 	}
-	if held != nil {
-		return fmt.Errorf("flows wait in the spool because findings cannot be told: %w", held)
+	if err := s.told.full(); err != nil {
+		return fmt.Errorf("flows wait in the spool because findings cannot be told: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
@@ -291,7 +257,7 @@ func (s *durableStore) findings(ctx context.Context, ins sink.Insert, contribs [
 	if err := s.contribute(ctx, ins, contribs); err != nil {
 		return err
 	}
-	return s.tell(ctx, events)
+	return s.told.tell(ctx, events)
 }
 
 // contribute makes contributions to findings last.
@@ -315,38 +281,6 @@ func storeContributions(ctx context.Context, db *sink.ClickHouse, ins sink.Inser
 		return w, err
 	}, backoff.WithBackOff(newBackOff()), backoff.WithMaxElapsedTime(0))
 	return err
-}
-
-// tell puts events into the outbox of every receiver that wants them, and waits
-// while one is full: findings are never dropped.
-func (s *durableStore) tell(ctx context.Context, events []*flow.Finding) error {
-	if len(events) == 0 {
-		return nil
-	}
-	for _, t := range s.targets {
-		var list []sink.Event
-		for _, f := range events {
-			if f.Severity < t.min {
-				continue
-			}
-			e, err := sink.NewEvent(f)
-			if err != nil {
-				return err
-			}
-			list = append(list, e)
-		}
-		_, err := backoff.Retry(ctx, func() (struct{}, error) {
-			err := t.outbox.Put(list)
-			s.mu.Lock()
-			s.held = err
-			s.mu.Unlock()
-			return struct{}{}, err
-		}, backoff.WithBackOff(newBackOff()), backoff.WithMaxElapsedTime(0))
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // report is what ClickHouse should know of the service beside flows and findings.

@@ -27,6 +27,7 @@ type Range struct {
 	To     int64     `json:"to"`     // first offset behind it; may equal Position.Offset, where only the clock goes on
 	At     flow.Time `json:"at"`     // the clock when it was opened, and the stages' time at its end
 	Policy int64     `json:"policy"` // how far the policy log had been read
+	Rows   int       `json:"rows"`   // rows of an insert
 }
 
 // Place says where a checkpoint lies on the state topic, in the partition of the

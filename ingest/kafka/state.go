@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 
 	"github.com/cespare/xxhash/v2"
 	kgo "github.com/segmentio/kafka-go"
@@ -23,6 +25,14 @@ const stateSlots = 16
 // ErrStateLost says that a checkpoint is not where the position says.
 var ErrStateLost = errors.New("the checkpoint is gone")
 
+// headerStateOf says of what a value is a part: the number of parts and the xxHash64 of
+// the whole.
+const headerStateOf = "of"
+
+func stateKey(group, topic string, partition int) string {
+	return fmt.Sprintf("%s/%s/%d/", group, topic, partition)
+}
+
 // SaveState makes the checkpoint of a partition last, in partition in of the state topic,
 // and gives its place. number
 // is the number of the range it follows: a key is used again every 16 ranges, so
@@ -33,10 +43,12 @@ func (c *Client) SaveState(ctx context.Context, group, topic string, partition, 
 	if len(state) > statePart*maxStateParts {
 		return Place{}, fmt.Errorf("the checkpoint of %s/%d has %d bytes, more than %d", topic, partition, len(state), statePart*maxStateParts)
 	}
-	for part := 0; part == 0 || len(state) > 0; part++ {
+	parts := max(1, (len(state)+statePart-1)/statePart)
+	whole := kgo.Header{Key: headerStateOf, Value: fmt.Appendf(nil, "%d %016x", parts, place.Sum)}
+	for part := range parts {
 		n := min(len(state), statePart)
-		key := fmt.Sprintf("%s/%s/%d/%d/%d", group, topic, partition, number%stateSlots, part)
-		offset, err := c.Produce(ctx, c.cfg.Topic(TopicState), in, Message{Key: []byte(key), Value: state[:n]})
+		key := fmt.Sprintf("%s%d/%d", stateKey(group, topic, partition), number%stateSlots, part)
+		offset, err := c.Produce(ctx, c.cfg.Topic(TopicState), in, Message{Key: []byte(key), Value: state[:n], Headers: []kgo.Header{whole}})
 		if err != nil {
 			return Place{}, fmt.Errorf("saving the checkpoint of %s/%d: %w", topic, partition, err)
 		}
@@ -67,4 +79,62 @@ func (c *Client) LoadState(ctx context.Context, in int, place Place) ([]byte, er
 		return nil, fmt.Errorf("%w: what lies at offsets %d of %s/%d is something else", ErrStateLost, place.Offsets, c.cfg.Topic(TopicState), in)
 	}
 	return state, nil
+}
+
+// FindState finds the newest checkpoint of a partition in partition in of the state
+// topic, where the position that named it is gone: offsets that somebody set, or that
+// the cluster forgot of a group that was away for long. The place is not Known if there
+// is none. It reads backwards, since the newest is near the end.
+func (c *Client) FindState(ctx context.Context, group, topic string, partition, in int) (Place, error) {
+	first, end, err := c.Offsets(ctx, c.cfg.Topic(TopicState), in)
+	if err != nil {
+		return Place{}, err
+	}
+	for back := int64(256); ; back *= 4 {
+		from := max(first, end-back)
+		place, err := c.newestState(ctx, stateKey(group, topic, partition), in, from, end)
+		if err != nil || place.Known() || from == first {
+			return place, err
+		}
+	}
+}
+
+// newestState is the last checkpoint under a key that lies whole in [from, to).
+func (c *Client) newestState(ctx context.Context, key string, in int, from, to int64) (newest Place, err error) {
+	var open Place
+	for from < to {
+		f, err := c.Fetch(ctx, c.cfg.Topic(TopicState), in, from, 8*statePart, c.cfg.Timeout)
+		if err != nil {
+			return newest, err
+		}
+		for _, r := range f.Records {
+			slot, ours := strings.CutPrefix(string(r.Key), key)
+			_, part, _ := strings.Cut(slot, "/")
+			n, err := strconv.Atoi(part)
+			if !ours || err != nil || r.Offset >= to {
+				continue
+			}
+			var parts int
+			var sum uint64
+			for _, h := range r.Headers {
+				if h.Key == headerStateOf {
+					_, err = fmt.Sscanf(string(h.Value), "%d %x", &parts, &sum)
+				}
+			}
+			if n == 0 {
+				open = Place{Sum: sum}
+			}
+			if err != nil || sum != open.Sum || n != len(open.Offsets) {
+				continue // a part of what compaction or a crash left incomplete
+			}
+			if open.Offsets = append(open.Offsets, r.Offset); len(open.Offsets) == parts {
+				newest, open = open, Place{}
+			}
+		}
+		if f.Next == from {
+			break
+		}
+		from = f.Next
+	}
+	return newest, nil
 }

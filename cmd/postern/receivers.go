@@ -1,0 +1,168 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"path/filepath"
+	"sync"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/postern/postern/flow"
+	"github.com/postern/postern/sink"
+)
+
+// receivers are all who are told of findings, each with what waits for it.
+type receivers struct {
+	cfg  config
+	log  *slog.Logger
+	reg  prometheus.Registerer
+	list []receiver
+
+	mu      sync.Mutex
+	waiting int   // how many are telling and wait for room
+	held    error // why they wait
+}
+
+// receiver is one of them.
+type receiver struct {
+	min     flow.Severity
+	webhook *sink.Webhook
+	outbox  *sink.Outbox
+}
+
+// notice is an event to tell, with what decides who wants it.
+type notice struct {
+	severity flow.Severity
+	event    sink.Event
+}
+
+// newReceivers makes the receivers of a configuration; it opens nothing.
+func newReceivers(cfg config, log *slog.Logger, reg prometheus.Registerer) (*receivers, error) {
+	r := &receivers{cfg: cfg, log: log, reg: reg}
+	for _, w := range cfg.Webhooks {
+		resolved, err := w.Resolve(resolveSecret)
+		if err != nil {
+			return nil, err
+		}
+		hook, err := sink.NewWebhook(resolved, log, reg, nil)
+		if err != nil {
+			return nil, err
+		}
+		one := receiver{webhook: hook}
+		if err := one.min.UnmarshalText([]byte(w.MinSeverity)); err != nil {
+			return nil, err
+		}
+		r.list = append(r.list, one)
+	}
+	return r, nil
+}
+
+func outboxDir(cfg config) string { return filepath.Join(cfg.Data, "outbox") }
+
+// open takes the outboxes.
+func (r *receivers) open() (err error) {
+	for i, w := range r.cfg.Webhooks {
+		r.list[i].outbox, err = sink.OpenOutbox(outboxDir(r.cfg), w.Name, w.MaxAttempts, r.cfg.Outbox, r.log, r.reg, nil)
+		if err != nil {
+			return errors.Join(err, r.close())
+		}
+	}
+	return nil
+}
+
+// close gives the outboxes free.
+func (r *receivers) close() (err error) {
+	for _, one := range r.list {
+		if one.outbox != nil {
+			err = errors.Join(err, one.outbox.Close())
+		}
+	}
+	return err
+}
+
+// run delivers what waits until ctx ends.
+func (r *receivers) run(ctx context.Context) error {
+	var g errgroup.Group
+	for _, one := range r.list {
+		g.Go(func() error { return one.outbox.Run(ctx, one.webhook) })
+	}
+	return g.Wait()
+}
+
+// flush waits until nothing is due any more.
+func (r *receivers) flush(ctx context.Context) error {
+	for _, one := range r.list {
+		if err := one.outbox.Flush(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tell has every receiver told of findings; see put.
+func (r *receivers) tell(ctx context.Context, findings []*flow.Finding) error {
+	var notices []notice
+	for _, f := range findings {
+		e, err := sink.NewEvent(f)
+		if err != nil {
+			return err
+		}
+		notices = append(notices, notice{f.Severity, e})
+	}
+	return r.put(ctx, notices)
+}
+
+// put puts events into the outbox of every receiver that wants them, and waits
+// while one is full: findings are never dropped.
+func (r *receivers) put(ctx context.Context, notices []notice) error {
+	for _, one := range r.list {
+		var events []sink.Event
+		for _, n := range notices {
+			if n.severity >= one.min {
+				events = append(events, n.event)
+			}
+		}
+		if len(events) == 0 {
+			continue
+		}
+		waits := false
+		_, err := backoff.Retry(ctx, func() (struct{}, error) {
+			err := one.outbox.Put(events)
+			waits = r.wait(waits, err)
+			return struct{}{}, err
+		}, backoff.WithBackOff(newBackOff()), backoff.WithMaxElapsedTime(0))
+		r.wait(waits, nil) // also where ctx ended
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// wait takes note of who waits and why; nil is that it is over. Several may tell at a
+// time, so the reason stands until none of them waits.
+func (r *receivers) wait(waited bool, why error) (waits bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case why != nil && !waited:
+		r.waiting++
+	case why == nil && waited:
+		r.waiting--
+	}
+	if why != nil || r.waiting == 0 {
+		r.held = why
+	}
+	return why != nil
+}
+
+// full says why whoever tells has to wait at present, nil if nobody does.
+func (r *receivers) full() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.held
+}

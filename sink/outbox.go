@@ -33,7 +33,8 @@ type Event struct {
 	Time flow.Time
 }
 
-func (e *Event) validate() error {
+// Validate says where e breaks the rules of its fields, and what would be right.
+func (e *Event) Validate() error {
 	if e.ID == "" || len(e.ID) > 200 || len(e.Key) > 200 {
 		return fmt.Errorf("event %.40q: id and key must have at most 200 bytes, and the id at least one", e.ID)
 	}
@@ -497,7 +498,7 @@ func (o *Outbox) stir() {
 // refused, and then none is taken.
 func (o *Outbox) Put(events []Event) error {
 	for i := range events {
-		if err := events[i].validate(); err != nil {
+		if err := events[i].Validate(); err != nil {
 			return fmt.Errorf("outbox %s: %w", o.target, err)
 		}
 	}

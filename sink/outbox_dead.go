@@ -72,7 +72,7 @@ func readLetter(name string) (DeadLetter, error) {
 		return l, fmt.Errorf("%s is no dead letter: %w", filepath.Base(name), err)
 	}
 	event := Event{ID: l.ID, Key: l.Key, Body: l.Body}
-	if err := event.validate(); err != nil {
+	if err := event.Validate(); err != nil {
 		return l, fmt.Errorf("%s is no dead letter: %w", filepath.Base(name), err)
 	}
 	return l, nil

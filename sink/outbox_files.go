@@ -83,7 +83,7 @@ func decodeQueueFile(b []byte) ([]*outboxEntry, error) {
 			return entries, fmt.Errorf("byte %d: the body does not match its checksum", at)
 		}
 		event := Event{ID: h.ID, Key: h.Key}
-		if err := event.validate(); err != nil {
+		if err := event.Validate(); err != nil {
 			return entries, fmt.Errorf("byte %d: %w", at, err)
 		}
 		entries = append(entries, &outboxEntry{id: h.ID, key: h.Key, seq: h.Seq, time: h.Time, offset: int64(at), size: h.Size, crc: h.CRC})

@@ -1009,7 +1009,7 @@ func FuzzDeadLetter(f *testing.F) {
 			return
 		}
 		event := Event{ID: l.ID, Key: l.Key, Body: l.Body}
-		if err := event.validate(); err != nil {
+		if err := event.Validate(); err != nil {
 			t.Fatalf("taken up against the rules: %v", err)
 		}
 	})

@@ -107,7 +107,7 @@ It stays there until the topic's retention removes it, replayed or not.`,
 	return cmd
 }
 
-// enough stops reading dead letters before their end.
+// errEnough stops reading dead letters before their end.
 var errEnough = errors.New("enough")
 
 func kafkaDeadListCommand(where *kafkaFlags) *cobra.Command {

@@ -60,7 +60,7 @@ and tells what was misused to the SIEM.
 		SilenceErrors: true,
 	}
 	root.AddCommand(
-		serveCommand(), collectCommand(), detectCommand(), replayCommand(), decodeCommand(), demoCommand(),
+		serveCommand(), collectCommand(), detectCommand(), forwardCommand(), replayCommand(), decodeCommand(), demoCommand(),
 		checkCommand(), explainCommand(),
 		queryCommand(), migrateCommand(), outboxCommand(), kafkaCommand(), engineCommand(),
 		versionCommand(),

@@ -1,0 +1,328 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+	kgo "github.com/segmentio/kafka-go"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/postern/postern/flow"
+	"github.com/postern/postern/ingest/kafka"
+	"github.com/postern/postern/sink"
+)
+
+func forwardCommand() *cobra.Command {
+	return roleCommand(&cobra.Command{
+		Use:   "forward -c postern.yaml",
+		Short: "Tell the receivers what detectors found",
+		Long: `Reads the findings topic and delivers each event to every webhook whose minSeverity wants it. An event
+waits in the outbox of its receiver, in the data directory, before the topic's offset is committed;
+while an outbox is full, the rest waits on the topic. What is no event goes to the dead-letter topic.
+
+The revisions of a finding are delivered in order. A second forwarder takes the partitions of one that is
+away, with an outbox of its own: what waits in the outbox of the first is delivered when that is back, and
+then possibly behind later revisions.`,
+	}, func(cfg config, log *slog.Logger) (role, error) { return newForwarder(cfg, log) })
+}
+
+// forwarder is `postern forward`.
+type forwarder struct {
+	cfg      config
+	log      *slog.Logger
+	registry *prometheus.Registry
+	client   *kafka.Client
+	member   *kafka.Member
+	told     *receivers
+	topic    string
+	events   prometheus.Counter
+	*logMetrics
+	begun atomic.Bool // the topic is there
+}
+
+// errNoReceiver is a forwarder that has nobody to tell.
+var errNoReceiver = errors.New("webhooks is empty, so there is nobody to forward findings to; configure at least one receiver, with name, url and secrets")
+
+// newForwarder puts the parts together. It opens nothing and starts nothing.
+func newForwarder(cfg config, log *slog.Logger) (*forwarder, error) {
+	if !cfg.Kafka.Enabled() {
+		return nil, errNoKafka
+	}
+	if len(cfg.Webhooks) == 0 {
+		return nil, errNoReceiver
+	}
+	f := &forwarder{cfg: cfg, log: log, registry: newRegistry(), topic: cfg.Kafka.Topic(kafka.TopicFindings),
+		events: prometheus.NewCounter(prometheus.CounterOpts{Name: "postern_forward_events_total",
+			Help: "Events taken from the findings topic, after each was put in the outbox of every receiver that wants it."})}
+	f.registry.MustRegister(f.events)
+	f.logMetrics = newLogMetrics(f.registry)
+	var err error
+	if f.client, err = kafka.Open(cfg.Kafka, resolveSecret, kafka.Options{Logger: log, Metrics: f.registry}); err != nil {
+		return nil, err
+	}
+	if f.member, err = kafka.NewMember(f.client, cfg.Kafka.Group+".forward", []string{f.topic}, log, f.registry); err != nil {
+		return nil, err
+	}
+	f.told, err = newReceivers(cfg, log, f.registry)
+	return f, err
+}
+
+// run forwards until ctx ends. What is in the outboxes by then stays there.
+func (f *forwarder) run(ctx context.Context) (err error) {
+	if err := f.told.open(); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.told.close(), f.client.Close()) }()
+	var listener net.Listener
+	var token string
+	if f.cfg.Admin.Listen != "" {
+		if listener, token, err = f.cfg.listenAdmin(); err != nil {
+			return err
+		}
+	}
+	last, endLast := context.WithCancel(context.WithoutCancel(ctx))
+	defer endLast()
+	outer, octx := errgroup.WithContext(last)
+	outer.Go(func() error { return f.told.run(octx) })
+	if listener != nil {
+		a := &admin{listener: listener, token: token, registry: f, ready: f.ready, ledger: f.ledger, log: f.log}
+		outer.Go(func() error { return a.run(octx) })
+	}
+	reading, stop := context.WithCancel(ctx)
+	defer stop()
+	context.AfterFunc(octx, stop) // where admin fails
+	err = unlessEnded(f.begin(reading))
+	if err == nil && reading.Err() == nil {
+		err = f.member.Run(reading, f.cfg.Shutdown, f.work)
+	}
+	f.log.Info("stopped forwarding")
+	endLast()
+	return errors.Join(err, outer.Wait())
+}
+
+// begin waits until the topic is there.
+func (f *forwarder) begin(ctx context.Context) error {
+	n, err := backoff.Retry(ctx, func() (int, error) {
+		n, err := f.client.Partitions(ctx, f.topic)
+		if err != nil && ctx.Err() == nil {
+			f.log.Warn("Kafka is not ready for forwarding; trying again", "error", err)
+		}
+		return n, err
+	}, backoff.WithBackOff(newBackOff()), backoff.WithMaxElapsedTime(0))
+	if err != nil {
+		return err
+	}
+	f.begun.Store(true)
+	f.log.Info("forwarding", "topic", f.topic, "partitions", n, "receivers", len(f.cfg.Webhooks), "version", versionText())
+	return nil
+}
+
+// ready says why the process cannot do its work, nil if it can.
+func (f *forwarder) ready() error {
+	if !f.begun.Load() {
+		return errors.New("not forwarding yet: waiting for Kafka")
+	}
+	if err := f.told.full(); err != nil {
+		return fmt.Errorf("findings wait on topic %s because they cannot be told: %w", f.topic, err)
+	}
+	return nil
+}
+
+// Gather implements prometheus.Gatherer.
+func (f *forwarder) Gather() ([]*dto.MetricFamily, error) { return f.registry.Gather() }
+
+// ledger is empty: no flow comes here.
+func (f *forwarder) ledger() flow.Ledger { return flow.Ledger{} }
+
+const (
+	// forwardFetch is how much of a partition is asked for at once, compressed.
+	forwardFetch = 256 << 10
+	// forwardAtOnce is how many events are put in an outbox before the position is
+	// committed. An outbox remembers many more by id (outbox.remember), so one that takes
+	// a few at a time recognises those it took when it is offered all of them again.
+	forwardAtOnce = 256
+	// forwardWait is how long a broker may wait for something to give.
+	forwardWait = time.Second
+)
+
+// work forwards the events of a partition until ctx ends, the partition is lost or the
+// process stops.
+func (f *forwarder) work(ctx context.Context, a *kafka.Assignment) error {
+	defer f.forget(a)
+	next, err := f.first(ctx, a)
+	if err != nil {
+		return err
+	}
+	// A stop interrupts what waits, for events or for room in an outbox: nothing is
+	// lost by it, since the position stays behind what was not put in every outbox.
+	waiting, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() {
+		select {
+		case <-a.Stopping:
+			stop()
+		case <-waiting.Done():
+		}
+	}()
+	for {
+		next, err = f.forward(ctx, waiting, a, next)
+		switch {
+		case ctx.Err() == nil && waiting.Err() != nil:
+			return nil // stopping
+		case err != nil:
+			return err
+		}
+	}
+}
+
+// first is where to begin: where the group stands, or at the first offset.
+func (f *forwarder) first(ctx context.Context, a *kafka.Assignment) (int64, error) {
+	p, _, err := a.Position(ctx)
+	if err != nil || p.Offset >= 0 {
+		return p.Offset, err
+	}
+	first, _, err := f.client.Offsets(ctx, a.Topic, a.Partition)
+	return first, err
+}
+
+// forward fetches what comes from an offset on, forwards it and gives where to go on.
+func (f *forwarder) forward(ctx, waiting context.Context, a *kafka.Assignment, next int64) (int64, error) {
+	got, err := f.client.Fetch(waiting, a.Topic, a.Partition, next, forwardFetch, forwardWait)
+	if errors.Is(err, kgo.OffsetOutOfRange) {
+		return f.skip(ctx, f.client, a, next, f.log)
+	}
+	if err != nil {
+		return next, err
+	}
+	f.behind(a, got.High-next)
+	for records := range slices.Chunk(got.Records, forwardAtOnce) {
+		if err := f.take(waiting, a, records); err != nil {
+			return next, err
+		}
+		next = records[len(records)-1].Offset + 1
+		if err := a.Commit(ctx, kafka.Position{Offset: next}); err != nil {
+			return next, err
+		}
+		f.behind(a, got.High-next)
+	}
+	return got.Next, nil
+}
+
+// take puts the events in the outboxes, and what is none on the dead-letter topic.
+func (f *forwarder) take(ctx context.Context, a *kafka.Assignment, records []kafka.Record) error {
+	notices := make([]notice, 0, len(records))
+	for i := range records {
+		n, err := noticeOf(&records[i])
+		if err == nil {
+			notices = append(notices, n)
+			continue
+		}
+		if err := putDead(ctx, f.client, a, &records[i], err, f.log); err != nil {
+			return err
+		}
+	}
+	if err := f.told.put(ctx, notices); err != nil {
+		return err
+	}
+	f.events.Add(float64(len(notices)))
+	return nil
+}
+
+// putDead keeps what cannot be read where a person finds it, and the partition goes on.
+func putDead(ctx context.Context, c *kafka.Client, a *kafka.Assignment, r *kafka.Record, reason error, log *slog.Logger) error {
+	log.Error("a value cannot be read; it is kept on the dead-letter topic", "topic", a.Topic, "partition", a.Partition, "offset", r.Offset, "error", reason)
+	return c.PutDead(ctx, kafka.DeadLetter{Topic: a.Topic, Partition: a.Partition, Offset: r.Offset,
+		Time: r.Time, Key: r.Key, Value: r.Value, Headers: r.Headers, Reason: reason.Error()})
+}
+
+// noticeOf reads an event off the findings topic.
+func noticeOf(r *kafka.Record) (notice, error) {
+	header := func(key string) ([]byte, error) {
+		for _, h := range r.Headers {
+			if h.Key == key {
+				return h.Value, nil
+			}
+		}
+		return nil, fmt.Errorf("the header %q is missing; an event of a finding has it", key)
+	}
+	id, err := header(headerEvent)
+	if err != nil {
+		return notice{}, err
+	}
+	severity, err := header(headerSeverity)
+	if err != nil {
+		return notice{}, err
+	}
+	n := notice{event: sink.Event{ID: string(id), Key: string(r.Key), Body: r.Value}}
+	if err := n.severity.UnmarshalText(severity); err != nil {
+		return notice{}, fmt.Errorf("the header %q: %w", headerSeverity, err)
+	}
+	if err := n.event.Validate(); err != nil {
+		return notice{}, err
+	}
+	var f flow.Finding
+	if err := json.Unmarshal(r.Value, &f); err != nil {
+		return notice{}, fmt.Errorf("the value is no finding: %w", err)
+	}
+	if f.EventID() != n.event.ID || f.ID != n.event.Key {
+		return notice{}, fmt.Errorf("the value is revision %d of finding %.80q, but the header %q says %.80q and the key %.80q; all three must speak of the same event",
+			f.Revision, f.ID, headerEvent, n.event.ID, n.event.Key)
+	}
+	n.event.Time = f.LastSeen
+	return n, nil
+}
+
+// logMetrics are the metrics of whoever reads partitions.
+type logMetrics struct {
+	lag     *prometheus.GaugeVec
+	skipped prometheus.Counter
+}
+
+func newLogMetrics(reg prometheus.Registerer) *logMetrics {
+	m := &logMetrics{
+		lag: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postern_kafka_lag",
+			Help: "Values behind the end of a partition's log, when it was last asked."}, []string{"topic", "partition"}),
+		skipped: prometheus.NewCounter(prometheus.CounterOpts{Name: "postern_kafka_skipped_offsets_total",
+			Help: "Offsets that retention or the loss of a log took away before they were read. Alert on any."}),
+	}
+	reg.MustRegister(m.lag, m.skipped)
+	return m
+}
+
+// behind takes note of how many values of a partition are not read yet.
+func (m *logMetrics) behind(a *kafka.Assignment, n int64) {
+	m.lag.WithLabelValues(a.Topic, strconv.Itoa(a.Partition)).Set(float64(max(0, n)))
+}
+
+// forget ends what is said of a partition that others read now.
+func (m *logMetrics) forget(a *kafka.Assignment) {
+	m.lag.DeleteLabelValues(a.Topic, strconv.Itoa(a.Partition))
+}
+
+// skip moves on to what the log of a partition still has, where retention was quicker
+// than we.
+func (m *logMetrics) skip(ctx context.Context, c *kafka.Client, a *kafka.Assignment, from int64, log *slog.Logger) (int64, error) {
+	first, end, err := c.Offsets(ctx, a.Topic, a.Partition)
+	if err != nil {
+		return from, err
+	}
+	to := first
+	if from > end {
+		to = end // the log was cut at its end: an unclean election, or the topic was made anew
+	}
+	log.Error("offsets are gone before they were read; what they held is lost", "topic", a.Topic, "partition", a.Partition, "from", from, "to", to)
+	m.skipped.Add(float64(max(0, to-from)))
+	return to, nil
+}

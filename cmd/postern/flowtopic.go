@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/cenkalti/backoff/v5"
 	"golang.org/x/sync/errgroup"
@@ -35,13 +37,15 @@ type flowTopic struct {
 	topic  string
 	// producer is who the flows are from.
 	producer func() [16]byte
-	// file keeps how the flows were divided; empty where a position keeps it.
+	// file keeps how the flows were divided; empty where that does not change while the
+	// process lives.
 	file string
 	// drained says whether nothing waits that was begun already.
 	drained func() bool
 
 	opened chan struct{} // closed once division is known
 	division
+	now atomic.Int64 // partitions that the topic has at present, where they are looked after
 
 	mu      sync.Mutex
 	lastErr error // why the topic is not open yet
@@ -50,9 +54,19 @@ type flowTopic struct {
 // division is how flows are divided. What was begun under one must be finished under
 // it: cut otherwise, what a crash makes a collector send again would not be recognised.
 type division struct {
-	Topic      string `json:"topic"`
-	Partitions int    `json:"partitions"`
-	Epoch      uint32 `json:"epoch"` // rises with every change
+	Topic      string    `json:"topic"`
+	Partitions int       `json:"partitions"`
+	Epoch      uint32    `json:"epoch"`            // rises with every change
+	From       uint64    `json:"from"`             // the first unit that is divided so
+	Before     *division `json:"before,omitempty"` // how earlier units were
+}
+
+// of is the division of a unit.
+func (d *division) of(unit uint64) *division {
+	if d.Before != nil && unit < d.From {
+		return d.Before
+	}
+	return d
 }
 
 // producerOf makes the number that a source of flows is known by.
@@ -84,47 +98,69 @@ func (s *flowTopic) connect(ctx context.Context) error {
 		}
 		return err
 	}
-	d := division{s.topic, n, 0}
-	if s.file != "" {
-		if d, err = s.divide(d); err != nil {
-			return err
-		}
+	if s.division, err = s.divide(n); err != nil {
+		return err
 	}
-	s.division = d
+	s.now.Store(int64(n))
 	close(s.opened)
 	return nil
 }
 
-// divide compares the topic as it is with what was kept, and keeps what holds from now on.
-func (s *flowTopic) divide(now division) (division, error) {
+// divide compares the topic as it is, with n partitions, with what was kept, and gives
+// what holds from now on.
+func (s *flowTopic) divide(n int) (division, error) {
+	now := division{Topic: s.topic, Partitions: n}
 	raw, err := os.ReadFile(s.file)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return now, err
-	default:
-		var kept division
-		if err := json.Unmarshal(raw, &kept); err != nil {
-			return now, fmt.Errorf("%s: %w", s.file, err)
-		}
-		if kept.Topic == now.Topic && kept.Partitions == now.Partitions {
-			return kept, nil
-		}
-		if !s.drained() {
-			return now, fmt.Errorf("topic %s has %d partitions, but what waits in the spool was begun for %d of %s; "+
-				"let collectors drain before the number of partitions is changed, or give this one a new data directory and lose what waits",
-				now.Topic, now.Partitions, kept.Partitions, kept.Topic)
-		}
-		now.Epoch = kept.Epoch + 1
+	if errors.Is(err, fs.ErrNotExist) {
+		return now, s.keep(now)
 	}
-	raw, err = json.Marshal(now)
 	if err != nil {
 		return now, err
 	}
-	if err := os.MkdirAll(filepath.Dir(s.file), 0o700); err != nil {
-		return now, err
+	var kept division
+	if err := json.Unmarshal(raw, &kept); err != nil {
+		return now, fmt.Errorf("%s: %w", s.file, err)
 	}
-	return now, writeDurably(s.file, raw)
+	if kept.Topic == now.Topic && kept.Partitions <= now.Partitions {
+		return kept, nil // a larger number is taken over by [flowTopic.rows]
+	}
+	if !s.drained() {
+		return now, fmt.Errorf("topic %s has %d partitions, but what waits in the spool was begun for %d of %s; "+
+			"let collectors drain before a topic is changed for another, or give this one a new data directory and lose what waits",
+			now.Topic, now.Partitions, kept.Partitions, kept.Topic)
+	}
+	now.Epoch = kept.Epoch + 1
+	return now, s.keep(now)
+}
+
+// grow takes a larger number of partitions over behind unit u, if the topic has one and
+// u is the newest: nothing behind it can have been begun, in no earlier life either.
+func (s *flowTopic) grow(u uint64) error {
+	n := int(s.now.Load())
+	if n <= s.Partitions || u < s.From || !s.drained() {
+		return nil
+	}
+	before := s.division
+	before.Before = nil
+	next := division{Topic: s.topic, Partitions: n, Epoch: before.Epoch + 1, From: u + 1, Before: &before}
+	if err := s.keep(next); err != nil {
+		return err
+	}
+	s.log.Info("the flows topic has more partitions; flows are divided anew", "partitions", n, "before", before.Partitions)
+	s.division = next
+	return nil
+}
+
+// keep makes a division last.
+func (s *flowTopic) keep(d division) error {
+	raw, err := json.Marshal(d)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(s.file), 0o700); err != nil {
+		return err
+	}
+	return writeDurably(s.file, raw)
 }
 
 func (s *flowTopic) open() error { return nil }
@@ -133,9 +169,22 @@ func (s *flowTopic) run(ctx context.Context) error {
 	if err := s.connect(ctx); err != nil {
 		return err
 	}
-	<-ctx.Done()
-	return nil
+	t := time.NewTicker(lookAfter)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+		if n, err := s.client.Partitions(ctx, s.topic); err == nil { // else producing tells
+			s.now.Store(int64(n))
+		}
+	}
 }
+
+// lookAfter is how often a collector asks how many partitions there are.
+const lookAfter = 15 * time.Second
 
 func (s *flowTopic) close() error { return s.client.Close() }
 
@@ -208,24 +257,32 @@ func (s *flowTopic) rows(ctx context.Context, u unit, chunk int, b *block) (dupl
 	if chunk >= 1<<chunkBits {
 		return false, fmt.Errorf("unit %d has more than %d blocks", u.number, 1<<chunkBits)
 	}
+	if s.file != "" {
+		if err := s.grow(u.number); err != nil {
+			return false, err
+		}
+	}
+	division := s.of(u.number)
 	d := b.writer.(*undivided)
-	d.divide(s.Partitions, s.names)
+	d.divide(division.Partitions, s.names)
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(producing)
-	for p := range s.Partitions {
-		if len(d.index[p]) > 0 {
-			g.Go(func() error {
-				return s.produce(ctx, u.number<<chunkBits|uint64(chunk), p, d.records, d.index[p], &d.cut[p])
-			})
+	for p := range division.Partitions {
+		if len(d.index[p]) == 0 {
+			continue
 		}
+		h := kafka.Header{Producer: s.producer(), Epoch: division.Epoch, Partition: uint32(p), Partitions: uint32(division.Partitions),
+			Seq: (u.number<<chunkBits | uint64(chunk)) << valueBits}
+		g.Go(func() error { return s.produce(ctx, h, d.records, d.index[p], &d.cut[p]) })
 	}
 	return false, g.Wait()
 }
 
-// produce sends one partition's records of a block, a value after the other.
-func (s *flowTopic) produce(ctx context.Context, number uint64, p int, records []flow.Record, index []int32, c *cut) error {
-	for i := uint64(0); len(index) > 0; i++ {
-		if i >= 1<<valueBits {
+// produce sends one partition's records of a block, a value after the other, the first
+// under h.
+func (s *flowTopic) produce(ctx context.Context, h kafka.Header, records []flow.Record, index []int32, c *cut) error {
+	for values := 0; len(index) > 0; values++ {
+		if values >= 1<<valueBits {
 			return fmt.Errorf("a block has more than %d values of one partition", 1<<valueBits)
 		}
 		n := min(len(index), kafka.BatchRows)
@@ -234,12 +291,11 @@ func (s *flowTopic) produce(ctx context.Context, number uint64, p int, records [
 			c.records = append(c.records, records[at])
 		}
 		index = index[n:]
-		c.value = c.encoder.Append(c.value[:0], kafka.Header{
-			Producer: s.producer(), Epoch: s.Epoch, Partition: uint32(p), Partitions: uint32(s.Partitions), Seq: number<<valueBits | i,
-		}, c.records)
-		if _, err := s.client.Produce(ctx, s.topic, p, kafka.Message{Value: c.value}); err != nil {
+		c.value = c.encoder.Append(c.value[:0], h, c.records)
+		if _, err := s.client.Produce(ctx, s.topic, int(h.Partition), kafka.Message{Value: c.value}); err != nil {
 			return err
 		}
+		h.Seq++
 	}
 	return nil
 }

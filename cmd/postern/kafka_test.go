@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	kgo "github.com/segmentio/kafka-go"
 
 	"github.com/postern/postern/flow"
@@ -209,6 +210,71 @@ func TestOtherDivision(t *testing.T) {
 	k.send(behind, 1, 0, 2500)
 	k.send(behind, 2, 0, 100)
 	k.detector(2600)
+}
+
+// TestDivisionGrows: a collector takes more partitions over behind what it began, and
+// what a crash makes it send again is cut as it was at first.
+func TestDivisionGrows(t *testing.T) {
+	k := newKafkaRig(t)
+	topic := k.collector(0)
+	k.send(topic, 1, 0, 50)
+	res, err := k.client.Kafka().CreatePartitions(k.ctx, &kgo.CreatePartitionsRequest{Topics: []kgo.TopicPartitionsConfig{{Name: topic.topic, Count: 3}}})
+	if err != nil || res.Errors[topic.topic] != nil {
+		t.Fatal(err, res.Errors)
+	}
+	restart := func(drained bool) *flowTopic {
+		// Connecting again and again, since a broker may not know of its new partition yet.
+		for {
+			topic := k.collector(0)
+			topic.drained = func() bool { return drained }
+			if topic.now.Load() == 3 {
+				return topic
+			}
+			k.client.Refresh()
+			if k.ctx.Err() != nil {
+				t.Fatal("the topic does not grow")
+			}
+		}
+	}
+	topic = restart(false)
+	k.send(topic, 1, 0, 50) // again
+	k.send(topic, 2, 0, 50)
+	topic = restart(true)
+	k.send(topic, 2, 0, 50) // again: no later one was begun
+	k.send(topic, 3, 0, 50)
+	topic = restart(true)
+	k.send(topic, 2, 0, 50) // again, divided as at first
+	k.send(topic, 3, 0, 50) // again
+	type sent struct {
+		Unit       uint64
+		Partitions int
+		Epoch      uint32
+	}
+	seen := map[sent]int{}
+	for p := range 3 {
+		_, end, err := k.client.Offsets(k.ctx, topic.topic, p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for next := int64(0); next < end; {
+			f, err := k.client.Fetch(k.ctx, topic.topic, p, next, 1<<20, time.Second)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range f.Records {
+				h, rows, err := kafka.ReadHeader(r.Value)
+				if err != nil {
+					t.Fatal(err)
+				}
+				seen[sent{h.Seq >> (chunkBits + valueBits), int(h.Partitions), h.Epoch}] += rows
+			}
+			next = f.Next
+		}
+	}
+	want := map[sent]int{{1, 2, 0}: 100, {2, 2, 0}: 150, {3, 3, 1}: 100}
+	if diff := cmp.Diff(want, seen); diff != "" {
+		t.Errorf("flows by unit and division: (-want +got)\n%s", diff)
+	}
 }
 
 func addr(s string) flow.Addr { return flow.AddrFromNetip(netip.MustParseAddr(s)) }

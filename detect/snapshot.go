@@ -29,21 +29,35 @@ func (d *Detector) Snapshot() ([]byte, error) {
 	return json.Marshal(&s)
 }
 
+// read reads what Snapshot wrote.
+func read(b []byte) (s snapshot, err error) {
+	if err := json.Unmarshal(b, &s); err != nil {
+		return s, fmt.Errorf("reading the snapshot of detect: %w", err)
+	}
+	if s.Version != snapshotVersion {
+		return s, fmt.Errorf("the snapshot of detect is of version %d; this program reads version %d", s.Version, snapshotVersion)
+	}
+	for i, f := range slices.Concat(s.Findings, s.Leaving) {
+		if f == nil || f.ID != f.Key.id() {
+			return s, fmt.Errorf("finding %d of the snapshot of detect does not have the id of what it is about", i)
+		}
+	}
+	for i, st := range s.Straddles {
+		if st == nil {
+			return s, fmt.Errorf("five-tuple %d of the snapshot of detect is empty", i)
+		}
+	}
+	return s, nil
+}
+
 // Restore replaces the state by that of a snapshot. After an error the Detector is empty.
 func (d *Detector) Restore(b []byte) error {
 	d.reset()
-	var s snapshot
-	if err := json.Unmarshal(b, &s); err != nil {
-		return fmt.Errorf("reading the snapshot of detect: %w", err)
+	s, err := read(b)
+	if err != nil {
+		return err
 	}
-	if s.Version != snapshotVersion {
-		return fmt.Errorf("the snapshot of detect is of version %d; this program reads version %d", s.Version, snapshotVersion)
-	}
-	for i, f := range s.Findings {
-		if f == nil || f.ID != f.Key.id() {
-			d.reset()
-			return fmt.Errorf("finding %d of the snapshot of detect does not have the id of what it is about", i)
-		}
+	for _, f := range s.Findings {
 		d.findings[f.Key] = f
 		for _, sess := range f.Sessions {
 			d.sessions += len(sess)
@@ -55,11 +69,7 @@ func (d *Detector) Restore(b []byte) error {
 			d.pending[f] = struct{}{}
 		}
 	}
-	for i, st := range s.Straddles {
-		if st == nil {
-			d.reset()
-			return fmt.Errorf("five-tuple %d of the snapshot of detect is empty", i)
-		}
+	for _, st := range s.Straddles {
 		d.straddles[st.Tuple] = st
 		d.held += len(st.Held)
 		for j := range st.Held {

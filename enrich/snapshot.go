@@ -69,30 +69,46 @@ func (p *Pairer) Snapshot() ([]byte, error) {
 	return json.Marshal(&s)
 }
 
+// read reads what Snapshot wrote.
+func read(b []byte) (s snapshot, err error) {
+	if err := json.Unmarshal(b, &s); err != nil {
+		return s, fmt.Errorf("reading the snapshot of enrich: %w", err)
+	}
+	if s.Version != snapshotVersion || s.Record != binary.Size(flow.Record{}) {
+		return s, fmt.Errorf("the snapshot of enrich is of version %d with records of %d bytes; this program reads version %d with %d",
+			s.Version, s.Record, snapshotVersion, binary.Size(flow.Record{}))
+	}
+	if len(s.Members) > 1<<24 {
+		return s, fmt.Errorf("the snapshot of enrich holds %d records; at most %d", len(s.Members), 1<<24)
+	}
+	return s, nil
+}
+
+// record reads record i, its names by way of name.
+func (s *snapshot) record(i int, name func(text string) flow.Name) (r flow.Record, err error) {
+	if err := binary.Read(bytes.NewReader(s.Members[i].Record), binary.LittleEndian, &r); err != nil {
+		return r, fmt.Errorf("reading record %d of the snapshot of enrich: %w", i, err)
+	}
+	for _, n := range namesOf(&r) {
+		*n = name(s.Names[uint32(*n)])
+	}
+	return r, nil
+}
+
 // Restore replaces the state by that of a snapshot. After an error the Pairer is empty.
 func (p *Pairer) Restore(b []byte) error {
 	p.reset()
 	p.clock = 0
-	var s snapshot
-	if err := json.Unmarshal(b, &s); err != nil {
-		return fmt.Errorf("reading the snapshot of enrich: %w", err)
-	}
-	if s.Version != snapshotVersion || s.Record != binary.Size(flow.Record{}) {
-		return fmt.Errorf("the snapshot of enrich is of version %d with records of %d bytes; this program reads version %d with %d",
-			s.Version, s.Record, snapshotVersion, binary.Size(flow.Record{}))
-	}
-	if len(s.Members) > 1<<24 {
-		return fmt.Errorf("the snapshot of enrich holds %d records; at most %d", len(s.Members), 1<<24)
+	s, err := read(b)
+	if err != nil {
+		return err
 	}
 	for i := range s.Members {
 		ms := &s.Members[i]
 		m := member{at: flow.Time(ms.At), decided: ms.Decided, own: flow.Orientation(ms.Own), ownSure: ms.Sure}
-		if err := binary.Read(bytes.NewReader(ms.Record), binary.LittleEndian, &m.rec); err != nil {
+		if m.rec, err = s.record(i, p.names.Intern); err != nil {
 			p.reset()
-			return fmt.Errorf("reading record %d of the snapshot of enrich: %w", i, err)
-		}
-		for _, n := range namesOf(&m.rec) {
-			*n = p.names.Intern(s.Names[uint32(*n)])
+			return err
 		}
 		var ok bool
 		if m.key, m.low, ok = keyOf(&m.rec); !ok {

@@ -88,8 +88,8 @@ func newDetectionMetrics(reg prometheus.Registerer) *detectionMetrics {
 		repeated:   counter("repeated_ranges_total", "Ranges that were found open when a partition was taken over, and done again under the same token."),
 		skipped:    counter("skipped_offsets_total", "Offsets that retention or the loss of a log took away before they were read. Alert on any."),
 		lost:       counter("lost_checkpoints_total", "Checkpoints that were not where the position says; what waited and what findings had counted is forgotten. Alert on any."),
-		fill: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "postern_kafka_batch_rows",
-			Help: "Flows a value of our own topic.", Buckets: []float64{1, 4, 16, 64, 256, 512, 1024}}),
+		fill: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "postern_kafka_batch_size",
+			Help: "Flows a value of our own topic, of at most 1,024.", Buckets: []float64{1, 4, 16, 64, 256, 512, 1024}}),
 	}
 	reg.MustRegister(m.lag, m.values, m.duplicates, m.refused, m.repeated, m.skipped, m.lost, m.fill)
 	return m

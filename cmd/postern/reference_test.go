@@ -266,8 +266,8 @@ type metricDoc struct{ name, kind, help string }
 
 var descText = regexp.MustCompile(`^Desc\{fqName: "([^"]+)", help: ("(?:[^"\\]|\\.)*"), `)
 
-// everyMetric lists what a service with a webhook registers, by name. The Go
-// runtime's and the process's own are left out.
+// everyMetric lists what a service with a webhook and the roles around Kafka register,
+// by name. The Go runtime's and the process's own are left out.
 func everyMetric(t *testing.T) []metricDoc {
 	cfg := defaultConfig()
 	cfg.Data = t.TempDir()
@@ -286,8 +286,26 @@ func everyMetric(t *testing.T) []metricDoc {
 	defer s.spool.Close()
 	defer s.store.close()
 	defer s.adminAddr.Close()
+	cfg.Kafka.Brokers = []string{"127.0.0.1:9092"}
+	collector, err := newCollector(cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	detection, err := newDetection(cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	forwarder, err := newForwarder(cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
 	descs := make(chan *prometheus.Desc)
-	go func() { s.registry.Describe(descs); close(descs) }()
+	go func() {
+		for _, r := range []*prometheus.Registry{s.registry, collector.registry, detection.registry, forwarder.registry} {
+			r.Describe(descs)
+		}
+		close(descs)
+	}()
 	seen := map[string]metricDoc{}
 	for d := range descs {
 		m := descText.FindStringSubmatch(d.String())

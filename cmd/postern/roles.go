@@ -69,6 +69,10 @@ func newAllRoles(cfg config, log *slog.Logger) (*allRoles, error) {
 	add("collect", collector, err)
 	detection, err := newDetection(cfg, log.With("role", "detect"))
 	add("detect", detection, err)
+	if len(cfg.Webhooks) > 0 {
+		forwarder, err := newForwarder(cfg, log.With("role", "forward"))
+		add("forward", forwarder, err)
+	}
 	return all, errors.Join(errs...)
 }
 

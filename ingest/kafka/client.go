@@ -45,7 +45,6 @@ type Client struct {
 	met    *clientMetrics
 	kafka  *kgo.Client
 	trans  *kgo.Transport
-	dialer *kgo.Dialer
 	cancel context.CancelFunc
 
 	mu        sync.Mutex
@@ -79,9 +78,8 @@ func Open(cfg Config, resolve func(ref string) (string, error), opts Options) (*
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	dial := boundedDial(cfg.Timeout)
 	trans := &kgo.Transport{
-		Dial:        dial,
+		Dial:        boundedDial(cfg.Timeout),
 		DialTimeout: min(cfg.Timeout, 5*time.Second),
 		IdleTimeout: idleTimeout,
 		MetadataTTL: metadataTTL,
@@ -91,18 +89,11 @@ func Open(cfg Config, resolve func(ref string) (string, error), opts Options) (*
 		Context:     ctx,
 	}
 	return &Client{
-		cfg:   cfg,
-		log:   opts.Logger,
-		met:   met,
-		trans: trans,
-		kafka: &kgo.Client{Addr: kgo.TCP(cfg.Brokers...), Timeout: cfg.Timeout, Transport: trans},
-		dialer: &kgo.Dialer{
-			ClientID:      cfg.ClientID,
-			DialFunc:      dial,
-			Timeout:       cfg.Timeout,
-			TLS:           tlsConfig,
-			SASLMechanism: mechanism,
-		},
+		cfg:    cfg,
+		log:    opts.Logger,
+		met:    met,
+		trans:  trans,
+		kafka:  &kgo.Client{Addr: kgo.TCP(cfg.Brokers...), Timeout: cfg.Timeout, Transport: trans},
 		cancel: cancel,
 	}, nil
 }
@@ -205,10 +196,6 @@ func (c *Client) Config() Config { return c.cfg }
 // Kafka is the client for requests this package has no method for. Errors of its
 // requests may mean that leadership moved: see [Retryable] and [Client.Refresh].
 func (c *Client) Kafka() *kgo.Client { return c.kafka }
-
-// Dialer makes single connections with the same security and time limits, for
-// [kgo.ConsumerGroup].
-func (c *Client) Dialer() *kgo.Dialer { return c.dialer }
 
 // Close ends all connections that are idle, the others as soon as their request is
 // over, and takes the metrics back. Requests must have ended before.

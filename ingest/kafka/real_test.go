@@ -393,15 +393,6 @@ func TestRealSecurity(t *testing.T) {
 			if r := readAll(t, c, topic, 0, 0); len(r) != 1 || string(r[0].Value) != "v" {
 				t.Errorf("%v", r)
 			}
-			// The consumer group speaks through the dialer.
-			conn, err := c.Dialer().DialContext(ctx, "tcp", tc.addr)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer conn.Close()
-			if parts, err := conn.ReadPartitions(topic); err != nil || len(parts) != 1 {
-				t.Errorf("%v %v", parts, err)
-			}
 		})
 	}
 }

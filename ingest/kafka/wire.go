@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/bits"
 
@@ -32,7 +33,9 @@ import (
 // there as zero in every row; a writer leaves such columns out. So a column may be
 // added under the next free id with only the minor version raised, and binaries of
 // both kinds read each other's values. Only what an older reader would misread
-// raises the major version, and that reader refuses the value.
+// raises the major version, and that reader refuses the value. A reader reads every
+// major version from 1 to its own, since the topic still holds what older writers
+// wrote.
 //
 // The columns and their encodings are in wire_columns.go.
 const (
@@ -77,11 +80,11 @@ func ReadHeader(value []byte) (h Header, rows int, err error) {
 	if len(value) < len(wireMagic)+2 || string(value[:len(wireMagic)]) != wireMagic {
 		return h, 0, fmt.Errorf("no batch of flows: %d bytes that do not begin with %q and a version", len(value), wireMagic)
 	}
-	if v := value[4]; v != wireMajor {
-		if v > wireMajor {
-			return h, 0, fmt.Errorf("a batch of flows of wire version %d, this binary reads version %d: upgrade it before what writes to the topic", v, wireMajor)
-		}
-		return h, 0, fmt.Errorf("a batch of flows of wire version %d, which never was: versions begin at 1", v)
+	switch v := value[4]; {
+	case v > wireMajor:
+		return h, 0, fmt.Errorf("a batch of flows of wire version %d, this binary reads versions up to %d: upgrade detectors before collectors", v, wireMajor)
+	case v == 0:
+		return h, 0, errors.New("a batch of flows of wire version 0, which never was: versions begin at 1")
 	}
 	if len(value) < headerSize {
 		return h, 0, fmt.Errorf("a batch of flows cut short: %d bytes, its header has %d", len(value), headerSize)

@@ -362,7 +362,7 @@ func TestErrors(t *testing.T) {
 	}{
 		{nil, `no batch of flows: 0 bytes that do not begin with "PFLW" and a version`},
 		{[]byte(`{"type":"FLOW"}`), `no batch of flows: 15 bytes that do not begin with "PFLW" and a version`},
-		{with(4, 2), "a batch of flows of wire version 2, this binary reads version 1: upgrade it before what writes to the topic"},
+		{with(4, 2), "a batch of flows of wire version 2, this binary reads versions up to 1: upgrade detectors before collectors"},
 		{with(4, 0), "a batch of flows of wire version 0, which never was: versions begin at 1"},
 		{good[:headerSize-1], "a batch of flows cut short: 44 bytes, its header has 45"},
 		{with(6, 1, 4), "a batch of flows with 1025 rows, at most 1024 are allowed"},

@@ -70,9 +70,9 @@ type detection struct {
 }
 
 type detectionMetrics struct {
-	lag                                                  *prometheus.GaugeVec
-	values, duplicates, refused, repeated, skipped, lost prometheus.Counter
-	fill                                                 prometheus.Histogram
+	log                                         *logMetrics
+	values, duplicates, refused, repeated, lost prometheus.Counter
+	fill                                        prometheus.Histogram
 }
 
 func newDetectionMetrics(reg prometheus.Registerer) *detectionMetrics {
@@ -80,18 +80,16 @@ func newDetectionMetrics(reg prometheus.Registerer) *detectionMetrics {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: "postern_kafka_" + name, Help: help})
 	}
 	m := &detectionMetrics{
-		lag: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postern_kafka_lag",
-			Help: "Values behind the end of a partition's log, when it was last asked."}, []string{"topic", "partition"}),
+		log:        newLogMetrics(reg),
 		values:     counter("values_total", "Values taken in."),
 		duplicates: counter("duplicate_values_total", "Values of our own topic that were there before: a producer's retry, or a unit that a collector sent again after a crash."),
 		refused:    counter("refused_messages_total", "Messages inside values of others that are no flows."),
 		repeated:   counter("repeated_ranges_total", "Ranges that were found open when a partition was taken over, and done again under the same token."),
-		skipped:    counter("skipped_offsets_total", "Offsets that retention or the loss of a log took away before they were read. Alert on any."),
 		lost:       counter("lost_checkpoints_total", "Checkpoints that were not where the position says; what waited and what findings had counted is forgotten. Alert on any."),
 		fill: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "postern_kafka_batch_size",
 			Help: "Flows a value of our own topic, of at most 1,024.", Buckets: []float64{1, 4, 16, 64, 256, 512, 1024}}),
 	}
-	reg.MustRegister(m.lag, m.values, m.duplicates, m.refused, m.repeated, m.skipped, m.lost, m.fill)
+	reg.MustRegister(m.values, m.duplicates, m.refused, m.repeated, m.lost, m.fill)
 	return m
 }
 
@@ -232,6 +230,9 @@ func (d *detection) ask(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := d.divisionKept(ctx); err != nil {
+		return err
+	}
 	return d.policy.catchUp(ctx)
 }
 
@@ -256,7 +257,7 @@ func (d *detection) disown(w *partition) {
 	defer d.mu.Unlock()
 	delete(d.owned, w)
 	d.judged.merge(w.pipe.verdicts())
-	d.met.lag.DeletePartialMatch(prometheus.Labels{"topic": w.a.Topic, "partition": fmt.Sprint(w.a.Partition)})
+	w.in.forget()
 }
 
 func (d *detection) mine() []*partition {

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"slices"
-	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -47,9 +46,9 @@ type forwarder struct {
 	member   *kafka.Member
 	told     *receivers
 	topic    string
+	met      *logMetrics
 	events   prometheus.Counter
-	*logMetrics
-	begun atomic.Bool // the topic is there
+	begun    atomic.Bool // the topic is there
 }
 
 // errNoReceiver is a forwarder that has nobody to tell.
@@ -67,7 +66,7 @@ func newForwarder(cfg config, log *slog.Logger) (*forwarder, error) {
 		events: prometheus.NewCounter(prometheus.CounterOpts{Name: "postern_forward_events_total",
 			Help: "Events taken from the findings topic, after each was put in the outbox of every receiver that wants it."})}
 	f.registry.MustRegister(f.events)
-	f.logMetrics = newLogMetrics(f.registry)
+	f.met = newLogMetrics(f.registry)
 	var err error
 	if f.client, err = kafka.Open(cfg.Kafka, resolveSecret, kafka.Options{Logger: log, Metrics: f.registry}); err != nil {
 		return nil, err
@@ -160,7 +159,8 @@ const (
 // work forwards the events of a partition until ctx ends, the partition is lost or the
 // process stops.
 func (f *forwarder) work(ctx context.Context, a *kafka.Assignment) error {
-	defer f.forget(a)
+	in := &partitionLog{a, f.client, f.log.With("topic", a.Topic, "partition", a.Partition), f.met}
+	defer in.forget()
 	next, err := f.first(ctx, a)
 	if err != nil {
 		return err
@@ -177,7 +177,7 @@ func (f *forwarder) work(ctx context.Context, a *kafka.Assignment) error {
 		}
 	}()
 	for {
-		next, err = f.forward(ctx, waiting, a, next)
+		next, err = f.forward(ctx, waiting, in, next)
 		switch {
 		case ctx.Err() == nil && waiting.Err() != nil:
 			return nil // stopping
@@ -198,30 +198,30 @@ func (f *forwarder) first(ctx context.Context, a *kafka.Assignment) (int64, erro
 }
 
 // forward fetches what comes from an offset on, forwards it and gives where to go on.
-func (f *forwarder) forward(ctx, waiting context.Context, a *kafka.Assignment, next int64) (int64, error) {
-	got, err := f.client.Fetch(waiting, a.Topic, a.Partition, next, forwardFetch, forwardWait)
+func (f *forwarder) forward(ctx, waiting context.Context, in *partitionLog, next int64) (int64, error) {
+	got, err := f.client.Fetch(waiting, in.a.Topic, in.a.Partition, next, forwardFetch, forwardWait)
 	if errors.Is(err, kgo.OffsetOutOfRange) {
-		return f.skip(ctx, f.client, a, next, f.log)
+		return in.skip(ctx, next)
 	}
 	if err != nil {
 		return next, err
 	}
-	f.behind(a, got.High-next)
+	in.lag(got.High - next)
 	for records := range slices.Chunk(got.Records, forwardAtOnce) {
-		if err := f.take(waiting, a, records); err != nil {
+		if err := f.take(waiting, in, records); err != nil {
 			return next, err
 		}
 		next = records[len(records)-1].Offset + 1
-		if err := a.Commit(ctx, kafka.Position{Offset: next}); err != nil {
+		if err := in.a.Commit(ctx, kafka.Position{Offset: next}); err != nil {
 			return next, err
 		}
-		f.behind(a, got.High-next)
+		in.lag(got.High - next)
 	}
 	return got.Next, nil
 }
 
 // take puts the events in the outboxes, and what is none on the dead-letter topic.
-func (f *forwarder) take(ctx context.Context, a *kafka.Assignment, records []kafka.Record) error {
+func (f *forwarder) take(ctx context.Context, in *partitionLog, records []kafka.Record) error {
 	notices := make([]notice, 0, len(records))
 	for i := range records {
 		n, err := noticeOf(&records[i])
@@ -229,7 +229,7 @@ func (f *forwarder) take(ctx context.Context, a *kafka.Assignment, records []kaf
 			notices = append(notices, n)
 			continue
 		}
-		if err := putDead(ctx, f.client, a, &records[i], err, f.log); err != nil {
+		if err := in.dead(ctx, &records[i], err); err != nil {
 			return err
 		}
 	}
@@ -238,13 +238,6 @@ func (f *forwarder) take(ctx context.Context, a *kafka.Assignment, records []kaf
 	}
 	f.events.Add(float64(len(notices)))
 	return nil
-}
-
-// putDead keeps what cannot be read where a person finds it, and the partition goes on.
-func putDead(ctx context.Context, c *kafka.Client, a *kafka.Assignment, r *kafka.Record, reason error, log *slog.Logger) error {
-	log.Error("a value cannot be read; it is kept on the dead-letter topic", "topic", a.Topic, "partition", a.Partition, "offset", r.Offset, "error", reason)
-	return c.PutDead(ctx, kafka.DeadLetter{Topic: a.Topic, Partition: a.Partition, Offset: r.Offset,
-		Time: r.Time, Key: r.Key, Value: r.Value, Headers: r.Headers, Reason: reason.Error()})
 }
 
 // noticeOf reads an event off the findings topic.
@@ -282,47 +275,4 @@ func noticeOf(r *kafka.Record) (notice, error) {
 	}
 	n.event.Time = f.LastSeen
 	return n, nil
-}
-
-// logMetrics are the metrics of whoever reads partitions.
-type logMetrics struct {
-	lag     *prometheus.GaugeVec
-	skipped prometheus.Counter
-}
-
-func newLogMetrics(reg prometheus.Registerer) *logMetrics {
-	m := &logMetrics{
-		lag: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postern_kafka_lag",
-			Help: "Values behind the end of a partition's log, when it was last asked."}, []string{"topic", "partition"}),
-		skipped: prometheus.NewCounter(prometheus.CounterOpts{Name: "postern_kafka_skipped_offsets_total",
-			Help: "Offsets that retention or the loss of a log took away before they were read. Alert on any."}),
-	}
-	reg.MustRegister(m.lag, m.skipped)
-	return m
-}
-
-// behind takes note of how many values of a partition are not read yet.
-func (m *logMetrics) behind(a *kafka.Assignment, n int64) {
-	m.lag.WithLabelValues(a.Topic, strconv.Itoa(a.Partition)).Set(float64(max(0, n)))
-}
-
-// forget ends what is said of a partition that others read now.
-func (m *logMetrics) forget(a *kafka.Assignment) {
-	m.lag.DeleteLabelValues(a.Topic, strconv.Itoa(a.Partition))
-}
-
-// skip moves on to what the log of a partition still has, where retention was quicker
-// than we.
-func (m *logMetrics) skip(ctx context.Context, c *kafka.Client, a *kafka.Assignment, from int64, log *slog.Logger) (int64, error) {
-	first, end, err := c.Offsets(ctx, a.Topic, a.Partition)
-	if err != nil {
-		return from, err
-	}
-	to := first
-	if from > end {
-		to = end // the log was cut at its end: an unclean election, or the topic was made anew
-	}
-	log.Error("offsets are gone before they were read; what they held is lost", "topic", a.Topic, "partition", a.Partition, "from", from, "to", to)
-	m.skipped.Add(float64(max(0, to-from)))
-	return to, nil
 }

@@ -33,6 +33,7 @@ type partition struct {
 	*detection
 	a    *kafka.Assignment
 	log  *slog.Logger
+	in   *partitionLog
 	name string // kafka/CLUSTER/GROUP/TOPIC/PARTITION, for tokens
 
 	pos     kafka.Position
@@ -137,6 +138,7 @@ func (d *detection) work(ctx context.Context, a *kafka.Assignment) error {
 		name:    fmt.Sprintf("kafka/%s/%s/%s/%d", d.cluster, d.cfg.Kafka.Group, a.Topic, a.Partition),
 		scratch: flow.NewBatch(kafka.BatchRows, nil), reg: prometheus.NewRegistry(), closed: make(chan struct{}, 1), lively: time.Now(),
 	}
+	w.in = &partitionLog{a, d.client, w.log, d.met.log}
 	if err := w.load(ctx); err != nil {
 		return err
 	}
@@ -222,7 +224,7 @@ func (w *partition) settle(ctx context.Context) error {
 		w.pos.Offset = done
 	case set > done:
 		w.log.Warn("the group's offset was set ahead; what lies between is not taken in", "done", done, "offset", set)
-		w.met.skipped.Add(float64(set - done))
+		w.met.log.skipped.Add(float64(set - done))
 	}
 	return nil
 }
@@ -347,7 +349,8 @@ func (w *partition) gather(ctx context.Context) (records []kafka.Record, to int6
 		}
 		f, err := w.client.Fetch(ctx, w.a.Topic, w.a.Partition, next, int64(w.cfg.Ingest.Kafka.Range)-size, min(wait, 250*time.Millisecond))
 		if errors.Is(err, kgo.OffsetOutOfRange) && len(records) == 0 {
-			if next, err = w.skip(ctx, next); err == nil {
+			if next, err = w.in.skip(ctx, next); err == nil {
+				w.pos.Offset = next
 				continue
 			}
 		}
@@ -355,29 +358,13 @@ func (w *partition) gather(ctx context.Context) (records []kafka.Record, to int6
 			w.client.Refresh()
 			return nil, -1, err
 		}
-		w.lag(f.High - f.Next)
+		w.in.lag(f.High - f.Next)
 		if len(f.Records) > 0 && len(records) == 0 {
 			began, w.lively = time.Now(), time.Now()
 		}
 		records, next = append(records, f.Records...), f.Next
 		size += int64(f.Bytes)
 	}
-}
-
-// skip moves on to what the log still has, where retention was quicker than we.
-func (w *partition) skip(ctx context.Context, from int64) (int64, error) {
-	first, end, err := w.client.Offsets(ctx, w.a.Topic, w.a.Partition)
-	if err != nil {
-		return from, err
-	}
-	to := first
-	if from > end {
-		to = end // the log was cut at its end: an unclean election, or the topic was made anew
-	}
-	w.log.Error("offsets are gone before they were read; their flows are lost", "from", from, "to", to)
-	w.met.skipped.Add(float64(max(0, to-from)))
-	w.pos.Offset = to
-	return to, nil
 }
 
 // again fetches the values of a range once more.
@@ -391,7 +378,7 @@ func (w *partition) again(ctx context.Context, from, to int64) (records []kafka.
 		}
 		if gone || f.Next == next && f.High <= next {
 			w.log.Error("a range that was open cannot be read again as a whole; what is missing of it may be lost", "from", next, "to", to)
-			w.met.skipped.Add(float64(to - next))
+			w.met.log.skipped.Add(float64(to - next))
 			return records, nil
 		}
 		for _, r := range f.Records {
@@ -461,7 +448,7 @@ func (w *partition) takeOwn(ctx context.Context, r *kafka.Record) error {
 	w.scratch.Reset()
 	h, err := w.decoder.Decode(r.Value, w.scratch)
 	if err != nil {
-		return w.dead(ctx, r, err)
+		return w.in.dead(ctx, r, err)
 	}
 	if !w.kept.Producers.fresh(&h, w.pos.Open.At) {
 		w.met.duplicates.Inc()
@@ -514,7 +501,7 @@ func (w *partition) takeForeign(ctx context.Context, r *kafka.Record) error {
 	w.scratch.Reset()
 	refused, err := w.foreign.Decode(r.Value, seed, flow.TimeOf(r.Time), w.scratch)
 	if err != nil {
-		return w.dead(ctx, r, err)
+		return w.in.dead(ctx, r, err)
 	}
 	w.met.values.Inc()
 	if refused > 0 {
@@ -522,15 +509,4 @@ func (w *partition) takeForeign(ctx context.Context, r *kafka.Record) error {
 		w.log.Warn("a value holds messages that are no flows", "offset", r.Offset, "refused", refused, "first", w.foreign.Reason())
 	}
 	return w.pipe.records(ctx, func(b *flow.Batch) { b.Records = append(b.Records, w.scratch.Records...) })
-}
-
-// dead puts a value that cannot be read where a person finds it, and the partition goes on.
-func (w *partition) dead(ctx context.Context, r *kafka.Record, reason error) error {
-	w.log.Error("a value cannot be read; it is kept on the dead-letter topic", "offset", r.Offset, "error", reason)
-	return w.client.PutDead(ctx, kafka.DeadLetter{Topic: w.a.Topic, Partition: w.a.Partition, Offset: r.Offset,
-		Time: r.Time, Key: r.Key, Value: r.Value, Headers: r.Headers, Reason: reason.Error()})
-}
-
-func (w *partition) lag(n int64) {
-	w.met.lag.WithLabelValues(w.a.Topic, fmt.Sprint(w.a.Partition)).Set(float64(max(0, n)))
 }

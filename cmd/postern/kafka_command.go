@@ -116,6 +116,9 @@ func kafkaDeadListCommand(where *kafkaFlags) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "list", Short: "List dead letters, oldest first", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if limit < 1 {
+				return fmt.Errorf("--limit is %d; it must be at least 1", limit)
+			}
 			t := table.NewWriter()
 			t.SetStyle(table.StyleLight)
 			t.Style().Format.Header = text.FormatDefault
@@ -246,7 +249,7 @@ several letters, because a range was worked on again, is put back once.`,
 				}
 				fmt.Fprintf(cmd.OutOrStdout(), "replayed: %d\n", r.done)
 				if err == nil && r.failed > 0 {
-					err = fmt.Errorf("%d letters could not be replayed", r.failed)
+					err = fmt.Errorf("letters that could not be replayed: %d", r.failed)
 				}
 				return err
 			})

@@ -19,30 +19,48 @@ func TestExampleConfiguration(t *testing.T) {
 	}
 }
 
-// TestUnit: the systemd unit verifies, on machines that have systemd's tool.
-func TestUnit(t *testing.T) {
-	path := filepath.Join("..", "..", "deploy", "postern.service")
-	raw, err := os.ReadFile(path)
+// TestExampleWithKafka: so is the one for the roles around Kafka, and it says how to make
+// its topics.
+func TestExampleWithKafka(t *testing.T) {
+	cfg, err := loadConfig(filepath.Join("..", "..", "deploy", "kafka.yaml"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	unit := string(raw)
-	for _, want := range []string{"ExecStart=/usr/local/bin/postern serve -c /etc/postern/postern.yaml", "ExecReload=/bin/kill -HUP", "NoNewPrivileges=true"} {
-		if !strings.Contains(unit, want) {
-			t.Errorf("the unit lacks %q", want)
-		}
+	if len(cfg.Kafka.Brokers) != 3 || cfg.Kafka.SASL.Mechanism == "" || len(cfg.Webhooks) != 1 {
+		t.Errorf("the example does not say what it seems to say: %+v", cfg.Kafka)
 	}
+}
+
+// TestUnits: the systemd units verify, on machines that have systemd's tool.
+func TestUnits(t *testing.T) {
 	tool, err := exec.LookPath("systemd-analyze")
 	if err != nil {
-		t.Logf("systemd-analyze is not on this machine; the unit's directives were not verified: %v", err)
-		return
+		t.Logf("systemd-analyze is not on this machine; the units' directives were not verified: %v", err)
 	}
-	// The binary is not installed where the unit expects it; everything else must be right.
-	local := filepath.Join(t.TempDir(), "postern.service")
-	if err := os.WriteFile(local, []byte(strings.ReplaceAll(unit, "/usr/local/bin/postern", "/bin/true")), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command(tool, "verify", local).CombinedOutput(); err != nil {
-		t.Errorf("%v\n%s", err, out)
+	for name, wants := range map[string][]string{
+		"postern.service":  {"ExecStart=/usr/local/bin/postern serve -c /etc/postern/postern.yaml"},
+		"postern@.service": {"ExecStart=/usr/local/bin/postern %i -c /etc/postern/%i.yaml"},
+	} {
+		raw, err := os.ReadFile(filepath.Join("..", "..", "deploy", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		unit := string(raw)
+		for _, want := range append(wants, "ExecReload=/bin/kill -HUP", "NoNewPrivileges=true") {
+			if !strings.Contains(unit, want) {
+				t.Errorf("%s lacks %q", name, want)
+			}
+		}
+		if tool == "" {
+			continue
+		}
+		// The binary is not installed where the unit expects it; everything else must be right.
+		local := filepath.Join(t.TempDir(), strings.Replace(name, "@", "@detect", 1))
+		if err := os.WriteFile(local, []byte(strings.ReplaceAll(unit, "/usr/local/bin/postern", "/bin/true")), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command(tool, "verify", local).CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		}
 	}
 }

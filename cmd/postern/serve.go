@@ -290,7 +290,10 @@ func (s *service) openPipeline() error {
 		log:       s.log,
 		chunkRows: s.cfg.Ingest.Spool.ChunkRows,
 	})
-	s.registry.MustRegister(newLedgerCollector(s.ledger), newPolicyCollector(s.pipe.verdicts, s.history))
+	s.registry.MustRegister(newLedgerCollector(s.ledger))
+	if s.keeper != nil {
+		s.registry.MustRegister(newPolicyCollector(s.pipe.verdicts, s.history))
+	}
 	if cp == nil {
 		return nil
 	}

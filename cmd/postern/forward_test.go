@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	kgo "github.com/segmentio/kafka-go"
@@ -347,6 +348,70 @@ func TestForwardHolds(t *testing.T) {
 			t.Errorf("event %d is %s", i+1, id)
 		}
 	}
+}
+
+// sendFunc is a receiver that is a function.
+type sendFunc func(*sink.Event) error
+
+func (f sendFunc) Send(_ context.Context, e *sink.Event) error { return f(e) }
+
+// TestForwardThreeDaysAway is scenario 38 for what comes by the findings topic: a
+// receiver that is away for three days, over restarts of the forwarder that read part
+// of the topic again, gets everything, in order by finding and with its own times.
+func TestForwardThreeDaysAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := defaultConfig()
+		cfg.Data, cfg.Kafka.Brokers, cfg.Outbox.Reserve = t.TempDir(), []string{"127.0.0.1:9"}, 0
+		t.Setenv("POSTERN_TEST_SECRET", sink.NewWebhookSecret())
+		w := sink.DefaultWebhookConfig()
+		w.Name, w.URL, w.Secrets = "soc", "https://siem.example.net/", []string{"env:POSTERN_TEST_SECRET"}
+		cfg.Webhooks = []sink.WebhookConfig{w}
+		const findings, revisions = 20, 6
+		back := time.Now().Add(72 * time.Hour)
+		var mu sync.Mutex
+		newest := map[string]uint64{}
+		receive := sendFunc(func(e *sink.Event) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if time.Now().Before(back) {
+				return errors.New("away")
+			}
+			newest[e.Key]++
+			if r := newest[e.Key]; e.ID != fmt.Sprintf("%s:%d", e.Key, r) || e.Time != flow.Time(1_700_000_000_000+r) {
+				t.Errorf("%s of time %d came as number %d of its finding", e.ID, e.Time, r)
+			}
+			return nil
+		})
+		var log []kafka.Record // the topic
+		for r := uint64(1); r <= revisions; r++ {
+			for i := range findings {
+				m := eventMessage(t, fmt.Sprintf("f%d", i), r, flow.High)
+				log = append(log, kafka.Record{Key: m.Key, Value: m.Value, Headers: m.Headers})
+			}
+			f, err := newForwarder(cfg, slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := f.told.open(); err != nil {
+				t.Fatal(err)
+			}
+			// What the one before had taken and not committed comes again.
+			if err := f.take(t.Context(), nil, log[max(0, len(log)-2*findings):]); err != nil {
+				t.Fatal(err)
+			}
+			ctx, stop := context.WithTimeout(t.Context(), 14*time.Hour)
+			_ = f.told.list[0].outbox.Run(ctx, receive)
+			stop()
+			if err := errors.Join(f.told.close(), f.client.Close()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i := range findings {
+			if n := newest[fmt.Sprintf("f%d", i)]; n != revisions {
+				t.Errorf("%d revisions of f%d came, want %d", n, i, revisions)
+			}
+		}
+	})
 }
 
 // lockedBuffer is a log to look into while it is written.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/cespare/xxhash/v2"
 	kgo "github.com/segmentio/kafka-go"
@@ -58,27 +59,49 @@ func (c *Client) SaveState(ctx context.Context, group, topic string, partition, 
 	return place, nil
 }
 
-// LoadState reads a checkpoint in partition in of the state topic. If it is not there any more or not what was saved the
-// error is ErrStateLost; any other may go away by itself.
+// LoadState reads a checkpoint in partition in of the state topic. If it is not there
+// any more or not what was saved the error is ErrStateLost; any other may go away by
+// itself.
 func (c *Client) LoadState(ctx context.Context, in int, place Place) ([]byte, error) {
 	var state []byte
 	for _, offset := range place.Offsets {
-		f, err := c.Fetch(ctx, c.cfg.Topic(TopicState), in, offset, statePart*2, c.cfg.Timeout)
+		part, err := c.loadPart(ctx, in, offset)
 		if err != nil {
-			if errors.Is(err, kgo.OffsetOutOfRange) {
-				return nil, fmt.Errorf("%w: %w", ErrStateLost, err)
-			}
 			return nil, err
 		}
-		if len(f.Records) == 0 || f.Records[0].Offset != offset {
-			return nil, fmt.Errorf("%w: nothing at offset %d of %s/%d", ErrStateLost, offset, c.cfg.Topic(TopicState), in)
-		}
-		state = append(state, f.Records[0].Value...)
+		state = append(state, part...)
 	}
 	if xxhash.Sum64(state) != place.Sum {
 		return nil, fmt.Errorf("%w: what lies at offsets %d of %s/%d is something else", ErrStateLost, place.Offsets, c.cfg.Topic(TopicState), in)
 	}
 	return state, nil
+}
+
+// hiddenFor is how long a record that was acknowledged may be behind the high watermark.
+// A broker that was killed, or that just became leader, gives nothing beyond the one it
+// knew of until its followers have fetched; one that does not is out of the game after
+// replica.lag.time.max.ms, 30 s.
+const hiddenFor = time.Minute
+
+func (c *Client) loadPart(ctx context.Context, in int, offset int64) ([]byte, error) {
+	for began := time.Now(); ; {
+		f, err := c.Fetch(ctx, c.cfg.Topic(TopicState), in, offset, statePart*2, time.Second)
+		switch {
+		case errors.Is(err, kgo.OffsetOutOfRange):
+			return nil, fmt.Errorf("%w: %w", ErrStateLost, err)
+		case err != nil:
+			return nil, err
+		case len(f.Records) > 0 && f.Records[0].Offset == offset:
+			return f.Records[0].Value, nil
+		case f.High > offset || time.Since(began) > hiddenFor:
+			return nil, fmt.Errorf("%w: nothing at offset %d of %s/%d", ErrStateLost, offset, c.cfg.Topic(TopicState), in)
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }
 
 // FindState finds the newest checkpoint of a partition in partition in of the state

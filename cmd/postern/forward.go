@@ -148,10 +148,11 @@ func (f *forwarder) ledger() flow.Ledger { return flow.Ledger{} }
 const (
 	// forwardFetch is how much of a partition is asked for at once, compressed.
 	forwardFetch = 256 << 10
-	// forwardAtOnce is how many events are put in an outbox before the position is
-	// committed. An outbox remembers many more by id (outbox.remember), so one that takes
-	// a few at a time recognises those it took when it is offered all of them again.
-	forwardAtOnce = 256
+	// forwardAtOnce is how many events are put in the outboxes before the position is
+	// committed. Whoever waits for room offers all of them again, and an outbox knows
+	// what it took and delivered meanwhile: 12 partitions have fewer on offer than the
+	// 1,000 ids that the smallest outbox.remember keeps.
+	forwardAtOnce = 64
 	// forwardWait is how long a broker may wait for something to give.
 	forwardWait = time.Second
 )

@@ -223,7 +223,7 @@ func TestForward(t *testing.T) {
 	b := broker.Shared(t)
 	cfg, client, hook := forwardConfig(t, b)
 	topic := cfg.Kafka.Topic(kafka.TopicFindings)
-	const findings = 10
+	const findings = 30
 	send := func(from, to uint64) {
 		for r := from; r <= to; r++ {
 			for i := range findings {
@@ -443,12 +443,14 @@ func TestForwardSkips(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	cfg.Kafka.Timeout = time.Second
 	put(1)
 	res, err := client.Kafka().OffsetCommit(t.Context(), &kgo.OffsetCommitRequest{GroupID: cfg.Kafka.Group + ".forward", GenerationID: -1,
 		Topics: map[string][]kgo.OffsetCommit{topic: {{Partition: 0, Offset: 100}}}})
 	if err != nil || res.Topics[topic][0].Error != nil {
 		t.Fatal(err, res)
 	}
+	cfg.Kafka.Timeout = time.Second // what ends too early is asked again for three of these
 	var log lockedBuffer
 	f, err := newForwarder(cfg, slog.New(slog.NewTextHandler(&log, nil)))
 	if err != nil {

@@ -11,6 +11,8 @@ POSTERN  = bin/postern
 VERSION ?=
 
 FUZZTIME ?= 60s
+ROUNDS   ?= 20
+SEED     ?= $(shell date +%s)
 BENCH    ?= .
 COUNT    ?= 6
 PKG      ?= ./...
@@ -48,6 +50,13 @@ test: check-go ## vet, lint and run every test; installs and fetches what they n
 .PHONY: race
 race: check-go ## run the tests under the race detector
 	$(GO) test -race -timeout 40m $(PKG)
+
+.PHONY: chaos
+chaos: check-go kafka ## let things happen to every role while flows are sent, for ROUNDS (20); SEED repeats; ends with a verdict
+	@mkdir -p .cache
+	@set -o pipefail; POSTERN_ROUNDS=$(ROUNDS) POSTERN_SEED=$(SEED) \
+		$(GO) test -run '^TestChaos$$' -count=1 -v -timeout 4h ./test | tee .cache/chaos.log; \
+	status=$$?; grep -o 'chaos: [0-9]* rounds, .*' .cache/chaos.log || echo "chaos: no verdict: FAIL"; exit $$status
 
 .PHONY: bench
 bench: check-go ## benchmark every stage and the whole chain beside goflow2; OLD=file compares

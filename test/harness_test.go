@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -319,6 +320,7 @@ type receiver struct {
 
 	mu     sync.Mutex
 	events map[string]json.RawMessage // by webhook-id
+	newest map[string]uint64          // revision, by finding
 	bad    []string
 	twice  int
 }
@@ -330,7 +332,7 @@ func newReceiver(t testing.TB) *receiver {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &receiver{secret: sink.NewWebhookSecret(), addr: l.Addr().String(), events: map[string]json.RawMessage{}}
+	r := &receiver{secret: sink.NewWebhookSecret(), addr: l.Addr().String(), events: map[string]json.RawMessage{}, newest: map[string]uint64{}}
 	r.Server = &http.Server{Handler: http.HandlerFunc(r.receive), ReadHeaderTimeout: time.Second}
 	go func() { _ = r.Serve(l) }() // ends with Close
 	t.Cleanup(func() { _ = r.Close() })
@@ -357,6 +359,8 @@ func (r *receiver) receive(w http.ResponseWriter, req *http.Request) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	id := req.Header.Get("webhook-id")
+	finding, number, _ := strings.Cut(id, ":")
+	revision, _ := strconv.ParseUint(number, 10, 64) // zero is out of order
 	switch old, seen := r.events[id]; {
 	case err != nil:
 		r.bad = append(r.bad, err.Error())
@@ -366,7 +370,10 @@ func (r *receiver) receive(w http.ResponseWriter, req *http.Request) {
 		r.bad = append(r.bad, fmt.Sprintf("event %s came twice with other content:\n%s\n%s", id, old, body))
 	case seen:
 		r.twice++
+	case revision <= r.newest[finding]:
+		r.bad = append(r.bad, fmt.Sprintf("revision %d of %s came after %d", revision, finding, r.newest[finding]))
 	}
+	r.newest[finding] = max(r.newest[finding], revision)
 	r.events[id] = body
 	w.WriteHeader(http.StatusNoContent)
 }
@@ -381,6 +388,13 @@ func (r *receiver) has(ids iter.Seq[string]) bool {
 		}
 	}
 	return true
+}
+
+// count is how many events were received.
+func (r *receiver) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.events)
 }
 
 // findings is the newest revision of each finding that was received.

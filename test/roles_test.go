@@ -83,7 +83,7 @@ func (d *deployment) configure(s *server, set settings) {
 	if set.database != "" {
 		database = set.database
 	}
-	kafkaSection := fmt.Sprintf("kafka: {brokers: [%q], prefix: %s, group: %s, partitions: %d, replication: %d, timeout: 3s}",
+	kafkaSection := fmt.Sprintf("kafka: {brokers: [\"%s\"], prefix: %s, group: %s, partitions: %d, replication: %d, timeout: 3s}",
 		strings.Join(brokers, `","`), d.kafka.Prefix, d.kafka.Group, d.kafka.Partitions, d.kafka.Replication)
 	if s.role == "serve" {
 		kafkaSection = ""
@@ -162,11 +162,12 @@ func (d *deployment) topicFlows(c *kafka.Client) (all, distinct uint64) {
 	return all, distinct
 }
 
-// topicFindings is the events on the findings topic by id. One that is there twice must
-// be the same both times.
-func (d *deployment) topicFindings(c *kafka.Client) map[string]flow.Finding {
+// topicFindings is the events on the findings topic by id, and what is wrong with them:
+// one that is there twice must be the same both times.
+func (d *deployment) topicFindings(c *kafka.Client) (out map[string]flow.Finding, wrong []string) {
 	d.t.Helper()
-	bodies, out := map[string]string{}, map[string]flow.Finding{}
+	bodies := map[string]string{}
+	out = map[string]flow.Finding{}
 	d.read(c, d.kafka.Topic(kafka.TopicFindings), func(_ int, r *kafka.Record) {
 		var f flow.Finding
 		if err := json.Unmarshal(r.Value, &f); err != nil {
@@ -174,33 +175,37 @@ func (d *deployment) topicFindings(c *kafka.Client) map[string]flow.Finding {
 		}
 		id := f.EventID()
 		if old, known := bodies[id]; known && old != string(r.Value) {
-			d.t.Errorf("event %s is on the topic twice, with other content:\n%s\n%s", id, old, r.Value)
+			wrong = append(wrong, fmt.Sprintf("event %s is on the topic twice, with other content:\n%s\n%s", id, old, r.Value))
 		}
 		bodies[id], out[id] = string(r.Value), f
 	})
-	return out
+	return out, wrong
 }
 
-// told waits until the receiver has every event of the findings topic, and the topic every
-// revision that the findings view speaks of.
+// told waits until the receiver has every event of the findings topic, the newest of each
+// finding being what the findings view says of it, and gives the events by id.
 func (d *deployment) told(hook *receiver, any *server) map[string]flow.Finding {
 	d.t.Helper()
 	c := d.client()
-	var events map[string]flow.Finding
-	any.until("every revision of every finding to be received", 60*time.Second, func() bool {
-		events = d.topicFindings(c)
-		newest := map[string]uint64{}
-		for _, f := range events {
-			newest[f.ID] = max(newest[f.ID], f.Revision)
-		}
-		for _, row := range any.query("SELECT id, revision FROM findings") {
-			if newest[row["id"].(string)] != uint64(row["revision"].(float64)) {
-				return false
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		events, wrong := d.topicFindings(c)
+		stored := any.query("SELECT id, revision, count FROM findings")
+		received := hook.findings(d.t)
+		behind := 0
+		for _, row := range stored {
+			f := received[row["id"].(string)]
+			if f.Revision != uint64(row["revision"].(float64)) || f.Count != int64(row["count"].(float64)) {
+				behind++
 			}
 		}
-		return hook.has(maps.Keys(events))
-	})
-	return events
+		if len(wrong) == 0 && behind == 0 && len(stored) == len(received) && hook.has(maps.Keys(events)) {
+			return events
+		}
+		if len(wrong) > 0 || time.Now().After(deadline) {
+			d.t.Errorf("%d events on the topic, %d received, %d of %d findings not as the view has them; %q", len(events), hook.count(), behind, len(stored), wrong[:min(len(wrong), 3)])
+			return events
+		}
+	}
 }
 
 // partitions is how many a detector works on.

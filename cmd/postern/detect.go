@@ -230,6 +230,9 @@ func (d *detection) ask(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := d.divisionKept(ctx); err != nil {
+		return err
+	}
 	return d.policy.catchUp(ctx)
 }
 

@@ -24,10 +24,10 @@ func kafkaCommand() *cobra.Command {
 	var where kafkaFlags
 	cmd := &cobra.Command{
 		Use:   "kafka",
-		Short: "Our topics in Kafka: create them, look after what could not be read",
+		Short: "Our topics in Kafka: create them, divide flows anew, look after what could not be read",
 	}
 	cmd.PersistentFlags().StringVarP(&where.config, "config", "c", "", "configuration file")
-	cmd.AddCommand(kafkaInitCommand(&where), kafkaDeadCommand(&where))
+	cmd.AddCommand(kafkaInitCommand(&where), kafkaPartitionsCommand(&where), kafkaDeadCommand(&where))
 	return cmd
 }
 

@@ -138,6 +138,9 @@ func (d *detection) work(ctx context.Context, a *kafka.Assignment) error {
 		name:    fmt.Sprintf("kafka/%s/%s/%s/%d", d.cluster, d.cfg.Kafka.Group, a.Topic, a.Partition),
 		scratch: flow.NewBatch(kafka.BatchRows, nil), reg: prometheus.NewRegistry(), closed: make(chan struct{}, 1), lively: time.Now(),
 	}
+	if err := d.sameDivision(ctx); err != nil {
+		return err
+	}
 	w.in = &partitionLog{a, d.client, w.log, d.met.log}
 	if err := w.load(ctx); err != nil {
 		return err
@@ -160,6 +163,21 @@ func (d *detection) work(ctx context.Context, a *kafka.Assignment) error {
 	return err
 }
 
+// loadState reads a checkpoint in partition in of the state topic.
+func loadState(ctx context.Context, client *kafka.Client, in int, place kafka.Place) (kept partitionState, err error) {
+	raw, err := client.LoadState(ctx, in, place)
+	if err == nil {
+		err = json.Unmarshal(raw, &kept)
+	}
+	if err == nil && kept.Version != partitionStateVersion {
+		err = fmt.Errorf("it is of version %d, this postern reads version %d; let the postern that wrote it close its range first", kept.Version, partitionStateVersion)
+	}
+	if err != nil {
+		err = fmt.Errorf("the checkpoint: %w", err)
+	}
+	return kept, err
+}
+
 // load finds where the group stands and puts the stages back to the checkpoint there.
 func (w *partition) load(ctx context.Context) (err error) {
 	var ours bool
@@ -173,21 +191,19 @@ func (w *partition) load(ctx context.Context) (err error) {
 	}
 	w.kept = partitionState{Version: partitionStateVersion, Producers: producers{}}
 	if w.pos.State.Known() {
-		raw, err := w.client.LoadState(ctx, w.stateIn(), w.pos.State)
-		if err == nil {
-			err = json.Unmarshal(raw, &w.kept)
-		}
+		kept, err := loadState(ctx, w.client, w.stateIn(), w.pos.State)
 		switch {
 		case errors.Is(err, kafka.ErrStateLost):
 			// What waited for its other half and what findings had counted is gone. Going on
 			// is better than standing still, but nobody should have to find out by himself.
 			w.log.Error("going on with nothing remembered", "error", err)
 			w.met.lost.Inc()
-			w.kept = partitionState{Version: partitionStateVersion, Producers: producers{}}
 		case err != nil:
-			return fmt.Errorf("the checkpoint: %w", err)
-		case w.kept.Version != partitionStateVersion:
-			return fmt.Errorf("the checkpoint is of version %d, this postern reads version %d; let the postern that wrote it close its range first", w.kept.Version, partitionStateVersion)
+			return err
+		case kept.Partitions != w.partitions:
+			return errDivision(kept.Partitions, w.partitions)
+		default:
+			w.kept = kept
 		}
 	}
 	if !ours {

@@ -68,6 +68,9 @@ type SASLConfig struct {
 
 const day = 24 * time.Hour
 
+// MaxPartitions is the most partitions that flows can be divided into.
+const MaxPartitions = 1000
+
 // maxTopicName is the longest name Kafka takes for a topic.
 const maxTopicName = 249
 
@@ -139,8 +142,8 @@ func (c Config) Validate() error {
 	if c.Timeout < time.Second || c.Timeout > 5*time.Minute {
 		bad("timeout: %v is out of range; it must lie between 1s and 5m", c.Timeout)
 	}
-	if c.Partitions < 1 || c.Partitions > 1000 {
-		bad("partitions: %d is out of range; it must lie between 1 and 1000", c.Partitions)
+	if c.Partitions < 1 || c.Partitions > MaxPartitions {
+		bad("partitions: %d is out of range; it must lie between 1 and %d", c.Partitions, MaxPartitions)
 	}
 	if c.Replication < 1 || c.Replication > 15 {
 		bad("replication: %d is out of range; it must lie between 1 and 15", c.Replication)

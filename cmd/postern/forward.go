@@ -202,7 +202,8 @@ func (f *forwarder) first(ctx context.Context, a *kafka.Assignment) (int64, erro
 func (f *forwarder) forward(ctx, waiting context.Context, in *partitionLog, next int64) (int64, error) {
 	got, err := f.client.Fetch(waiting, in.a.Topic, in.a.Partition, next, forwardFetch, forwardWait)
 	if errors.Is(err, kgo.OffsetOutOfRange) {
-		return in.skip(ctx, next)
+		to, _, err := in.skip(waiting, next, next)
+		return to, err
 	}
 	if err != nil {
 		return next, err

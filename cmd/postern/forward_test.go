@@ -445,11 +445,11 @@ func TestForwardSkips(t *testing.T) {
 	}
 	cfg.Kafka.Timeout = time.Second
 	put(1)
-	res, err := client.Kafka().OffsetCommit(t.Context(), &kgo.OffsetCommitRequest{GroupID: cfg.Kafka.Group + ".forward", GenerationID: -1,
-		Topics: map[string][]kgo.OffsetCommit{topic: {{Partition: 0, Offset: 100}}}})
-	if err != nil || res.Topics[topic][0].Error != nil {
-		t.Fatal(err, res)
-	}
+	eventually(t, "the group to have a coordinator, and its offset to be set", func() bool {
+		res, err := client.Kafka().OffsetCommit(t.Context(), &kgo.OffsetCommitRequest{GroupID: cfg.Kafka.Group + ".forward", GenerationID: -1,
+			Topics: map[string][]kgo.OffsetCommit{topic: {{Partition: 0, Offset: 100}}}})
+		return err == nil && res.Topics[topic][0].Error == nil
+	})
 	cfg.Kafka.Timeout = time.Second // what ends too early is asked again for three of these
 	var log lockedBuffer
 	f, err := newForwarder(cfg, slog.New(slog.NewTextHandler(&log, nil)))

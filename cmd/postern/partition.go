@@ -211,6 +211,12 @@ func (w *partition) load(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	if w.pos.Open == nil && w.kept.Settings != w.settings {
+		// Durable before anything is made under them: whoever finds a range open looks here.
+		if err := w.close(ctx, kafka.Position{Offset: w.pos.Offset, Ranges: w.pos.Ranges}); err != nil {
+			return err
+		}
+	}
 	return w.build()
 }
 
@@ -249,7 +255,7 @@ func (w *partition) settle(ctx context.Context) error {
 // open that was begun under others, under those.
 func (w *partition) build() (err error) {
 	set := w.set
-	if w.pos.Open != nil && w.kept.Settings != "" && w.kept.Settings != w.settings {
+	if w.kept.Settings != w.settings && w.kept.Settings != "" { // empty: a checkpoint that is gone
 		w.log.Info("settings changed while a range was open; it is worked through as it was begun")
 		if set, err = parseSettings(w.kept.Settings); err != nil {
 			return err
@@ -365,7 +371,7 @@ func (w *partition) gather(ctx context.Context) (records []kafka.Record, to int6
 		}
 		f, err := w.client.Fetch(ctx, w.a.Topic, w.a.Partition, next, int64(w.cfg.Ingest.Kafka.Range)-size, min(wait, 250*time.Millisecond))
 		if errors.Is(err, kgo.OffsetOutOfRange) && len(records) == 0 {
-			if next, err = w.in.skip(ctx, next); err == nil {
+			if next, _, err = w.in.skip(ctx, next, next); err == nil {
 				w.pos.Offset = next
 				continue
 			}
@@ -387,22 +393,28 @@ func (w *partition) gather(ctx context.Context) (records []kafka.Record, to int6
 func (w *partition) again(ctx context.Context, from, to int64) (records []kafka.Record, err error) {
 	for next := from; next < to; {
 		f, err := w.client.Fetch(ctx, w.a.Topic, w.a.Partition, next, int64(w.cfg.Ingest.Kafka.Range), 250*time.Millisecond)
-		gone := errors.Is(err, kgo.OffsetOutOfRange)
-		if err != nil && !gone {
+		switch {
+		case errors.Is(err, kgo.OffsetOutOfRange) || err == nil && f.Next == next && f.High <= next:
+			at, lost, err := w.in.skip(ctx, next, next+1)
+			if err != nil {
+				return nil, err
+			}
+			if lost && at <= next { // the log ends here
+				w.in.met.skipped.Add(float64(to - next))
+				return records, nil
+			}
+			next = at
+		case err != nil:
 			w.client.Refresh()
 			return nil, err
-		}
-		if gone || f.Next == next && f.High <= next {
-			w.log.Error("a range that was open cannot be read again as a whole; what is missing of it may be lost", "from", next, "to", to)
-			w.met.log.skipped.Add(float64(to - next))
-			return records, nil
-		}
-		for _, r := range f.Records {
-			if r.Offset < to {
-				records = append(records, r)
+		default:
+			for _, r := range f.Records {
+				if r.Offset < to {
+					records = append(records, r)
+				}
 			}
+			next = f.Next
 		}
-		next = f.Next
 	}
 	return records, nil
 }
@@ -442,21 +454,27 @@ func (w *partition) run(ctx context.Context, records []kafka.Record) error {
 
 // save makes a checkpoint last and closes the range that led to it.
 func (w *partition) save(ctx context.Context, cp *checkpoint) error {
-	next := kafka.Position{Offset: w.pos.Open.To, Ranges: w.pos.Ranges + 1}
-	kept := w.kept
-	kept.Settings, kept.Ledger, kept.Sections, kept.Partitions = w.settings, cp.Ledger, cp.state, w.partitions
-	kept.Next, kept.Ranges = next.Offset, next.Ranges
-	raw, err := json.Marshal(kept)
-	if err == nil {
-		next.State, err = w.client.SaveState(ctx, w.cfg.Kafka.Group, w.a.Topic, w.a.Partition, w.stateIn(), w.pos.Ranges, raw)
-	}
-	if err == nil {
-		w.pos, err = next, w.a.Commit(ctx, next)
-	}
-	if err != nil {
+	w.kept.Ledger, w.kept.Sections = cp.Ledger, cp.state
+	if err := w.close(ctx, kafka.Position{Offset: w.pos.Open.To, Ranges: w.pos.Ranges + 1}); err != nil {
 		return backoff.Permanent(err) // the client has tried again what may succeed
 	}
 	return nil
+}
+
+// close makes a checkpoint last that reflects everything before next, with the settings
+// for what comes behind it, and then moves the group's position there.
+func (w *partition) close(ctx context.Context, next kafka.Position) error {
+	w.kept.Settings, w.kept.Next, w.kept.Ranges, w.kept.Partitions = w.settings, next.Offset, next.Ranges, w.partitions
+	raw, err := json.Marshal(w.kept)
+	if err != nil {
+		return err
+	}
+	next.State, err = w.client.SaveState(ctx, w.cfg.Kafka.Group, w.a.Topic, w.a.Partition, w.stateIn(), next.Ranges, raw)
+	if err != nil {
+		return err
+	}
+	w.pos = next
+	return w.a.Commit(ctx, next)
 }
 
 // takeOwn takes a value of our own topic in.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"strconv"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -45,19 +46,36 @@ func (l *partitionLog) forget() {
 	l.met.behind.DeleteLabelValues(l.a.Topic, strconv.Itoa(l.a.Partition))
 }
 
-// skip is where to go on where the log does not have the offset from any more:
-// retention was quicker than we, or the log was cut at its end.
-func (l *partitionLog) skip(ctx context.Context, from int64) (int64, error) {
-	to, end, err := l.client.Offsets(ctx, l.a.Topic, l.a.Partition)
-	if err != nil {
-		return from, err
+// skip is where to go on where the log does not give the offsets from to need: retention
+// was quicker than we, or the log was cut at its end. Nothing is lost, and it is from, if
+// they are there after all. A log that ends too early is asked again for a while, since a
+// new leader learns from its followers how far it may be read.
+func (l *partitionLog) skip(ctx context.Context, from, need int64) (to int64, lost bool, err error) {
+	for began := time.Now(); ; {
+		first, end, err := l.client.Offsets(ctx, l.a.Topic, l.a.Partition)
+		if err != nil {
+			return from, false, err
+		}
+		switch {
+		case first > from:
+			to = first
+		case end < need && time.Since(began) < 3*l.client.Config().Timeout:
+			select {
+			case <-ctx.Done():
+				return from, false, ctx.Err()
+			case <-time.After(500 * time.Millisecond):
+			}
+			l.client.Refresh()
+			continue
+		case end < need:
+			to = min(from, end) // an unclean election, or the topic was made anew
+		default:
+			return from, false, nil
+		}
+		l.log.Error("offsets are gone before they were read; what they held is lost", "from", from, "to", to)
+		l.met.skipped.Add(float64(max(0, to-from)))
+		return to, true, nil
 	}
-	if from > end {
-		to = end // an unclean election, or the topic was made anew
-	}
-	l.log.Error("offsets are gone before they were read; what they held is lost", "from", from, "to", to)
-	l.met.skipped.Add(float64(max(0, to-from)))
-	return to, nil
 }
 
 // dead puts a value that cannot be read where a person finds it, and the partition goes on.

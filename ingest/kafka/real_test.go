@@ -672,6 +672,55 @@ func TestRealLeaderLost(t *testing.T) {
 	t.Logf("%d values, %d duplicates", len(values), duplicates)
 }
 
+// During an upgrade a topic holds values of every version that the files of
+// testdata/wire tell of, and new ones between them; and, if collectors were upgraded
+// first, values of a version that is not known yet.
+func TestMixedVersions(t *testing.T) {
+	b := broker.Shared(t)
+	ctx := within(t, time.Minute)
+	cfg := realConfig(b.Addr())
+	cfg.Prefix = b.Topic(t, "mixed")
+	c := mustOpen(t, cfg, Options{})
+	topic := cfg.Topic(TopicFlows)
+	if err := c.Apply(ctx, Plan(cfg)[:1], func(string) {}); err != nil {
+		t.Fatal(err)
+	}
+	names := flow.NewNames(0)
+	current := withIDs(testHeader, randomRecords(rand.New(rand.NewPCG(1, 1)), names, 50))
+	unknown := testHeader.append(nil, 0)
+	unknown[4] = wireMajor + 1
+	files := goldenFiles(t)
+	for _, g := range files {
+		if _, err := c.Produce(ctx, topic, 0, Message{Value: g.value}, Message{Value: NewEncoder(names).Append(nil, testHeader, current)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := c.Produce(ctx, topic, 0, Message{Value: unknown}); err != nil {
+		t.Fatal(err)
+	}
+	values := readAll(t, c, topic, 0, 0)
+	if len(values) != 2*len(files)+1 {
+		t.Fatalf("%d values", len(values))
+	}
+	dec, out := NewDecoder(names), flow.NewBatch(0, nil)
+	for i, v := range values[:len(values)-1] {
+		out.Records = out.Records[:0]
+		if _, err := dec.Decode(v.Value, out); err != nil {
+			t.Fatal(err)
+		}
+		want, what := readables(names, current), "a value of now"
+		if i%2 == 0 {
+			want, what = files[i/2].want, files[i/2].name
+		}
+		if diff := cmp.Diff(want, readables(names, out.Records)); diff != "" {
+			t.Errorf("%s reads differently:\n%s", what, diff)
+		}
+	}
+	if _, err := dec.Decode(values[len(values)-1].Value, out); err == nil || !strings.HasSuffix(err.Error(), "upgrade detectors before collectors") {
+		t.Errorf("a version that is not known yet: %v", err)
+	}
+}
+
 // One writer waits for each acknowledgement: what a partition takes in a second.
 func BenchmarkProduce(b *testing.B) {
 	br := broker.Shared(b)

@@ -498,8 +498,8 @@ func readable(names *flow.Names, r *flow.Record) map[string]any {
 }
 
 // TestGolden reads the files that each version of the format left behind. With
-// -update it writes those of this version; they are written once, before the
-// version is first released, and kept.
+// -update it writes those of this version, and of no other; they are written once, before
+// the version is first released, and kept.
 func TestGolden(t *testing.T) {
 	dir := filepath.Join("testdata", "wire")
 	names, batches := golden()
@@ -525,38 +525,62 @@ func TestGolden(t *testing.T) {
 			}
 		}
 	}
-	files, err := filepath.Glob(filepath.Join(dir, "v*.bin"))
-	if err != nil || len(files) < len(batches) {
+	versions := map[byte]int{}
+	for _, g := range goldenFiles(t) {
+		versions[g.value[4]]++
+		names := flow.NewNames(0)
+		h, records := decode(t, names, g.value)
+		if h != testHeader {
+			t.Errorf("%s: header %+v", g.name, h)
+		}
+		if diff := cmp.Diff(g.want, readables(names, records)); diff != "" {
+			t.Errorf("%s reads differently (-want +got):\n%s", g.name, diff)
+		}
+	}
+	for v := byte(1); v <= wireMajor; v++ {
+		if versions[v] == 0 {
+			t.Errorf("there is no file of version %d", v)
+		}
+	}
+}
+
+// goldenFile is a value as a version wrote it, and what it says.
+type goldenFile struct {
+	name  string
+	value []byte
+	want  []map[string]any
+}
+
+func goldenFiles(t *testing.T) (out []goldenFile) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join("testdata", "wire", "v*.bin"))
+	if err != nil || len(files) == 0 {
 		t.Fatalf("%d golden files, %v", len(files), err)
 	}
 	for _, file := range files {
-		value, err := os.ReadFile(file)
-		if err != nil {
+		g := goldenFile{name: filepath.Base(file)}
+		if g.value, err = os.ReadFile(file); err != nil {
 			t.Fatal(err)
 		}
 		text, err := os.ReadFile(strings.TrimSuffix(file, ".bin") + ".jsonl")
 		if err != nil {
 			t.Fatal(err)
 		}
-		var want []map[string]any
 		for line := range strings.Lines(string(text)) {
 			var m map[string]any
 			if err := json.Unmarshal([]byte(line), &m); err != nil {
 				t.Fatal(err)
 			}
-			want = append(want, m)
+			g.want = append(g.want, m)
 		}
-		names := flow.NewNames(0)
-		h, records := decode(t, names, value)
-		if h != testHeader {
-			t.Errorf("%s: header %+v", file, h)
-		}
-		var got []map[string]any
-		for i := range records {
-			got = append(got, readable(names, &records[i]))
-		}
-		if diff := cmp.Diff(want, got); diff != "" {
-			t.Errorf("%s reads differently (-want +got):\n%s", file, diff)
-		}
+		out = append(out, g)
 	}
+	return out
+}
+
+func readables(names *flow.Names, records []flow.Record) (out []map[string]any) {
+	for i := range records {
+		out = append(out, readable(names, &records[i]))
+	}
+	return out
 }

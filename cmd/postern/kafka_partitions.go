@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -222,30 +223,17 @@ func (s *switchOver) keep(topic string, p int, kept partitionState) {
 
 // prepare does everything that does not change where the group stands.
 func (s *switchOver) prepare(ctx context.Context) error {
-	states, err := s.divide()
-	if err != nil {
+	if err := s.divide(); err != nil {
 		return err
 	}
 	if err := s.grow(ctx, kafka.TopicState); err != nil {
 		return err
 	}
-	if err := s.do(fmt.Sprintf("save %d checkpoints", s.to), func() error {
-		for p, state := range states {
-			if err := s.save(ctx, s.flows, p, state); err != nil {
-				return err
-			}
-		}
-		return nil
-	}); err != nil {
-		return err
-	}
-	for topic, partitions := range s.kept {
-		if topic == s.flows || len(partitions) == 0 {
-			continue
-		}
-		// Nothing of these is divided; but their checkpoints lie where the number says.
-		if err := s.do(fmt.Sprintf("move %d checkpoints of %s", len(partitions), topic), func() error {
-			for p, state := range partitions {
+	// Of topics of others nothing is divided, but their checkpoints lie where the number of
+	// our partitions says.
+	for _, topic := range slices.Sorted(maps.Keys(s.kept)) {
+		if err := s.do(fmt.Sprintf("save %d checkpoints of %s", len(s.kept[topic]), topic), func() error {
+			for p, state := range s.kept[topic] {
 				if err := s.save(ctx, topic, p, state); err != nil {
 					return err
 				}
@@ -258,7 +246,18 @@ func (s *switchOver) prepare(ctx context.Context) error {
 	if err := s.grow(ctx, kafka.TopicEdges); err != nil {
 		return err
 	}
-	return s.grow(ctx, kafka.TopicFlows)
+	if err := s.grow(ctx, kafka.TopicFlows); err != nil || s.plan {
+		return err
+	}
+	// The coordinator may not know of the new partitions yet, and would then change over
+	// the old ones alone. That it takes a position without a checkpoint says that it does.
+	news := kafka.Positions{}
+	for p := range s.to {
+		if s.at[s.flows][p] == nil {
+			news.Set(s.flows, p, &kafka.Position{})
+		}
+	}
+	return s.set(ctx, news)
 }
 
 func (s *switchOver) grow(ctx context.Context, kind string) error {
@@ -275,11 +274,11 @@ func (s *switchOver) grow(ctx context.Context, kind string) error {
 // its endpoints go. An old partition keeps what is of its log: who was heard there and
 // how far, and its ledger, so that no sum that was told before loses a term; only the
 // records that wait are counted where they wait from now on.
-func (s *switchOver) divide() ([]partitionState, error) {
-	states := make([]partitionState, s.to)
+func (s *switchOver) divide() error {
+	states := map[int]partitionState{}
 	var pairers, detectors [][]byte
 	var last flow.Time
-	for p := range states {
+	for p := range s.to {
 		kept, old := s.kept[s.flows][p]
 		if !old {
 			kept.Producers = producers{}
@@ -295,26 +294,25 @@ func (s *switchOver) divide() ([]partitionState, error) {
 	partition := func(a, b flow.Addr) int { return kafka.Partition(a, b, s.to) }
 	waiting, err := enrich.Divide(pairers, s.to, partition)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	found, err := detect.Divide(detectors, s.to, partition)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	_, settings, err := s.cfg.stageSettings()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	var moved uint64
-	for p := range states {
-		state := &states[p]
+	for p, state := range states {
 		if old, ok := state.Sections["pairer"]; ok {
 			if err := held(old, func(exporter flow.Addr, n uint64) {
 				a := state.Ledger[exporter]
 				a.Records.Decoded -= n
 				state.Ledger[exporter] = a
 			}); err != nil {
-				return nil, err
+				return err
 			}
 		}
 		if err := held(waiting[p], func(exporter flow.Addr, n uint64) {
@@ -323,13 +321,15 @@ func (s *switchOver) divide() ([]partitionState, error) {
 			state.Ledger[exporter] = a
 			moved += n
 		}); err != nil {
-			return nil, err
+			return err
 		}
 		state.Version, state.Settings, state.Last = partitionStateVersion, settings, last
 		state.Sections = map[string][]byte{"pairer": waiting[p], "detector": found[p]}
+		states[p] = state
 	}
 	s.say(fmt.Sprintf("%d checkpoints for %d partitions are divided among %d; %d flows in them wait for their other half", len(pairers), s.from, s.to, moved))
-	return states, nil
+	s.kept[s.flows] = states
+	return nil
 }
 
 // held counts the records that wait in the state of a pairer, by exporter.
@@ -372,23 +372,16 @@ func (s *switchOver) save(ctx context.Context, topic string, p int, state partit
 // commit makes the new division the group's.
 func (s *switchOver) commit(ctx context.Context) error {
 	return s.do(fmt.Sprintf("set where group %s stands on all partitions, in one step", s.cfg.Kafka.Group), func() error {
-		// The coordinator may not know of the new partitions yet, and would then change
-		// over the old ones alone. That it takes an empty position says that it does.
-		news := kafka.Positions{}
-		for p := range s.to {
-			if s.at[s.flows][p] == nil {
-				news.Set(s.flows, p, &kafka.Position{})
-			}
-		}
-		err := s.client.SetPositions(ctx, s.cfg.Kafka.Group, news)
-		if err == nil {
-			err = s.client.SetPositions(ctx, s.cfg.Kafka.Group, s.next)
-		}
-		if errors.Is(err, kafka.ErrGroupBusy) {
-			err = fmt.Errorf("a detector was started meanwhile, and nothing is changed yet; stop it and call this again: %w", err)
-		}
-		return err
+		return s.set(ctx, s.next)
 	})
+}
+
+func (s *switchOver) set(ctx context.Context, positions kafka.Positions) error {
+	err := s.client.SetPositions(ctx, s.cfg.Kafka.Group, positions)
+	if errors.Is(err, kafka.ErrGroupBusy) {
+		err = fmt.Errorf("a detector was started meanwhile, and nothing is changed over yet; stop it and call this again: %w", err)
+	}
+	return err
 }
 
 // errDivision is a division of flows that was changed, but not by `postern kafka

@@ -323,7 +323,7 @@ func (w *partition) next(ctx context.Context) ([]kafka.Record, error) {
 		if err != nil {
 			return nil, err
 		}
-		versions, err := w.policy.until(w.pos.Open.Policy)
+		versions, err := w.policy.until(ctx, w.pos.Open.Policy)
 		w.pin.set(versions)
 		return records, err
 	}

@@ -215,8 +215,24 @@ func (l *policyLog) now() (next int64, versions *policy.History) {
 	return l.next, l.keeper.history.Fork()
 }
 
-// until is the versions as they were when the log had been applied up to next.
-func (l *policyLog) until(next int64) (*policy.History, error) {
+// until is the versions as they were when the log had been applied up to next. It waits
+// until it is applied so far here too.
+func (l *policyLog) until(ctx context.Context, next int64) (*policy.History, error) {
+	for began := time.Now(); ; {
+		at, _ := l.now()
+		if at >= next {
+			break
+		}
+		if time.Since(began) > 3*l.client.Config().Timeout {
+			l.log.Error("the policy log ends before the place that a range was judged by; it is judged by what there is", "topic", l.topic, "place", next, "end", at)
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 	l.mu.Lock()
 	var list []activation
 	for _, a := range l.applied {

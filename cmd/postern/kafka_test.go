@@ -212,6 +212,27 @@ func TestOtherDivision(t *testing.T) {
 	k.detector(2600)
 }
 
+// TestDeadLettersReplayed: a value of ours that was put aside and is put back comes behind
+// later ones of its producer, is taken in all the same, and only once.
+func TestDeadLettersReplayed(t *testing.T) {
+	k := newKafkaRig(t)
+	topic := k.collector(0)
+	record := flow.Record{Src: addr("10.0.0.1"), Dst: addr("10.1.0.1"), SrcPort: 40000, DstPort: 443, Proto: flow.ProtoTCP,
+		Start: 1_700_000_000_000, End: 1_700_000_001_000, Received: 1_700_000_002_000, Has: flow.HasSrc | flow.HasDst | flow.HasSrcPort | flow.HasDstPort | flow.HasProto}
+	p := kafka.Partition(record.Src, record.Dst, 2)
+	letter := kafka.DeadLetter{Topic: topic.topic, Partition: p, Value: kafka.NewEncoder(topic.names).Append(nil,
+		kafka.Header{Producer: topic.producer(), Partition: uint32(p), Partitions: 2, Seq: 1}, []flow.Record{record})}
+	k.send(topic, 2, 0, 100)
+	k.detector(100)
+	for u := range uint64(2) {
+		if _, err := k.client.ReplayDead(k.ctx, letter); err != nil {
+			t.Fatal(err)
+		}
+		k.send(topic, 3+u, 0, 100) // behind it, so that it is seen when these are stored
+		k.detector(201 + 100*int(u))
+	}
+}
+
 // TestDivisionGrows: a collector takes more partitions over behind what it began, and
 // what a crash makes it send again is cut as it was at first.
 func TestDivisionGrows(t *testing.T) {

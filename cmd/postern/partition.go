@@ -59,6 +59,7 @@ type partitionState struct {
 	Ledger     ledgerTotals      `json:"ledger"`
 	Sections   map[string][]byte `json:"sections"`
 	Producers  producers         `json:"producers"`
+	Replayed   replays           `json:"replayed,omitempty"`
 	Last       flow.Time         `json:"last"`       // the clock of the newest range
 	Born       flow.Time         `json:"born"`       // the clock of the first range
 	Next       int64             `json:"next"`       // first offset that it does not reflect
@@ -99,6 +100,23 @@ func (p producers) fresh(h *kafka.Header, at flow.Time) bool {
 		}
 		delete(p, oldest)
 	}
+	return true
+}
+
+// replays is the newest dead letters that were put back and taken in since. Their
+// numbers are below their producers' highest.
+type replays []uint64
+
+const maxReplays = 4096
+
+// fresh takes note of a batch and says whether it is new.
+func (p *replays) fresh(h *kafka.Header, _ flow.Time) bool {
+	id := sourceID(fmt.Sprintf("%x/%d/%d/%d", h.Producer, h.Epoch, h.Partition, h.Seq))
+	if slices.Contains(*p, id) {
+		return false
+	}
+	*p = append(*p, id)
+	*p = (*p)[max(0, len(*p)-maxReplays):]
 	return true
 }
 
@@ -484,7 +502,11 @@ func (w *partition) takeOwn(ctx context.Context, r *kafka.Record) error {
 	if err != nil {
 		return w.in.dead(ctx, r, err)
 	}
-	if !w.kept.Producers.fresh(&h, w.pos.Open.At) {
+	fresh := w.kept.Producers.fresh
+	if r.Replayed() {
+		fresh = w.kept.Replayed.fresh
+	}
+	if !fresh(&h, w.pos.Open.At) {
 		w.met.duplicates.Inc()
 		w.pipe.repeated(w.scratch)
 		return nil

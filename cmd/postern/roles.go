@@ -10,7 +10,6 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/postern/postern/flow"
 )
@@ -143,7 +142,7 @@ func (a *allRoles) Gather() ([]*dto.MetricFamily, error) {
 			families, err := r.Gather()
 			for _, f := range families {
 				for _, m := range f.Metric {
-					m.Label = append(m.Label, &dto.LabelPair{Name: proto.String("role"), Value: proto.String(r.name)})
+					m.Label = append(m.Label, &dto.LabelPair{Name: new("role"), Value: new(r.name)})
 				}
 			}
 			return families, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -246,12 +247,28 @@ func (c *Client) DeadLetter(ctx context.Context, at int64) (DeadLetter, error) {
 }
 
 // ReplayDead puts the value of a letter behind its topic's partition once more, as
-// it was, and returns the offset it got. Everybody who reads the topic gets it
-// again; Postern's own values carry what it takes to recognise those that had been
-// read already. The letter stays until its retention ends.
+// it was but for a header, see [Record.Replayed], and returns the offset it got.
+// Everybody who reads the topic gets it again. The letter stays until its retention
+// ends.
 func (c *Client) ReplayDead(ctx context.Context, d DeadLetter) (int64, error) {
 	if d.Cut > 0 {
 		return 0, fmt.Errorf("kafka: the dead letter of %s/%d offset %d was cut by %d bytes and cannot be replayed; the whole value is at that offset as long as the topic keeps it", d.Topic, d.Partition, d.Offset, d.Cut)
 	}
-	return c.Produce(ctx, d.Topic, d.Partition, Message{Key: d.Key, Value: d.Value, Headers: d.Headers, Time: d.Time})
+	headers := d.Headers
+	if !replayed(headers) {
+		headers = append(slices.Clip(headers), kgo.Header{Key: headerReplay, Value: strconv.AppendInt(nil, d.Offset, 10)})
+	}
+	return c.Produce(ctx, d.Topic, d.Partition, Message{Key: d.Key, Value: d.Value, Headers: headers, Time: d.Time})
 }
+
+// headerReplay marks a value that was a dead letter; it holds the offset that the value
+// had at first.
+const headerReplay = "postern-replay-of"
+
+func replayed(headers []kgo.Header) bool {
+	return slices.ContainsFunc(headers, func(h kgo.Header) bool { return h.Key == headerReplay })
+}
+
+// Replayed says whether the record was a dead letter, so that it comes later than its
+// number among its producer's values says.
+func (r *Record) Replayed() bool { return replayed(r.Headers) }

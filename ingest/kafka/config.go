@@ -106,8 +106,11 @@ func (c Config) Enabled() bool { return len(c.Brokers) > 0 }
 
 // Kinds of our topics, as [Config.Topic] takes them.
 const (
-	TopicFlows    = "flows"    // batches of records, divided by endpoints
-	TopicEdges    = "edges"    // what detectors of more than one conversation read
+	TopicFlows = "flows" // batches of records, divided by endpoints
+	// TopicEdges holds what detectors of more than one conversation read: batches of
+	// flows as on TopicFlows, first sightings of an edge and remote administration. A
+	// flow between a and b is in Partition(a, a, n) and in Partition(b, b, n).
+	TopicEdges    = "edges"
 	TopicFindings = "findings" // events of findings
 	TopicState    = "state"    // detectors' checkpoints
 	TopicPolicy   = "policy"   // policies, in the order they came into force

@@ -300,7 +300,7 @@ func (c *chaos) detecting() (list []*server) {
 // finding was received, and all ledgers close. POSTERN_ROUNDS and POSTERN_SEED choose
 // the rounds; `make chaos` sets them.
 func TestChaos(t *testing.T) {
-	seed := envNumber(t, "POSTERN_SEED", 4)
+	seed := envNumber(t, "POSTERN_SEED", 44)
 	rounds := int(envNumber(t, "POSTERN_ROUNDS", 3))
 	t.Logf("seed %d, %d rounds; repeat with make chaos ROUNDS=%d SEED=%d", seed, rounds, rounds, seed)
 	verdict := "ended early"
@@ -312,7 +312,9 @@ func TestChaos(t *testing.T) {
 		t.Logf("chaos: %d rounds, seed %d: %s: %s", rounds, seed, verdict, result)
 	}()
 
+	began := time.Now()
 	c := newChaos(t, seed)
+	t.Logf("everything is up after %.1f s", time.Since(began).Seconds())
 	var order []int
 	for round := range rounds {
 		if len(order) == 0 { // each fault once before any comes again
@@ -320,14 +322,16 @@ func TestChaos(t *testing.T) {
 		}
 		fault := faults[order[0]]
 		order = order[1:]
-		began := time.Now()
+		began = time.Now()
 		fault.do(c)
 		c.wait(500*time.Millisecond, 2*time.Second)
 		c.working()
 		t.Logf("round %d: %s (%.1f s, %d datagrams sent)", round+1, fault.name, time.Since(began).Seconds(), c.stream.sent())
 	}
 	c.stream.end()
+	began = time.Now()
 	verdict = c.verdict()
+	t.Logf("everything came to rest within %.1f s", time.Since(began).Seconds())
 }
 
 // newChaos starts a deployment of three brokers, a collector, two detectors and a

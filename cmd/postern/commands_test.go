@@ -59,6 +59,7 @@ func TestCheck(t *testing.T) {
 		"unknown key":       {"policy", "postern: v1\nsegmnets: []\n", `p.yaml:2:1: .*"segmnets".*; did you mean "segments"\?`},
 		"unknown key below": {"policy", "postern: v1\nsegments:\n  - name: a\n    prefxes: [10.0.0.0/8]\n", `p.yaml:4:5: .*"prefxes".*; did you mean "prefixes"\?`},
 		"everything open":   {"policy", "postern: v1\nsegments:\n  - {name: a, prefixes: [10.0.0.0/8]}\nexceptions:\n  - id: EX-1\n    class: vendor\n    from: {any: true}\n    to: {any: true}\n    ticket: T-1\n    owner: o\n    reason: r\n    requested: {by: a, at: 2026-01-01T00:00:00Z}\n    approved: [{by: b, role: r, at: 2026-01-01T00:00:00Z}]\n    notBefore: 2026-01-01T00:00:00Z\n    expires: 2026-01-02T00:00:00Z\n", `p.yaml:\d+:\d+: .*; `},
+		"a colon in braces": {"config", "kafka: {brokers: [kafka-1:9092]}\n", `postern.yaml:1:26: .*put a text that holds a colon in quotes`},
 		"key of settings":   {"config", "ingest:\n  netflw: {listen: \"127.0.0.1:1\"}\n", `postern.yaml:2:3: unknown key "netflw"; did you mean "netflow"\?`},
 		"duration":          {"config", "detect:\n  grace: soon\n", `postern.yaml:2:10: `},
 		"size":              {"config", "ingest:\n  spool:\n    maxBytes: lots\n", `postern.yaml:3:15: .*; write 512KiB`},

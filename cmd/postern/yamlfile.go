@@ -32,6 +32,10 @@ func parseYAML(path string, raw []byte, v any) error {
 		level := levelOf(raw, tok.Position.Line, tok.Position.Column, reflect.TypeOf(v))
 		message = fmt.Sprintf("unknown key %q; %s", tok.Value, nearestKey(tok.Value, level))
 	}
+	if strings.HasPrefix(message, "cannot unmarshal map") && strings.HasSuffix(message, "of type string") {
+		// How the library reads {brokers: [kafka-1:9092]}.
+		message = "a text is expected here, and a group of keys was read; put a text that holds a colon in quotes where it stands within {} or []"
+	}
 	return fmt.Errorf("%s:%d:%d: %s", path, tok.Position.Line, tok.Position.Column, message)
 }
 

@@ -85,7 +85,7 @@ func (s *switchOver) run(ctx context.Context) error {
 	if err := s.prepare(ctx); err != nil {
 		return err
 	}
-	if err := s.commit(ctx); err != nil {
+	if err := s.commit(ctx); err != nil || s.plan {
 		return err
 	}
 	s.say(fmt.Sprintf("Detectors can be started. Running collectors find out by themselves; set kafka.partitions to %d where `postern kafka init` reads it.", s.to))
@@ -327,7 +327,7 @@ func (s *switchOver) divide() error {
 		state.Sections = map[string][]byte{"pairer": waiting[p], "detector": found[p]}
 		states[p] = state
 	}
-	s.say(fmt.Sprintf("%d checkpoints for %d partitions are divided among %d; %d flows in them wait for their other half", len(pairers), s.from, s.to, moved))
+	s.say(fmt.Sprintf("%d of %d partitions have a checkpoint; %d flows wait there for their other half", len(pairers), s.from, moved))
 	s.kept[s.flows] = states
 	return nil
 }

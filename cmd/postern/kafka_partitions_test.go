@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	dto "github.com/prometheus/client_model/go"
 	kgo "github.com/segmentio/kafka-go"
 
 	"github.com/postern/postern/flow"
@@ -170,6 +172,10 @@ func (k *switchRig) detect(written, waiting uint64, and func()) {
 	}
 	_ = d.client.Close()
 	k.verdicts.merge(d.verdicts())
+	var lost dto.Metric
+	if err := d.met.lost.Write(&lost); err != nil || lost.GetCounter().GetValue() > 0 {
+		k.Errorf("checkpoints were not found: %v %v", &lost, err)
+	}
 	if sum.Written != written || sum.InFlight != waiting || k.stored.total() != int(written) {
 		k.Errorf("%d flows are written and %d wait, %d rows are stored; want %d, %d and %[4]d", sum.Written, sum.InFlight, k.stored.total(), written, waiting)
 	}
@@ -276,11 +282,16 @@ func TestKafkaPartitionsRefuses(t *testing.T) {
 			t.Errorf("got %v, want %q", err, want)
 		}
 	}
+	flows, group := k.collector.topic, k.cfg.Kafka.Group
 	k.send(40001, 443, false, true, 0)
-	k.detect(switchPairs, 0, func() { refuses(5, `has members now \(postern.*SIGTERM`) })
+	k.detect(switchPairs, 0, func() {
+		refuses(5, `has members now \(postern.*SIGTERM`)
+		if err := k.client.SetPositions(k.ctx, group, kafka.Positions{flows: {0: {}}}); !errors.Is(err, kafka.ErrGroupBusy) {
+			t.Errorf("a position beside a member: %v", err)
+		}
+	})
 	refuses(1, "has 2 partitions, and Kafka cannot take partitions away")
 
-	flows, group := k.collector.topic, k.cfg.Kafka.Group
 	at, err := k.client.Positions(k.ctx, group)
 	if err != nil {
 		t.Fatal(err)

@@ -147,21 +147,15 @@ func (c *Client) Members(ctx context.Context, group string) (members []string, e
 
 // Grow gives a topic n partitions, if it has less, and waits until they can be used.
 func (c *Client) Grow(ctx context.Context, topic string, n int) error {
-	c.Refresh()
-	has, err := c.Partitions(ctx, topic)
-	if err != nil || has >= n {
-		return err
-	}
-	doing := fmt.Sprintf("give topic %s %s", topic, count(n, "partition"))
 	res, err := c.kafka.CreatePartitions(ctx, &kgo.CreatePartitionsRequest{Topics: []kgo.TopicPartitionsConfig{{Name: topic, Count: int32(n)}}})
 	if err == nil {
 		err = res.Errors[topic]
 	}
-	if err != nil {
-		return c.explain(doing, err)
+	if err != nil && !errors.Is(err, kgo.InvalidPartitionNumber) { // it has as many, or they are found missing below
+		return c.explain(fmt.Sprintf("give topic %s %s", topic, count(n, "partition")), err)
 	}
 	c.Refresh()
-	for p := has; p < n; p++ {
+	for p := range n {
 		if _, _, err := c.Offsets(ctx, topic, p); err != nil {
 			return err
 		}

@@ -35,29 +35,32 @@ func BenchmarkHop(b *testing.B) {
 	br := broker.Shared(b)
 	names := flow.NewNames(0)
 	batches, _ := wireBatches(b, names)
-	// A turn is a second of traffic: seven values a partition, out of records that lie in
-	// the processor's caches, as they do when a pipeline hands them on.
-	const partitions, rounds = 12, 7
-	batches = batches[:partitions]
-	var once []flow.Record
+	// A turn is a second of traffic: seven values a partition, one request.
+	const partitions, second = 12, 80_000
+	var turn [partitions][][]flow.Record
+	var flows []flow.Record
 	for _, records := range batches {
-		once = append(once, records...)
+		p := Partition(records[0].Src, records[0].Dst, partitions)
+		turn[p] = append(turn[p], records)
+		if flows = append(flows, records...); len(flows) >= second {
+			break
+		}
 	}
-	flows := rounds * len(once)
-	messages := make([]protoproducer.ProtoProducerMessage, len(once))
-	for i := range once {
-		goflowMessageOf(&messages[i].FlowMessage, &once[i], uint32(i))
+	messages := make([]protoproducer.ProtoProducerMessage, len(flows))
+	for i := range flows {
+		goflowMessageOf(&messages[i].FlowMessage, &flows[i], uint32(i))
 	}
 	const valueMax = 1_000_000 - 100 // goflow2's transport.kafka.maxmsgbytes, less the batch's own header
-	perValue := func(n int) func(*testing.B, *hop) {
-		return func(b *testing.B, h *hop) {
+	perValue := func(n int) func(*testing.B, *hop) time.Duration {
+		return func(b *testing.B, h *hop) time.Duration {
+			began := cpuTime(b)
 			for p, next := 0, 0; p < partitions; p++ {
 				var values []kgo.Record
 				size := 0
-				for end := flows * (p + 1) / partitions; next < end; {
+				for end := len(messages) * (p + 1) / partitions; next < end; {
 					var value []byte
 					for range min(n, end-next) {
-						m, err := messages[next%len(messages)].MarshalBinary()
+						m, err := messages[next].MarshalBinary()
 						if err != nil {
 							b.Fatal(err)
 						}
@@ -72,6 +75,7 @@ func BenchmarkHop(b *testing.B) {
 				}
 				h.produce(b, p, values)
 			}
+			return cpuTime(b) - began
 		}
 	}
 	foreign := func(b *testing.B) func([]byte, *flow.Batch) error {
@@ -82,28 +86,41 @@ func BenchmarkHop(b *testing.B) {
 		}
 	}
 	enc := NewEncoder(names)
+	var cut []flow.Record
 	var values [partitions][]byte
+	var requests [partitions][]Message
+	ours := func(b *testing.B, h *hop) (cpu time.Duration) {
+		for p := range turn {
+			values[p], requests[p] = values[p][:0], requests[p][:0]
+			for i, records := range turn[p] {
+				// Divided by partition they have just been written, and lie in the caches.
+				cut = append(cut[:0], records...)
+				began, from := cpuTime(b), len(values[p])
+				values[p] = enc.Append(values[p], Header{Seq: uint64(i)}, cut)
+				cpu += cpuTime(b) - began
+				requests[p] = append(requests[p], Message{Value: values[p][from:]})
+			}
+		}
+		began := cpuTime(b)
+		var all errgroup.Group
+		for p := range requests {
+			all.Go(func() error {
+				_, err := h.c.Produce(b.Context(), h.topic, p, requests[p]...)
+				return err
+			})
+		}
+		if err := all.Wait(); err != nil {
+			b.Fatal(err)
+		}
+		return cpu + cpuTime(b) - began
+	}
 	for _, c := range []struct {
 		name  string
 		codec kgo.Compression
-		send  func(*testing.B, *hop)
+		send  func(*testing.B, *hop) time.Duration
 		read  func(*testing.B) func([]byte, *flow.Batch) error
 	}{
-		{"postern", kgo.Lz4, func(b *testing.B, h *hop) {
-			for round := range rounds { // of one partition a value is sent when the last is acknowledged
-				var all errgroup.Group
-				for p, records := range batches {
-					values[p] = enc.Append(values[p][:0], Header{Seq: uint64(round)}, records)
-					all.Go(func() error {
-						_, err := h.c.Produce(b.Context(), h.topic, p, Message{Value: values[p]})
-						return err
-					})
-				}
-				if err := all.Wait(); err != nil {
-					b.Fatal(err)
-				}
-			}
-		}, func(*testing.B) func([]byte, *flow.Batch) error {
+		{"postern", kgo.Lz4, ours, func(*testing.B) func([]byte, *flow.Batch) error {
 			dec := NewDecoder(names)
 			return func(value []byte, out *flow.Batch) error {
 				_, err := dec.Decode(value, out)
@@ -124,7 +141,7 @@ func BenchmarkHop(b *testing.B) {
 			var next [partitions]int64
 			consume := func() {
 				got := 0
-				for p := 0; got < flows; p = (p + 1) % partitions {
+				for p := 0; got < len(flows); p = (p + 1) % partitions {
 					f, err := h.c.Fetch(b.Context(), h.topic, p, next[p], 4<<20, 10*time.Millisecond)
 					if err != nil {
 						b.Fatal(err)
@@ -144,14 +161,16 @@ func BenchmarkHop(b *testing.B) {
 			var sending, reading time.Duration
 			var sent, fetched int64
 			for b.Loop() {
-				cpu, wire := cpuTime(b), h.written.Load()
-				c.send(b, h)
-				sending, sent = sending+cpuTime(b)-cpu, sent+h.written.Load()-wire
-				cpu, wire = cpuTime(b), h.read.Load()
+				wire := h.written.Load()
+				sending += c.send(b, h)
+				sent += h.written.Load() - wire
+				wire = h.read.Load()
+				began := cpuTime(b)
 				consume()
-				reading, fetched = reading+cpuTime(b)-cpu, fetched+h.read.Load()-wire
+				reading += cpuTime(b) - began
+				fetched += h.read.Load() - wire
 			}
-			n := float64(b.N * flows)
+			n := float64(b.N * len(flows))
 			b.ReportMetric(float64((sending+reading).Nanoseconds())/n, "cpu-ns/flow")
 			b.ReportMetric(float64(sending.Nanoseconds())/n, "produce-ns/flow")
 			b.ReportMetric(float64(reading.Nanoseconds())/n, "consume-ns/flow")

@@ -27,7 +27,8 @@ type Declared func(at flow.Time) Services
 //   - client and server are open, and the two readings are judged differently or
 //     both denied: the finding would name a pair where the other half names the client;
 //   - the record tells one direction, enforcement said nothing, and the flow is
-//     denied and so far only attempted: with traffic both ways it got through.
+//     denied and so far only attempted: with traffic both ways it got through;
+//   - the record is an answer to such a one, which it changes.
 //
 // Everything else passes straight on: for what is permitted, uncovered or known
 // to be blocked the other half would change nothing, and it is nearly all traffic.
@@ -179,9 +180,11 @@ func (p *Pairer) orient(r *flow.Record) {
 	Orient(r, s)
 }
 
-// waits says whether the other half could change the verdict or who it is about.
+// waits says whether the other half could change the verdict or who it is about; or
+// whether this one, an answer to what is denied, changes that of the other.
 func waits(r *flow.Record, own flow.Orientation, settled bool) bool {
-	return !settled || r.Verdict.Expected == flow.ExpectDeny && (own == flow.Open || r.Verdict.Outcome == flow.OutcomeAttempted)
+	return !settled || r.Verdict.Expected == flow.ExpectDeny && (own == flow.Open || r.Verdict.Outcome == flow.OutcomeAttempted ||
+		own == flow.Reverse && r.Verdict.Outcome == flow.OutcomeEscaped && r.Verdict.Observed == flow.ObservedUnknown)
 }
 
 // keyOf gives the key under which the halves of a conversation meet, and whether

@@ -33,7 +33,7 @@ func (p *oddDenied) JudgeRecord(r *flow.Record) bool {
 	*v = flow.Verdict{Reason: flow.ReasonPermitted, Expected: flow.ExpectAllow, Outcome: flow.OutcomePermitted, Rule: p.names.Intern("allow")}
 	if denied {
 		*v = flow.Verdict{Reason: flow.ReasonDenied, Expected: flow.ExpectDeny, Outcome: flow.OutcomeAttempted, Rule: p.names.Intern("deny")}
-		if r.OtherHalf || r.Biflow() {
+		if r.OtherHalf || r.Biflow() || r.Oriented == flow.Reverse { // an answer shows that it got through
 			v.Outcome = flow.OutcomeEscaped
 		}
 	}

@@ -1,8 +1,11 @@
 package test
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -24,6 +27,7 @@ type chaos struct {
 	collector *server
 	detectors []*detector
 	forward   *server
+	started   []*server // those that are gone too
 	hook      *receiver
 	stream    *stream
 }
@@ -40,37 +44,46 @@ type stream struct {
 	*numbered
 	collector *server
 	mu        sync.Mutex // held while something is on its way
-	stop      chan struct{}
+	stop      context.CancelFunc
 	done      chan struct{}
 }
 
-func (s *stream) run() {
+func startStream(tr *numbered, collector *server) *stream {
+	ctx, stop := context.WithCancel(context.Background())
+	s := &stream{numbered: tr, collector: collector, stop: stop, done: make(chan struct{})}
+	go s.run(ctx)
+	tr.t.Cleanup(s.end)
+	return s
+}
+
+func (s *stream) run(ctx context.Context) {
 	defer close(s.done)
 	for {
-		select {
-		case <-s.stop:
-			return
-		case <-time.After(15 * time.Millisecond):
-		}
 		s.mu.Lock()
 		s.send(20)
-		ok := s.received()
+		ok := s.received(ctx)
 		s.mu.Unlock()
 		if !ok {
+			s.t.Errorf("%d datagrams sent, the collector does not have them all", s.sent())
 			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(15 * time.Millisecond):
 		}
 	}
 }
 
-// received waits until the collector has what was sent.
-func (s *stream) received() bool {
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+// received waits until the collector has what was sent. It gives up after a minute, and
+// after a moment once ctx has ended.
+func (s *stream) received(ctx context.Context) bool {
+	for began := time.Now(); ; time.Sleep(5 * time.Millisecond) {
 		var l stock
 		if s.collector.get("/ledger", &l) == nil && l.Total.Datagrams.Received >= s.sent() {
 			return true
 		}
-		if time.Now().After(deadline) {
-			s.t.Errorf("%d datagrams sent, the collector has %+v", s.sent(), l.Total.Datagrams)
+		if waited := time.Since(began); waited > time.Minute || waited > 5*time.Second && ctx.Err() != nil {
 			return false
 		}
 	}
@@ -83,9 +96,9 @@ func (s *stream) between(do func()) {
 	do()
 }
 
-// end stops sending.
+// end stops sending. It may be called again.
 func (s *stream) end() {
-	close(s.stop)
+	s.stop()
 	<-s.done
 }
 
@@ -217,6 +230,7 @@ func (c *chaos) anyDetector() *detector { return c.detectors[c.rng.IntN(len(c.de
 // newDetector starts a detector.
 func (c *chaos) newDetector() *detector {
 	d := &detector{newRole(c.t, "detect"), newDoor(c.t, c.d.clickhouse)}
+	c.started = append(c.started, d.server)
 	c.relaunch(d)
 	return d
 }
@@ -303,17 +317,19 @@ func TestChaos(t *testing.T) {
 	seed := envNumber(t, "POSTERN_SEED", 44)
 	rounds := int(envNumber(t, "POSTERN_ROUNDS", 3))
 	t.Logf("seed %d, %d rounds; repeat with make chaos ROUNDS=%d SEED=%d", seed, rounds, rounds, seed)
+	c := &chaos{t: t, rng: rand.New(rand.NewPCG(seed, 29)), hook: newReceiver(t)}
 	verdict := "ended early"
 	defer func() {
 		result := "PASS"
 		if t.Failed() {
 			result = "FAIL"
+			c.keepLogs(filepath.Join("..", ".cache", fmt.Sprintf("chaos-%d", seed)))
 		}
 		t.Logf("chaos: %d rounds, seed %d: %s: %s", rounds, seed, verdict, result)
 	}()
 
 	began := time.Now()
-	c := newChaos(t, seed)
+	c.start()
 	t.Logf("everything is up after %.1f s", time.Since(began).Seconds())
 	var order []int
 	for round := range rounds {
@@ -334,11 +350,23 @@ func TestChaos(t *testing.T) {
 	t.Logf("everything came to rest within %.1f s", time.Since(began).Seconds())
 }
 
-// newChaos starts a deployment of three brokers, a collector, two detectors and a
-// forwarder, and sends.
-func newChaos(t *testing.T, seed uint64) *chaos {
+// keepLogs copies what every process has logged.
+func (c *chaos) keepLogs(dir string) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		c.t.Error(err)
+	}
+	for i, s := range c.started {
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("%s-%d.log", s.role, i)), []byte(s.logs()), 0o600); err != nil {
+			c.t.Error(err)
+		}
+	}
+	c.t.Logf("what all processes logged is in %s", dir)
+}
+
+// start starts three brokers, a collector, two detectors and a forwarder, and sends.
+func (c *chaos) start() {
+	t := c.t
 	t.Helper()
-	c := &chaos{t: t, rng: rand.New(rand.NewPCG(seed, 29)), hook: newReceiver(t)}
 	var addrs []string
 	for range 3 {
 		c.links = append(c.links, newLink(t))
@@ -361,9 +389,8 @@ func newChaos(t *testing.T, seed uint64) *chaos {
 	for _, s := range c.detecting() {
 		s.until("each detector to have partitions", 90*time.Second, func() bool { return s.partitions() > 0 })
 	}
-	c.stream = &stream{numbered: newNumbered(t, c.collector.udp), collector: c.collector, stop: make(chan struct{}), done: make(chan struct{})}
-	go c.stream.run()
-	return c
+	c.started = append(c.started, c.collector, c.forward)
+	c.stream = startStream(newNumbered(t, c.collector.udp), c.collector)
 }
 
 // verdict waits until everything is where it should be and counts it.
@@ -373,7 +400,9 @@ func (c *chaos) verdict() string {
 	c.working()
 	total := c.collector.arrived(c.stream.devices...)
 	rows := uint64(len(c.stream.ids))
+	ledgers := "closed"
 	if total.Records.Decoded != rows || total.Records.Written != rows || total.Datagrams.Decoded != c.stream.sent() {
+		ledgers = "open"
 		t.Errorf("the collector has %+v of %d datagrams with %d records", total, c.stream.sent(), rows)
 	}
 	all, distinct := c.d.topicFlows(c.d.client())
@@ -387,12 +416,13 @@ func (c *chaos) verdict() string {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Errorf("the detectors do not come to an end: %+v of %d records on the topic, %v", judged.Records, all, why)
+			t.Errorf("the detectors do not come to rest: %v", why)
 			break
 		}
 	}
-	if r := judged.Records; r.Decoded != all || r.Decoded-r.Duplicate != rows || r.Decoded != r.Written+r.Duplicate+r.Rejected.Sum() {
-		t.Errorf("%d records on the topic, %d of them repetitions; the detectors have %+v", all, all-distinct, r)
+	if r := judged.Records; r.Decoded != all || r.Decoded-r.Duplicate != rows || r.Decoded != r.Written+r.Duplicate+r.Rejected.Sum() || why != nil {
+		ledgers = "open"
+		t.Errorf("%d records on the topic, %d of them repetitions; the detectors have %+v, %v", all, all-distinct, r, why)
 	}
 	missing, doubled := c.stream.compare(c.collector)
 
@@ -406,13 +436,13 @@ func (c *chaos) verdict() string {
 		t.Errorf("several findings of one thing: %v", row)
 	}
 	compareFindings(t, c.collector, c.hook)
-	for _, s := range c.roles() {
+	for _, s := range c.started {
 		for line := range strings.Lines(s.logs()) {
 			if strings.Contains(line, "level=ERROR") && (strings.Contains(line, "lost") || strings.Contains(line, "remembered")) {
 				t.Errorf("%s: %s", s.role, line)
 			}
 		}
 	}
-	return fmt.Sprintf("%d flows sent, %d rows, %d missing, %d doubled, %d repeated on the topic; %d findings, %d revisions, all received, %d twice; ledgers closed",
-		c.stream.number, c.collector.number("SELECT count() FROM flows"), missing, doubled, all-distinct, len(findings), len(events), c.hook.twice)
+	return fmt.Sprintf("%d flows sent in %d records, %d of them twice on the topic; %d rows, %d missing, %d doubled; %d findings, %d revisions, %d of them received; ledgers %s",
+		c.stream.number, rows, all-distinct, c.collector.number("SELECT count() FROM flows"), missing, doubled, len(findings), len(events), c.hook.count(), ledgers)
 }

@@ -162,7 +162,7 @@ func TestWireSize(t *testing.T) {
 	names := flow.NewNames(0)
 	batches, flows := wireBatches(t, names)
 	var buf bytes.Buffer
-	codec := new(lz4.Codec)
+	codec := new(snappy.Codec)
 	raw, small, enc := 0, 0, NewEncoder(names)
 	for i, records := range batches {
 		v := enc.Append(nil, Header{Seq: uint64(i)}, records)

@@ -19,7 +19,6 @@ import (
 	"time"
 
 	"github.com/postern/postern/flow"
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
@@ -33,46 +32,52 @@ type adminConfig struct {
 	Open bool `yaml:"open"`
 }
 
-// listenAdmin binds the admin address and gives the token it asks for, none if it is open.
-func (c *config) listenAdmin() (l net.Listener, token string, err error) {
-	if !c.Admin.Open {
-		if c.Admin.Token != "" {
-			token, err = resolveSecret(c.Admin.Token)
-		} else {
-			token, err = keptToken(c.Data, "admin.token")
-		}
-		if err != nil {
-			return nil, "", fmt.Errorf("admin.token: %w", err)
-		}
-	}
-	if l, err = net.Listen("tcp", c.Admin.Listen); err != nil {
-		return nil, "", fmt.Errorf("admin.listen: %w", err)
-	}
-	return l, token, nil
+// admin answers operators about a role.
+type admin struct {
+	role     role
+	listener net.Listener // nil: nobody is answered
+	token    string       // empty: open
+	log      *slog.Logger
 }
 
-// admin answers operators. ready says why the service is not ready, nil if it is.
-type admin struct {
-	listener net.Listener
-	token    string // empty: open
-	registry prometheus.Gatherer
-	ready    func() error
-	ledger   func() flow.Ledger
-	log      *slog.Logger
+// openAdmin binds the admin address, if there is one.
+func openAdmin(c *config, r role, log *slog.Logger) (a *admin, err error) {
+	a = &admin{role: r, log: log}
+	if c.Admin.Listen == "" {
+		return a, nil
+	}
+	if !c.Admin.Open {
+		if c.Admin.Token != "" {
+			a.token, err = resolveSecret(c.Admin.Token)
+		} else {
+			a.token, err = keptToken(c.Data, "admin.token")
+		}
+		if err != nil {
+			return nil, fmt.Errorf("admin.token: %w", err)
+		}
+	}
+	if a.listener, err = net.Listen("tcp", c.Admin.Listen); err != nil {
+		return nil, fmt.Errorf("admin.listen: %w", err)
+	}
+	return a, nil
 }
 
 // run serves until ctx ends.
 func (a *admin) run(ctx context.Context) error {
+	if a.listener == nil {
+		<-ctx.Done()
+		return nil
+	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if err := a.ready(); err != nil {
+		if err := a.role.ready(); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
 		_, _ = w.Write([]byte("ready\n"))
 	})
-	mux.Handle("GET /metrics", a.guard(promhttp.HandlerFor(a.registry, promhttp.HandlerOpts{})))
+	mux.Handle("GET /metrics", a.guard(promhttp.HandlerFor(a.role, promhttp.HandlerOpts{})))
 	mux.Handle("GET /ledger", a.guard(http.HandlerFunc(a.serveLedger)))
 	mux.Handle("GET /debug/pprof/", a.guard(http.HandlerFunc(pprof.Index)))
 	mux.Handle("GET /debug/pprof/profile", a.guard(http.HandlerFunc(pprof.Profile)))
@@ -115,7 +120,7 @@ func (a *admin) guard(h http.Handler) http.Handler {
 
 // serveLedger writes both ledgers by exporter, and whether they close.
 func (a *admin) serveLedger(w http.ResponseWriter, _ *http.Request) {
-	l := a.ledger()
+	l := a.role.ledger()
 	closes := "yes"
 	if err := l.Check(); err != nil {
 		closes = err.Error()

@@ -945,6 +945,7 @@ func TestHotPathDoesNotAllocate(t *testing.T) {
 		p.decoder.Decode(tr.later(i), all)
 	}
 	p.pairer.Process(all, p.judged)
+	p.pairer.Flush(flow.NewBatch(flow.BatchSize, nil)) // what waits would come out below
 	in := flow.NewBatch(flow.BatchSize, nil)
 	for i := range p.judged.Records {
 		if p.judged.Records[i].Verdict.Reason == flow.ReasonPermitted && len(in.Records) < flow.BatchSize {

@@ -345,7 +345,7 @@ The service stays up until Ctrl-C. From another terminal:
   %[1]s explain 10.50.1.23 10.50.1.77 tcp/445 --policy %[3]s
   curl -s '%[4]s/?user=reader' -H "X-ClickHouse-Key: $(cat %[2]s/clickhouse-readonly.token)" -d "SELECT reason, count() FROM postern.flows GROUP BY reason"
   curl -s http://%[5]s/ledger -H "Authorization: Bearer $(cat %[2]s/admin.token)"
-`, self, d.cfg.Data, d.cfg.Policy.Dir, url, d.svc.adminAddr.Addr())
+`, self, d.cfg.Data, d.cfg.Policy.Dir, url, d.svc.answering.listener.Addr())
 }
 
 // demoReceiver is the SIEM of the demo: it verifies every webhook and keeps the

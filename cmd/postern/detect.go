@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -14,7 +13,6 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/prometheus/client_golang/prometheus"
@@ -143,45 +141,25 @@ func (d *detection) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.store.close(), d.client.Close()) }()
-	var listener net.Listener
-	var token string
-	if d.cfg.Admin.Listen != "" {
-		if listener, token, err = d.cfg.listenAdmin(); err != nil {
-			return err
-		}
+	answering, err := openAdmin(&d.cfg, d, d.log)
+	if err != nil {
+		return err
 	}
-	last, endLast := context.WithCancel(context.WithoutCancel(ctx))
-	defer endLast()
-	outer, octx := errgroup.WithContext(last)
-	outer.Go(func() error { return d.store.run(octx) })
-	if listener != nil {
-		a := &admin{listener: listener, token: token, registry: d, ready: d.ready, ledger: d.ledger, log: d.log}
-		outer.Go(func() error { return a.run(octx) })
-	}
-	work, wctx := errgroup.WithContext(ctx)
-	work.Go(func() error {
-		if err := d.begin(wctx); err != nil {
+	return around(ctx, func(ctx context.Context) error {
+		defer d.log.Info("stopped detecting")
+		if err := d.begin(ctx); err != nil {
 			return err
 		}
 		hup := make(chan os.Signal, 1)
 		signal.Notify(hup, syscall.SIGHUP)
 		defer signal.Stop(hup)
-		g, gctx := errgroup.WithContext(wctx)
-		g.Go(func() error { return d.policy.run(gctx) })
-		g.Go(func() error { return d.keeper.watch(gctx, hup, wallClock) })
-		g.Go(func() error { return d.report(gctx) })
-		g.Go(func() error { return d.member.Run(gctx, d.cfg.Shutdown, d.work) })
+		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error { return d.policy.run(ctx) })
+		g.Go(func() error { return d.keeper.watch(ctx, hup, wallClock) })
+		g.Go(func() error { return every(ctx, reportEvery, func() { d.reportAll(ctx) }) })
+		g.Go(func() error { return d.member.Run(ctx, d.cfg.Shutdown, d.work) })
 		return g.Wait()
-	})
-	failed := make(chan error, 2)
-	go func() { failed <- work.Wait() }()
-	go func() { failed <- outer.Wait() }()
-	err = unlessEnded(<-failed)
-	if err == nil {
-		d.log.Info("stopped")
-	}
-	endLast()
-	return errors.Join(err, unlessEnded(<-failed))
+	}, d.store.run, answering.run)
 }
 
 // begin asks the cluster for what has to be known before anything can be worked on. It
@@ -314,19 +292,10 @@ func (d *detection) ready() error {
 	return d.store.ready()
 }
 
-// report writes what ClickHouse should know beside flows and findings.
-func (d *detection) report(ctx context.Context) error {
-	t := time.NewTicker(reportEvery)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-t.C:
-		}
-		for _, w := range d.mine() {
-			d.tell(ctx, w)
-		}
+// reportAll writes what ClickHouse should know beside flows and findings.
+func (d *detection) reportAll(ctx context.Context) {
+	for _, w := range d.mine() {
+		d.tell(ctx, w)
 	}
 }
 

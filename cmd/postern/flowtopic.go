@@ -169,18 +169,11 @@ func (s *flowTopic) run(ctx context.Context) error {
 	if err := s.connect(ctx); err != nil {
 		return err
 	}
-	t := time.NewTicker(lookAfter)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-t.C:
-		}
+	return every(ctx, lookAfter, func() {
 		if n, err := s.client.Partitions(ctx, s.topic); err == nil { // else producing tells
 			s.now.Store(int64(n))
 		}
-	}
+	})
 }
 
 // lookAfter is how often a collector asks how many partitions there are.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -16,7 +15,6 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	kgo "github.com/segmentio/kafka-go"
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest/kafka"
@@ -84,31 +82,17 @@ func (f *forwarder) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.told.close(), f.client.Close()) }()
-	var listener net.Listener
-	var token string
-	if f.cfg.Admin.Listen != "" {
-		if listener, token, err = f.cfg.listenAdmin(); err != nil {
+	answering, err := openAdmin(&f.cfg, f, f.log)
+	if err != nil {
+		return err
+	}
+	return around(ctx, func(ctx context.Context) error {
+		defer f.log.Info("stopped forwarding")
+		if err := f.begin(ctx); err != nil {
 			return err
 		}
-	}
-	last, endLast := context.WithCancel(context.WithoutCancel(ctx))
-	defer endLast()
-	outer, octx := errgroup.WithContext(last)
-	outer.Go(func() error { return f.told.run(octx) })
-	if listener != nil {
-		a := &admin{listener: listener, token: token, registry: f, ready: f.ready, ledger: f.ledger, log: f.log}
-		outer.Go(func() error { return a.run(octx) })
-	}
-	reading, stop := context.WithCancel(ctx)
-	defer stop()
-	context.AfterFunc(octx, stop) // where admin fails
-	err = unlessEnded(f.begin(reading))
-	if err == nil && reading.Err() == nil {
-		err = f.member.Run(reading, f.cfg.Shutdown, f.work)
-	}
-	f.log.Info("stopped forwarding")
-	endLast()
-	return errors.Join(err, outer.Wait())
+		return f.member.Run(ctx, f.cfg.Shutdown, f.work)
+	}, f.told.run, answering.run)
 }
 
 // begin waits until the topic is there.

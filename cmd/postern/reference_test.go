@@ -285,7 +285,7 @@ func everyMetric(t *testing.T) []metricDoc {
 	}
 	defer s.spool.Close()
 	defer s.store.close()
-	defer s.adminAddr.Close()
+	defer s.answering.listener.Close()
 	cfg.Kafka.Brokers = []string{"127.0.0.1:9092"}
 	collector, err := newCollector(cfg, slog.New(slog.DiscardHandler))
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
@@ -43,6 +44,37 @@ func roleCommand(cmd *cobra.Command, make func(config, *slog.Logger) (role, erro
 	return cmd
 }
 
+// around does work until ctx ends, while what serves it goes on: that ends after the
+// work, and ends the work if it fails.
+func around(ctx context.Context, work func(context.Context) error, serving ...func(context.Context) error) error {
+	last, endLast := context.WithCancel(context.WithoutCancel(ctx))
+	defer endLast()
+	g, gctx := errgroup.WithContext(last)
+	for _, each := range serving {
+		g.Go(func() error { return each(gctx) })
+	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	context.AfterFunc(gctx, stop)
+	err := unlessEnded(work(ctx))
+	endLast()
+	return errors.Join(err, unlessEnded(g.Wait()))
+}
+
+// every does something again and again until ctx ends, first after one period.
+func every(ctx context.Context, period time.Duration, do func()) error {
+	t := time.NewTicker(period)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+			do()
+		}
+	}
+}
+
 // allRoles is `postern serve` with Kafka: every role in one process, with a topic
 // between each two. Others of any role can work beside it.
 type allRoles struct {
@@ -77,34 +109,26 @@ func newAllRoles(cfg config, log *slog.Logger) (*allRoles, error) {
 
 // run runs the roles and answers operators until the last has ended.
 func (a *allRoles) run(ctx context.Context) error {
-	last, endLast := context.WithCancel(context.WithoutCancel(ctx))
-	defer endLast()
-	answering := make(chan error, 1)
-	close(answering)
-	work, wctx := errgroup.WithContext(ctx)
-	if a.cfg.Admin.Listen != "" {
-		listener, token, err := a.cfg.listenAdmin()
-		if err != nil {
-			return err
+	answering, err := openAdmin(&a.cfg, a, a.log)
+	if err != nil {
+		return err
+	}
+	return around(ctx, func(ctx context.Context) error {
+		g, ctx := errgroup.WithContext(ctx)
+		for _, r := range a.roles {
+			g.Go(func() error {
+				err := r.run(ctx)
+				if err == nil && ctx.Err() == nil {
+					err = errors.New("ended by itself")
+				}
+				if err != nil {
+					return fmt.Errorf("%s: %w", r.name, err)
+				}
+				return nil
+			})
 		}
-		answering = make(chan error, 1)
-		at := &admin{listener: listener, token: token, registry: a, ready: a.ready, ledger: a.ledger, log: a.log}
-		go func() { answering <- at.run(last) }()
-	}
-	for _, r := range a.roles {
-		work.Go(func() error {
-			if err := r.run(wctx); err != nil {
-				return fmt.Errorf("%s: %w", r.name, err)
-			}
-			if wctx.Err() == nil {
-				return fmt.Errorf("%s ended by itself", r.name)
-			}
-			return nil
-		})
-	}
-	err := work.Wait()
-	endLast()
-	return errors.Join(err, <-answering)
+		return g.Wait()
+	}, answering.run)
 }
 
 // ready says what keeps any of the roles from its work.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -76,8 +75,7 @@ type service struct {
 
 	spool     *ingest.Spool
 	listeners []*ingest.Listener
-	adminAddr net.Listener
-	token     string // of the admin address
+	answering *admin
 
 	cursor    uint64 // segment the pipeline is in; guarded by pipe.gate
 	listening atomic.Bool
@@ -155,10 +153,7 @@ func (s *service) run(ctx context.Context) (err error) {
 	outer, octx := errgroup.WithContext(last)
 	outer.Go(func() error { return s.store.run(octx) })
 	outer.Go(func() error { return s.report(octx) })
-	if s.adminAddr != nil {
-		a := &admin{listener: s.adminAddr, token: s.token, registry: s.registry, ready: s.ready, ledger: s.ledger, log: s.log}
-		outer.Go(func() error { return a.run(octx) })
-	}
+	outer.Go(func() error { return s.answering.run(octx) })
 	s.listening.Store(true)
 	if s.keeper != nil {
 		s.log.Info("serving", "data", s.cfg.Data, "policy", s.cfg.Policy.Dir, "version", versionText())
@@ -336,29 +331,19 @@ func (s *service) listen(ctx context.Context) error {
 		}
 		s.listeners = append(s.listeners, listener)
 	}
-	if s.cfg.Admin.Listen == "" {
-		return nil
-	}
 	var err error
-	s.adminAddr, s.token, err = s.cfg.listenAdmin()
+	s.answering, err = openAdmin(&s.cfg, s, s.log)
 	return err
 }
 
 // tick notes the clock in the spool every second, so that what the pipeline does
 // when time passes without traffic is repeated by a re-read.
 func (s *service) tick(ctx context.Context) error {
-	t := time.NewTicker(time.Second)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-t.C:
-			if err := s.spool.Tick(wallClock()); err != nil {
-				s.log.Warn("the clock could not be noted in the spool", "error", err)
-			}
+	return every(ctx, time.Second, func() {
+		if err := s.spool.Tick(wallClock()); err != nil {
+			s.log.Warn("the clock could not be noted in the spool", "error", err)
 		}
-	}
+	})
 }
 
 // consume works through the spool, segment by segment.
@@ -515,16 +500,8 @@ const reportEvery = time.Minute
 
 // report writes what ClickHouse should know beside flows and findings.
 func (s *service) report(ctx context.Context) error {
-	t := time.NewTicker(reportEvery)
-	defer t.Stop()
-	for {
-		s.store.report(ctx, s.reportNow())
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-t.C:
-		}
-	}
+	s.store.report(ctx, s.reportNow())
+	return every(ctx, reportEvery, func() { s.store.report(ctx, s.reportNow()) })
 }
 
 // finalReport writes the ledger once more at a stop.

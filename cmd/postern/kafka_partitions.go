@@ -278,8 +278,12 @@ func (s *switchOver) divide() error {
 	states := map[int]partitionState{}
 	var pairers, detectors [][]byte
 	var last flow.Time
+	var slowest pace
 	for p := range s.to {
 		kept, old := s.kept[s.flows][p]
+		if kept.Pace.behind() > slowest.behind() {
+			slowest = kept.Pace
+		}
 		if !old {
 			kept.Producers = producers{}
 		} else {
@@ -323,7 +327,7 @@ func (s *switchOver) divide() error {
 		}); err != nil {
 			return err
 		}
-		state.Version, state.Settings, state.Last = partitionStateVersion, settings, last
+		state.Version, state.Settings, state.Last, state.Pace = partitionStateVersion, settings, last, slowest
 		state.Sections = map[string][]byte{"pairer": waiting[p], "detector": found[p]}
 		states[p] = state
 	}

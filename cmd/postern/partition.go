@@ -60,14 +60,34 @@ type partitionState struct {
 	Sections   map[string][]byte `json:"sections"`
 	Producers  producers         `json:"producers"`
 	Replayed   replays           `json:"replayed,omitempty"`
-	Last       flow.Time         `json:"last"`       // the clock of the newest range
-	Born       flow.Time         `json:"born"`       // the clock of the first range
+	Last       flow.Time         `json:"last"` // the clock of the newest range
+	Born       flow.Time         `json:"born"` // the clock of the first range
+	Pace       pace              `json:"pace"`
 	Next       int64             `json:"next"`       // first offset that it does not reflect
 	Ranges     uint64            `json:"ranges"`     // ranges that it reflects
 	Partitions int               `json:"partitions"` // that flows are divided into
 }
 
 const partitionStateVersion = 1
+
+// pace is how far time has come for the stages: to the receipt of the newest flow, and from
+// there it goes on by the clock. Where flows waited in Kafka or in a collector's spool,
+// halves of a conversation thereby wait for each other as they would have when they came;
+// by the clock alone the end of every range would end every wait.
+type pace struct {
+	Newest flow.Time `json:"newest"` // receipt of the newest flow; 0 is none yet
+	At     flow.Time `json:"at"`     // the clock of the range it came in
+}
+
+// take takes note of a flow in a range opened at at.
+func (p *pace) take(received, at flow.Time) {
+	if received = min(received, at); received > p.Newest {
+		p.Newest, p.At = received, at
+	}
+}
+
+// behind is how far the stages' time is behind the clock.
+func (p *pace) behind() flow.Time { return p.At - p.Newest }
 
 // producers is the highest number seen of each producer of a partition, and when. What
 // does not rise was there before: a producer's retry, or what it made again after a crash.
@@ -456,7 +476,7 @@ func (w *partition) run(ctx context.Context, records []kafka.Record) error {
 	if err := w.away.flush(ctx, 1); err != nil {
 		return err
 	}
-	if err := w.pipe.tick(ctx, r.At); err != nil {
+	if err := w.pipe.tick(ctx, r.At-w.kept.Pace.behind()); err != nil {
 		return err
 	}
 	if err := w.pipe.end(ctx, &checkpoint{}, nil, func() error { w.closed <- struct{}{}; return nil }); err != nil {
@@ -515,6 +535,9 @@ func (w *partition) takeOwn(ctx context.Context, r *kafka.Record) error {
 	w.met.fill.Observe(float64(len(w.scratch.Records)))
 	if int(h.Partition) != w.a.Partition || int(h.Partitions) != w.partitions {
 		return w.away.take(ctx, w)
+	}
+	for i := range w.scratch.Records {
+		w.kept.Pace.take(w.scratch.Records[i].Received, w.pos.Open.At)
 	}
 	return w.pipe.records(ctx, func(b *flow.Batch) { b.Records = append(b.Records, w.scratch.Records...) })
 }

@@ -25,7 +25,7 @@ type Position struct {
 // are by then.
 type Range struct {
 	To     int64     `json:"to"`     // first offset behind it; may equal Position.Offset, where only the clock goes on
-	At     flow.Time `json:"at"`     // the clock when it was opened, and the stages' time at its end
+	At     flow.Time `json:"at"`     // the clock when it was opened
 	Policy int64     `json:"policy"` // how far the policy log had been read
 	Rows   int       `json:"rows"`   // rows of an insert
 }

@@ -42,12 +42,18 @@ func newDeployment(t testing.TB, brokers []string, name, policy string) *deploym
 	var password string
 	d.clickhouse, password = embeddedtest.Start(t)
 	d.token = filepath.Join(t.TempDir(), "token")
-	for file, text := range map[string]string{d.token: password, filepath.Join(d.policy, "policy.yaml"): policy} {
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+	if err := os.WriteFile(d.token, []byte(password), 0o600); err != nil {
+		t.Fatal(err)
 	}
+	d.writePolicy(policy)
 	return d
+}
+
+func (d *deployment) writePolicy(text string) {
+	d.t.Helper()
+	if err := os.WriteFile(filepath.Join(d.policy, "policy.yaml"), []byte(text), 0o600); err != nil {
+		d.t.Fatal(err)
+	}
 }
 
 // settings are what differs between roles, or between two starts of one.

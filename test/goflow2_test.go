@@ -133,8 +133,8 @@ var observed = []exporter.Config{
 	{Protocol: flow.SourceSFlowV5, Domain: 5, SamplingRate: 100},
 }
 
-// newObservers sends everything to both targets. NetFlow and sFlow of the second may be
-// told to different ports.
+// newObservers sends everything to target, and once more to two ports, one for NetFlow and
+// one for sFlow.
 func newObservers(t testing.TB, target, alsoNetFlow, alsoSFlow string) *observers {
 	t.Helper()
 	o := &observers{number: 100}
@@ -263,7 +263,10 @@ const (
 func newGoflowDeployment(t testing.TB, format string) *goflowDeployment {
 	t.Helper()
 	b := broker.Shared(t)
-	g := &goflowDeployment{deployment: newDeployment(t, []string{b.Addr()}, b.Topic(t, "goflow2-"+format), goflowPolicy(time.Now())), topic: b.CreateTopic(t, "goflow2-values", goflowPartitions)}
+	g := &goflowDeployment{
+		deployment: newDeployment(t, []string{b.Addr()}, b.Topic(t, "goflow2-"+format), goflowPolicy(time.Now())),
+		topic:      b.CreateTopic(t, "goflow2-values", goflowPartitions),
+	}
 	for range 2 {
 		g.detectors = append(g.detectors, g.detector(settings{}, format))
 	}
@@ -277,6 +280,14 @@ func newGoflowDeployment(t testing.TB, format string) *goflowDeployment {
 	g.alone.start()
 	udp := startGoflow2(t, b.Addr(), g.topic, map[string]string{"protobuf": "bin", "json": "json"}[format])
 	g.observers = newObservers(t, udp, g.alone.udp, g.alone.sflow)
+	t.Cleanup(func() {
+		if t.Failed() { // where what is missing got to
+			values := 0
+			g.read(g.client(), g.topic, func(int, *kafka.Record) { values++ })
+			all, distinct := g.topicFlows(g.client())
+			t.Logf("%d rows to be stored; %d values of goflow2, %d records on the flows topic, %d without repetitions", g.rows, values, all, distinct)
+		}
+	})
 	g.working(g.detectors...)
 	return g
 }
@@ -519,6 +530,8 @@ func TestGoflow2Chain(t *testing.T) {
 				if s.ledger().Records.Written == 0 || s.metric("postern_kafka_values_total") == 0 {
 					t.Errorf("detector %d got no work", i)
 				}
+			}
+			for _, s := range g.detectors {
 				s.stop()
 			}
 			if all, distinct := g.topicFlows(g.client()); all != uint64(g.rows) || distinct != all {

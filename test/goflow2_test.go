@@ -586,7 +586,6 @@ func TestKafkaReplayed(t *testing.T) {
 	g := newGoflowDeployment(t, "protobuf")
 	g.send(4)
 	g.stored()
-	flows, findings := g.byKey(g.detectors[0], allFlows, "record_id"), g.byKey(g.detectors[0], allFindings, "id")
 
 	// The group's offsets are set back, and ranges and chunks are cut otherwise.
 	for _, s := range g.detectors {
@@ -608,14 +607,8 @@ func TestKafkaReplayed(t *testing.T) {
 	if len(noticed) != g.kafka.Partitions+goflowPartitions {
 		t.Errorf("detectors noticed of %v that their offsets were set back, want all", slices.Sorted(maps.Keys(noticed)))
 	}
-	if diff := cmp.Diff(flows, g.byKey(g.detectors[0], allFlows, "record_id")); diff != "" {
-		t.Errorf("flows changed (-before +after):\n%s", tail(diff, 4000))
-	}
-	if diff := cmp.Diff(findings, g.byKey(g.detectors[0], allFindings, "id")); diff != "" {
-		t.Errorf("findings changed (-before +after):\n%s", tail(diff, 4000))
-	}
-
-	// A third detector joins and leaves while flows come.
+	// A third detector joins and leaves while flows come. What comes now stands behind what
+	// was read already, so by the time it is stored, that would be stored again as well.
 	third := g.detector(settings{}, "protobuf")
 	third.launch()
 	g.send(2)
@@ -627,7 +620,7 @@ func TestKafkaReplayed(t *testing.T) {
 	g.stored()
 	g.sameVerdicts()
 	g.sameFindings()
-	flows, findings = g.byKey(g.detectors[0], allFlows, "record_id"), g.byKey(g.detectors[0], allFindings, "id")
+	flows, findings := g.byKey(g.detectors[0], allFlows, "record_id"), g.byKey(g.detectors[0], allFindings, "id")
 
 	// Another group reads all of it once more, cut otherwise, into a database of its own.
 	again := *g.deployment

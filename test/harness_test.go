@@ -148,12 +148,18 @@ func (s *server) writePolicy(text string) {
 	}
 }
 
+// givenPorts are those that freePort gave in this process.
+var givenPorts sync.Map
+
 // freePort finds a port that nobody uses now, below those that the system gives to
 // outgoing connections: while whoever listens there is down, none may take its place.
 func freePort(t testing.TB, network string) string {
 	t.Helper()
 	for range 100 {
 		addr := fmt.Sprintf("127.0.0.1:%d", 10000+rand.IntN(10000))
+		if _, again := givenPorts.LoadOrStore(network+addr, true); again {
+			continue // whoever got it may not listen yet
+		}
 		var c io.Closer
 		var err error
 		if network == "udp" {

@@ -190,12 +190,12 @@ func (d *deployment) topicFindings(c *kafka.Client) (out map[string]flow.Finding
 
 // told waits until the receiver has every event of the findings topic, the newest of each
 // finding being what the findings view says of it, and gives the events by id.
-func (d *deployment) told(hook *receiver, any *server) map[string]flow.Finding {
+func (d *deployment) told(hook *receiver, s *server) map[string]flow.Finding {
 	d.t.Helper()
 	c := d.client()
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
 		events, wrong := d.topicFindings(c)
-		stored := any.query("SELECT id, revision, count FROM findings")
+		stored := s.query("SELECT id, revision, count FROM findings")
 		received := hook.findings(d.t)
 		behind := 0
 		for _, row := range stored {

@@ -63,8 +63,9 @@ type detection struct {
 
 	mu     sync.Mutex
 	owned  map[*partition]struct{}
-	begun  bool  // partitions can be worked on
-	judged tally // by what is no longer owned
+	begun  bool             // partitions can be worked on
+	judged tally            // by what is no longer owned
+	failed map[string]error // why a partition that is ours is not worked on
 }
 
 type detectionMetrics struct {
@@ -96,7 +97,7 @@ func newDetection(cfg config, log *slog.Logger) (*detection, error) {
 	if !cfg.Kafka.Enabled() {
 		return nil, errNoKafka
 	}
-	d := &detection{cfg: cfg, log: log, registry: newRegistry(), names: flow.NewNames(0), owned: map[*partition]struct{}{}}
+	d := &detection{cfg: cfg, log: log, registry: newRegistry(), names: flow.NewNames(0), owned: map[*partition]struct{}{}, failed: map[string]error{}}
 	var err error
 	if d.set, d.settings, err = cfg.stageSettings(); err != nil {
 		return nil, err
@@ -235,7 +236,16 @@ func (d *detection) disown(w *partition) {
 	defer d.mu.Unlock()
 	delete(d.owned, w)
 	d.judged.merge(w.pipe.verdicts())
-	w.in.forget()
+}
+
+// trouble takes note of why a partition is not worked on, nil if it is, or is not ours.
+func (d *detection) trouble(name string, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.failed, name)
+	if err != nil {
+		d.failed[name] = fmt.Errorf("%s is not worked on: %w", name, err)
+	}
 }
 
 func (d *detection) mine() []*partition {
@@ -282,9 +292,16 @@ func (d *detection) Gather() ([]*dto.MetricFamily, error) {
 func (d *detection) ready() error {
 	d.mu.Lock()
 	begun := d.begun
+	failed := slices.Sorted(maps.Keys(d.failed))
+	for i, name := range failed {
+		failed[i] = d.failed[name].Error()
+	}
 	d.mu.Unlock()
 	if !begun {
 		return errors.New("not detecting yet: waiting for Kafka")
+	}
+	if len(failed) > 0 {
+		return errors.New(strings.Join(failed, "; "))
 	}
 	if err := d.keeper.ready(); err != nil {
 		return err

@@ -144,12 +144,12 @@ const (
 // work forwards the events of a partition until ctx ends, the partition is lost or the
 // process stops.
 func (f *forwarder) work(ctx context.Context, a *kafka.Assignment) error {
-	in := &partitionLog{a, f.client, f.log.With("topic", a.Topic, "partition", a.Partition), f.met}
-	defer in.forget()
+	in := &partitionLog{a: a, client: f.client, log: f.log.With("topic", a.Topic, "partition", a.Partition), met: f.met}
 	next, err := f.first(ctx, a)
 	if err != nil {
 		return err
 	}
+	defer in.follow(ctx, next)()
 	// A stop interrupts what waits, for events or for room in an outbox: nothing is
 	// lost by it, since the position stays behind what was not put in every outbox.
 	waiting, stop := context.WithCancel(ctx)
@@ -192,7 +192,7 @@ func (f *forwarder) forward(ctx, waiting context.Context, in *partitionLog, next
 	if err != nil {
 		return next, err
 	}
-	in.lag(got.High - next)
+	in.lag(next, got.High)
 	for records := range slices.Chunk(got.Records, forwardAtOnce) {
 		if err := f.take(waiting, in, records); err != nil {
 			return next, err
@@ -201,7 +201,7 @@ func (f *forwarder) forward(ctx, waiting context.Context, in *partitionLog, next
 		if err := in.a.Commit(ctx, kafka.Position{Offset: next}); err != nil {
 			return next, err
 		}
-		in.lag(got.High - next)
+		in.lag(next, got.High)
 	}
 	return got.Next, nil
 }

@@ -193,6 +193,39 @@ func TestOffsetsSetBack(t *testing.T) {
 	}
 }
 
+// TestTroubleIsTold: a partition that cannot be worked on makes the detector not ready,
+// and says why.
+func TestTroubleIsTold(t *testing.T) {
+	k := newKafkaRig(t)
+	topic := k.collector(0).topic
+	place, err := k.client.SaveState(k.ctx, k.cfg.Kafka.Group, topic, 1, 1, 1, []byte(`{"version": 99}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := kafka.Positions{}
+	at.Set(topic, 1, &kafka.Position{State: place})
+	if err := k.client.SetPositions(k.ctx, k.cfg.Kafka.Group, at); err != nil {
+		t.Fatal(err)
+	}
+	d, err := newDetection(k.cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.client.Close()
+	d.partitions, d.begun = 2, true
+	run, stop := context.WithCancel(k.ctx)
+	done := make(chan error, 1)
+	go func() { done <- d.member.Run(run, time.Second, d.work) }()
+	eventually(t, "the trouble to be told", func() bool {
+		err := d.ready()
+		return err != nil && strings.Contains(err.Error(), topic+"/1 is not worked on: the checkpoint: it is of version 99")
+	})
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 // TestOtherDivision: what was cut for another number of partitions is divided anew.
 func TestOtherDivision(t *testing.T) {
 	k := newKafkaRig(t)

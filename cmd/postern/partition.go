@@ -171,21 +171,34 @@ func (p *producers) UnmarshalJSON(b []byte) error {
 
 // work works on a partition until ctx ends, the partition is lost or the process stops.
 func (d *detection) work(ctx context.Context, a *kafka.Assignment) error {
+	name := fmt.Sprintf("%s/%d", a.Topic, a.Partition)
+	err := d.workOn(ctx, a, name)
+	if ctx.Err() != nil || errors.Is(err, kafka.ErrDeposed) {
+		d.trouble(name, nil) // it is somebody else's now
+	} else {
+		d.trouble(name, err)
+	}
+	return err
+}
+
+func (d *detection) workOn(ctx context.Context, a *kafka.Assignment, name string) error {
 	w := &partition{
 		detection: d, a: a, log: d.log.With("topic", a.Topic, "partition", a.Partition),
-		name:    fmt.Sprintf("kafka/%s/%s/%s/%d", d.cluster, d.cfg.Kafka.Group, a.Topic, a.Partition),
+		name:    fmt.Sprintf("kafka/%s/%s/%s", d.cluster, d.cfg.Kafka.Group, name),
 		scratch: flow.NewBatch(kafka.BatchRows, nil), reg: prometheus.NewRegistry(), closed: make(chan struct{}, 1), lively: time.Now(),
 	}
 	if err := d.sameDivision(ctx); err != nil {
 		return err
 	}
-	w.in = &partitionLog{a, d.client, w.log, d.met.log}
+	w.in = &partitionLog{a: a, client: d.client, log: w.log, met: d.met.log}
 	if err := w.load(ctx); err != nil {
 		return err
 	}
 	d.own(w)
 	defer d.disown(w)
 	defer w.pipe.release()
+	defer w.in.follow(ctx, w.pos.Offset)()
+	d.trouble(name, nil)
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return w.pipe.runStore(gctx, w) })
 	g.Go(func() error {
@@ -418,7 +431,7 @@ func (w *partition) gather(ctx context.Context) (records []kafka.Record, to int6
 			w.client.Refresh()
 			return nil, -1, err
 		}
-		w.in.lag(f.High - f.Next)
+		w.in.lag(f.Next, f.High)
 		if len(f.Records) > 0 && len(records) == 0 {
 			began, w.lively = time.Now(), time.Now()
 		}

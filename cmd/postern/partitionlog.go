@@ -4,6 +4,8 @@ import (
 	"context"
 	"log/slog"
 	"strconv"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,6 +19,8 @@ type partitionLog struct {
 	client *kafka.Client
 	log    *slog.Logger // names the partition
 	met    *logMetrics
+
+	read atomic.Int64 // the offset it is read up to
 }
 
 // logMetrics are the metrics of whoever reads partitions.
@@ -28,7 +32,7 @@ type logMetrics struct {
 func newLogMetrics(reg prometheus.Registerer) *logMetrics {
 	m := &logMetrics{
 		behind: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postern_kafka_lag",
-			Help: "Values behind the end of a partition's log, when it was last asked."}, []string{"topic", "partition"}),
+			Help: "Values of a partition's log that are not read yet, asked at least every ten seconds."}, []string{"topic", "partition"}),
 		skipped: prometheus.NewCounter(prometheus.CounterOpts{Name: "postern_kafka_skipped_offsets_total",
 			Help: "Offsets that retention or the loss of a log took away before they were read. Alert on any."}),
 	}
@@ -36,14 +40,38 @@ func newLogMetrics(reg prometheus.Registerer) *logMetrics {
 	return m
 }
 
-// lag takes note of how many values are not read yet.
-func (l *partitionLog) lag(n int64) {
-	l.met.behind.WithLabelValues(l.a.Topic, strconv.Itoa(l.a.Partition)).Set(float64(max(0, n)))
+// lag takes note that the log is read up to an offset and ends at another.
+func (l *partitionLog) lag(read, end int64) {
+	l.read.Store(read)
+	l.show(end)
 }
 
-// forget ends what is said of a partition that is read by others now.
-func (l *partitionLog) forget() {
-	l.met.behind.DeleteLabelValues(l.a.Topic, strconv.Itoa(l.a.Partition))
+func (l *partitionLog) show(end int64) {
+	l.met.behind.WithLabelValues(l.a.Topic, strconv.Itoa(l.a.Partition)).Set(float64(max(0, end-l.read.Load())))
+}
+
+// lagEvery is how often the end of a log is asked for where reading it does not tell.
+const lagEvery = 10 * time.Second
+
+// follow keeps the lag up to date from an offset on, also while nothing is read because
+// whoever takes it is slow. stop ends that, and what is said of the partition: it is
+// read by others now.
+func (l *partitionLog) follow(ctx context.Context, from int64) (stop func()) {
+	l.read.Store(from)
+	ctx, cancel := context.WithCancel(ctx)
+	var asking sync.WaitGroup
+	asking.Go(func() {
+		_ = every(ctx, lagEvery, func() {
+			if _, end, err := l.client.Offsets(ctx, l.a.Topic, l.a.Partition); err == nil {
+				l.show(end)
+			}
+		})
+	})
+	return func() {
+		cancel()
+		asking.Wait()
+		l.met.behind.DeleteLabelValues(l.a.Topic, strconv.Itoa(l.a.Partition))
+	}
 }
 
 // skip is where to go on where the log does not give the offsets from to need: retention

@@ -1,10 +1,14 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"path/filepath"
 
+	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
 
 	"github.com/postern/postern/flow"
@@ -12,14 +16,80 @@ import (
 )
 
 func collectCommand() *cobra.Command {
-	return roleCommand(&cobra.Command{
-		Use:   "collect -c postern.yaml",
-		Short: "Receive flows and hand them on through Kafka",
+	cmd := roleCommand(&cobra.Command{
+		Use:   "collect -c postern.yaml [FILE…]",
+		Short: "Receive flows, or read captures, and hand them on through Kafka",
 		Long: `Runs the UDP listeners, the spool and decoding, and writes what they give to the flows topic,
 where detectors read it. While Kafka is away flows wait in the spool on disk and go on in
-order when it is back. Nothing is judged here and no policy is read.`,
+order when it is back. Nothing is judged here and no policy is read.
+
+With files (captures: pcap, pcapng, either in gzip) their flows are handed on instead, and the
+command ends. Exporters' clocks are believed. A file that is handed on again, because the command was
+interrupted or by mistake, is recognised by its content, as long as ingest.decode and the number of
+partitions are the same.`,
 	}, func(cfg config, log *slog.Logger) (role, error) { return newCollector(cfg, log) })
+	receive := cmd.RunE
+	cmd.Args = cobra.ArbitraryArgs
+	cmd.RunE = func(cmd *cobra.Command, files []string) error {
+		if len(files) == 0 {
+			return receive(cmd, files)
+		}
+		path, err := cmd.Flags().GetString("config")
+		if err != nil {
+			return err
+		}
+		return collectFiles(cmd.Context(), path, files, cmd.ErrOrStderr())
+	}
+	return cmd
 }
+
+// collectFiles hands the flows of captures on.
+func collectFiles(ctx context.Context, path string, files []string, stderr io.Writer) error {
+	cfg, err := loadConfig(path)
+	if err != nil {
+		return err
+	}
+	if !cfg.Kafka.Enabled() {
+		return errNoKafka
+	}
+	r := &replayer{cfg: cfg, log: cfg.logger(), names: flow.NewNames(0), stderr: stderr, ledger: flow.Ledger{}}
+	client, err := kafka.Open(cfg.Kafka, resolveSecret, kafka.Options{Logger: r.log})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	n, err := client.Partitions(ctx, cfg.Kafka.Topic(kafka.TopicFlows))
+	if err != nil {
+		return err
+	}
+	settings, err := yaml.Marshal(cfg.Ingest.Decode)
+	if err != nil {
+		return err
+	}
+	// Cut otherwise, a number would stand for other flows than it did before.
+	source := &capturedFile{cuts: fmt.Sprintf("%d/%d/%s", n, cfg.Ingest.Spool.ChunkRows, settings)}
+	if err := r.run(ctx, files, newDividedTopic(client, r.names, r.log, source.producer, n), source); err != nil {
+		return err
+	}
+	if err := decodeSummary(stderr, r.stats, r.ledger); err != nil {
+		return err
+	}
+	return r.ledger.Check()
+}
+
+// capturedFile is the file that is being handed on: a producer of its own.
+type capturedFile struct{ input, cuts string }
+
+func (c *capturedFile) producer() [16]byte { return producerOf(c.input + "/" + c.cuts) }
+
+func (c *capturedFile) begin(_ context.Context, input, _ string) (flow.Time, string, error) {
+	c.input = input
+	return 1, "", nil
+}
+
+func (c *capturedFile) done(context.Context, string, string, flow.Time, uint64) error { return nil }
+
+func (c *capturedFile) policyVersion(context.Context, string, flow.Time, []byte) error { return nil }
 
 // errNoKafka is a role that needs Kafka without one.
 var errNoKafka = errors.New("kafka.brokers is empty; name at least one broker, such as kafka-1.example.net:9092")

@@ -80,6 +80,14 @@ func newFlowTopic(client *kafka.Client, names *flow.Names, log *slog.Logger, pro
 		file: file, drained: drained, opened: make(chan struct{})}
 }
 
+// newDividedTopic is the flows topic where how flows are divided does not change.
+func newDividedTopic(client *kafka.Client, names *flow.Names, log *slog.Logger, producer func() [16]byte, partitions int) *flowTopic {
+	s := newFlowTopic(client, names, log, producer, "", nil)
+	s.division = division{Topic: s.topic, Partitions: partitions}
+	close(s.opened)
+	return s
+}
+
 // connect learns how many partitions there are; it tries until the cluster answers.
 func (s *flowTopic) connect(ctx context.Context) error {
 	n, err := backoff.Retry(ctx, func() (int, error) {

@@ -85,12 +85,12 @@ func newKafkaRig(t *testing.T) *kafkaRig {
 // collector is the flows topic as a collector writes to it that knows of so many
 // partitions; 0: as many as there are.
 func (k *kafkaRig) collector(partitions int) *flowTopic {
-	topic := newFlowTopic(k.client, flow.NewNames(0), slog.New(slog.DiscardHandler), func() [16]byte { return producerOf("a spool") },
-		filepath.Join(k.cfg.Data, "division.json"), func() bool { return true })
+	names, log, producer := flow.NewNames(0), slog.New(slog.DiscardHandler), func() [16]byte { return producerOf("a spool") }
 	if partitions > 0 {
-		topic.division = division{Topic: topic.topic, Partitions: partitions}
-		close(topic.opened)
-	} else if err := topic.connect(k.ctx); err != nil {
+		return newDividedTopic(k.client, names, log, producer, partitions)
+	}
+	topic := newFlowTopic(k.client, names, log, producer, filepath.Join(k.cfg.Data, "division.json"), func() bool { return true })
+	if err := topic.connect(k.ctx); err != nil {
 		k.Fatal(err)
 	}
 	return topic

@@ -340,10 +340,7 @@ func (w *partition) build() (err error) {
 
 // topic is the flows topic as this partition writes to it.
 func (w *partition) topic() *flowTopic {
-	t := newFlowTopic(w.client, w.names, w.log, func() [16]byte { return producerOf(fmt.Sprintf("%s@%d", w.name, w.kept.Born)) }, "", nil)
-	t.division = division{Topic: t.topic, Partitions: w.partitions}
-	close(t.opened)
-	return t
+	return newDividedTopic(w.client, w.names, w.log, func() [16]byte { return producerOf(fmt.Sprintf("%s@%d", w.name, w.kept.Born)) }, w.partitions)
 }
 
 // ranges works on range after range.

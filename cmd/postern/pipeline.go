@@ -382,6 +382,9 @@ func (p *pipeline) end(ctx context.Context, cp *checkpoint, extra map[string][]b
 // drain ends the input for good: what waits for another half is judged without it,
 // and, if it was the last of several, what detection holds is decided.
 func (p *pipeline) drain(ctx context.Context, last bool) error {
+	if p.pairer == nil {
+		return p.advance(ctx, nil)
+	}
 	if last {
 		p.collect = p.detector.Flush
 	}

@@ -108,7 +108,7 @@ func replay(ctx context.Context, o replayOptions, files []string, stdout, stderr
 }
 
 // replayer sends files through a pipeline of their own each. Findings are kept
-// over all of them.
+// over all of them. Without a history nothing is judged, as in `postern collect`.
 type replayer struct {
 	cfg      config
 	log      *slog.Logger
@@ -280,9 +280,11 @@ func (r *replayer) file(ctx context.Context, file string, s store, l loader, las
 	}
 	dcfg := r.cfg.Ingest.Decode
 	dcfg.SourceID, dcfg.BelieveClock = sourceID(input), true
-	pairer, err := enrich.NewPairer(r.cfg.Enrich, r.history, enrich.DeclaredBy(r.history), r.names, nil)
-	if err != nil {
-		return err
+	var pairer *enrich.Pairer
+	if r.history != nil {
+		if pairer, err = enrich.NewPairer(r.cfg.Enrich, r.history, enrich.DeclaredBy(r.history), r.names, nil); err != nil {
+			return err
+		}
 	}
 	p := newPipeline(pipelineConfig{
 		names: r.names, decoder: ingest.NewDecoder(dcfg, r.names, nil), pairer: pairer, detector: r.detector,

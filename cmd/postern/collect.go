@@ -44,7 +44,7 @@ partitions are the same.`,
 }
 
 // collectFiles hands the flows of captures on.
-func collectFiles(ctx context.Context, path string, files []string, stderr io.Writer) error {
+func collectFiles(ctx context.Context, path string, files []string, stderr io.Writer) (err error) {
 	cfg, err := loadConfig(path)
 	if err != nil {
 		return err
@@ -57,7 +57,7 @@ func collectFiles(ctx context.Context, path string, files []string, stderr io.Wr
 	if err != nil {
 		return err
 	}
-	defer client.Close()
+	defer func() { err = errors.Join(err, client.Close()) }()
 	n, err := client.Partitions(ctx, cfg.Kafka.Topic(kafka.TopicFlows))
 	if err != nil {
 		return err

@@ -135,6 +135,7 @@ type Encoder struct {
 	entries [maxEntries]uint64
 	places  [maxEntries]uint64
 	remap   [maxEntries + 1]uint16
+	beyond  [maxEntries]uint16 // rows of a column whose values are exceptions
 }
 
 // NewEncoder makes an Encoder of records whose names are of the table names.
@@ -359,8 +360,9 @@ func (e *Encoder) appendInts(dst []byte, count, id int, v []uint64, dictionary b
 	}
 	exceptions := 0
 	if (high-low)>>width != 0 {
-		for _, x := range v {
-			if (x-low)>>width != 0 {
+		for i, x := range v {
+			e.beyond[exceptions] = uint16(i) // written over unless it is one
+			if (x-low)>>(width&63) != 0 {
 				exceptions++
 			}
 		}
@@ -368,13 +370,9 @@ func (e *Encoder) appendInts(dst []byte, count, id int, v []uint64, dictionary b
 	dst = binary.AppendUvarint(dst, low)
 	dst = binary.AppendUvarint(append(dst, byte(width)), uint64(exceptions))
 	dst = pack(dst, v, low, width)
-	if exceptions > 0 {
-		for i, x := range v {
-			if above := (x - low) >> width; above != 0 {
-				dst = binary.LittleEndian.AppendUint16(dst, uint16(i))
-				dst = binary.AppendUvarint(dst, above)
-			}
-		}
+	for _, i := range e.beyond[:exceptions] {
+		dst = binary.LittleEndian.AppendUint16(dst, i)
+		dst = binary.AppendUvarint(dst, (v[i]-low)>>width)
 	}
 	return end(dst, at, encPacked)
 }
@@ -483,7 +481,35 @@ func pack(dst []byte, v []uint64, base uint64, width uint) []byte {
 	mask := ^uint64(0) >> (64 - width)
 	var acc uint64
 	var n uint
-	for _, x := range v {
+	// Steps wait for one another, so a step is four values or two where they fit.
+	i := 0
+	switch {
+	case width <= 16:
+		for ; i+4 <= len(v); i += 4 {
+			g := v[i : i+4 : i+4]
+			x := (g[0]-base)&mask | (g[1]-base)&mask<<(width&63) | (g[2]-base)&mask<<(2*width&63) | (g[3]-base)&mask<<(3*width&63)
+			acc |= x << (n & 63)
+			if n += 4 * width; n >= 64 {
+				binary.LittleEndian.PutUint64(dst[at:], acc)
+				at += 8
+				n -= 64
+				acc = x >> (4*width - n)
+			}
+		}
+	case width <= 32:
+		for ; i+2 <= len(v); i += 2 {
+			g := v[i : i+2 : i+2]
+			x := (g[0]-base)&mask | (g[1]-base)&mask<<(width&63)
+			acc |= x << (n & 63)
+			if n += 2 * width; n >= 64 {
+				binary.LittleEndian.PutUint64(dst[at:], acc)
+				at += 8
+				n -= 64
+				acc = x >> (2*width - n)
+			}
+		}
+	}
+	for _, x := range v[i:] {
 		x = (x - base) & mask
 		acc |= x << (n & 63)
 		if n += width; n >= 64 {

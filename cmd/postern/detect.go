@@ -146,6 +146,9 @@ func (d *detection) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if d.cfg.ClickHouse.URL == sink.URLEmbedded {
+		d.log.Warn("clickhouse.url is embedded: what this detector stores is in a database of its own; name a server where there is more than one detector")
+	}
 	return around(ctx, func(ctx context.Context) error {
 		defer d.log.Info("stopped detecting")
 		if err := d.begin(ctx); err != nil {

@@ -960,6 +960,14 @@ type SpoolCounts struct {
 	Refused   map[flow.Addr]flow.Rejected // refused before the spool or by it; the zero address stands for exporters too many to tell apart
 }
 
+// Segments gives the numbers of the oldest segment there is and of the open one. They
+// are the same where nothing waits.
+func (s *Spool) Segments() (oldest, open uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.segments[0].seq, s.open().seq
+}
+
 // Counts is what was appended and refused in the segments behind after, the open
 // one included, at one instant. With the ledger as of segment after it gives the
 // totals of everything that ever came.

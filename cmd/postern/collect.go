@@ -105,6 +105,6 @@ func newCollector(cfg config, log *slog.Logger) (*service, error) {
 		return nil, err
 	}
 	s.store = newFlowTopic(client, s.names, log, func() [16]byte { return s.spool.ID() },
-		filepath.Join(s.saved.dir, "division.json"), func() bool { return !s.spool.Behind() })
+		filepath.Join(cfg.Data, "division.json"), func() (oldest, open uint64) { return s.spool.Segments() })
 	return s, nil
 }

@@ -40,8 +40,9 @@ type flowTopic struct {
 	// file keeps how the flows were divided; empty where that does not change while the
 	// process lives.
 	file string
-	// drained says whether nothing waits that was begun already.
-	drained func() bool
+	// segments says which unit is the oldest that waits, and which is not begun in any
+	// life of the process; nil where file is empty.
+	segments func() (oldest, open uint64)
 
 	opened chan struct{} // closed once division is known
 	division
@@ -75,9 +76,9 @@ func producerOf(name string) (p [16]byte) {
 	return [16]byte(sum[:16])
 }
 
-func newFlowTopic(client *kafka.Client, names *flow.Names, log *slog.Logger, producer func() [16]byte, file string, drained func() bool) *flowTopic {
+func newFlowTopic(client *kafka.Client, names *flow.Names, log *slog.Logger, producer func() [16]byte, file string, segments func() (oldest, open uint64)) *flowTopic {
 	return &flowTopic{client: client, names: names, log: log, topic: client.Config().Topic(kafka.TopicFlows), producer: producer,
-		file: file, drained: drained, opened: make(chan struct{})}
+		file: file, segments: segments, opened: make(chan struct{})}
 }
 
 // newDividedTopic is the flows topic where how flows are divided does not change.
@@ -93,9 +94,7 @@ func (s *flowTopic) connect(ctx context.Context) error {
 	n, err := backoff.Retry(ctx, func() (int, error) {
 		n, err := s.client.Partitions(ctx, s.topic)
 		if err != nil && ctx.Err() == nil {
-			s.mu.Lock()
-			s.lastErr = err
-			s.mu.Unlock()
+			s.trouble(err)
 			s.log.Warn("Kafka is not there yet; flows wait in the spool", "error", err)
 		}
 		return n, err
@@ -110,6 +109,7 @@ func (s *flowTopic) connect(ctx context.Context) error {
 		return err
 	}
 	s.now.Store(int64(n))
+	s.trouble(nil)
 	close(s.opened)
 	return nil
 }
@@ -132,7 +132,7 @@ func (s *flowTopic) divide(n int) (division, error) {
 	if kept.Topic == now.Topic && kept.Partitions <= now.Partitions {
 		return kept, nil // a larger number is taken over by [flowTopic.rows]
 	}
-	if !s.drained() {
+	if oldest, open := s.segments(); oldest != open {
 		return now, fmt.Errorf("topic %s has %d partitions, but what waits in the spool was begun for %d of %s; "+
 			"let collectors drain before a topic is changed for another, or give this one a new data directory and lose what waits",
 			now.Topic, now.Partitions, kept.Partitions, kept.Topic)
@@ -141,16 +141,21 @@ func (s *flowTopic) divide(n int) (division, error) {
 	return now, s.keep(now)
 }
 
-// grow takes a larger number of partitions over behind unit u, if the topic has one and
-// u is the newest: nothing behind it can have been begun, in no earlier life either.
-func (s *flowTopic) grow(u uint64) error {
+// grow takes a larger number of partitions over, if the topic has one, from the unit on
+// that nothing is begun of, in no earlier life of the process either. Of units before two
+// divisions back none may wait any more.
+func (s *flowTopic) grow() error {
 	n := int(s.now.Load())
-	if n <= s.Partitions || u < s.From || !s.drained() {
+	if n <= s.Partitions {
+		return nil
+	}
+	oldest, open := s.segments()
+	if oldest < s.From {
 		return nil
 	}
 	before := s.division
 	before.Before = nil
-	next := division{Topic: s.topic, Partitions: n, Epoch: before.Epoch + 1, From: u + 1, Before: &before}
+	next := division{Topic: s.topic, Partitions: n, Epoch: before.Epoch + 1, From: open + 1, Before: &before}
 	if err := s.keep(next); err != nil {
 		return err
 	}
@@ -190,17 +195,25 @@ const lookAfter = 15 * time.Second
 func (s *flowTopic) close() error { return s.client.Close() }
 
 func (s *flowTopic) ready() error {
+	s.mu.Lock()
+	err := s.lastErr
+	s.mu.Unlock()
 	select {
 	case <-s.opened:
-		return nil
+		return err
 	default:
 	}
+	if err == nil {
+		err = errors.New("Kafka is not connected yet")
+	}
+	return err
+}
+
+// trouble takes note of why flows wait, nil if they do not.
+func (s *flowTopic) trouble(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.lastErr != nil {
-		return s.lastErr
-	}
-	return errors.New("Kafka is not connected yet")
+	s.lastErr = err
 }
 
 // report has nobody to tell: a collector's ledger is in its metrics.
@@ -260,13 +273,37 @@ func (s *flowTopic) rows(ctx context.Context, u unit, chunk int, b *block) (dupl
 		return false, fmt.Errorf("unit %d has more than %d blocks", u.number, 1<<chunkBits)
 	}
 	if s.file != "" {
-		if err := s.grow(u.number); err != nil {
+		if err := s.grow(); err != nil {
 			return false, err
 		}
 	}
 	division := s.of(u.number)
 	d := b.writer.(*undivided)
 	d.divide(division.Partitions, s.names)
+	for {
+		err := s.produceAll(ctx, division, u, chunk, d)
+		if err == nil || s.file == "" || ctx.Err() != nil {
+			return false, err
+		}
+		// Behind it the spool takes what arrives, as while Kafka is away. What was sent
+		// already is sent again under its number.
+		s.trouble(err)
+		s.log.Error("Kafka refuses flows for good; trying again in a while, flows wait in the spool", "error", err)
+		select {
+		case <-ctx.Done():
+			return false, ctx.Err()
+		case <-time.After(refusedPause):
+		}
+		s.trouble(nil)
+	}
+}
+
+// refusedPause is how long what Kafka refused for good is let rest: somebody has to mend
+// a right, a certificate or a topic.
+const refusedPause = 15 * time.Second
+
+// produceAll sends the values of all partitions of a block.
+func (s *flowTopic) produceAll(ctx context.Context, division *division, u unit, chunk int, d *undivided) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(producing)
 	for p := range division.Partitions {
@@ -277,7 +314,7 @@ func (s *flowTopic) rows(ctx context.Context, u unit, chunk int, b *block) (dupl
 			Seq: (u.number<<chunkBits | uint64(chunk)) << valueBits}
 		g.Go(func() error { return s.produce(ctx, h, d.records, d.index[p], &d.cut[p]) })
 	}
-	return false, g.Wait()
+	return g.Wait()
 }
 
 // requestSize bounds the values that go in one request: about as much as a second

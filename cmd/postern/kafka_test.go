@@ -89,7 +89,7 @@ func (k *kafkaRig) collector(partitions int) *flowTopic {
 	if partitions > 0 {
 		return newDividedTopic(k.client, names, log, producer, partitions)
 	}
-	topic := newFlowTopic(k.client, names, log, producer, filepath.Join(k.cfg.Data, "division.json"), func() bool { return true })
+	topic := newFlowTopic(k.client, names, log, producer, filepath.Join(k.cfg.Data, "division.json"), func() (uint64, uint64) { return 1, 1 })
 	if err := topic.connect(k.ctx); err != nil {
 		k.Fatal(err)
 	}
@@ -276,11 +276,11 @@ func TestDivisionGrows(t *testing.T) {
 	if err != nil || res.Errors[topic.topic] != nil {
 		t.Fatal(err, res.Errors)
 	}
-	restart := func(drained bool) *flowTopic {
+	restart := func(oldest, open uint64) *flowTopic {
 		// Connecting again and again, since a broker may not know of its new partition yet.
 		for {
 			topic := k.collector(0)
-			topic.drained = func() bool { return drained }
+			topic.segments = func() (uint64, uint64) { return oldest, open }
 			if topic.now.Load() == 3 {
 				return topic
 			}
@@ -290,15 +290,16 @@ func TestDivisionGrows(t *testing.T) {
 			}
 		}
 	}
-	topic = restart(false)
+	topic = restart(1, 3)
 	k.send(topic, 1, 0, 50) // again
 	k.send(topic, 2, 0, 50)
-	topic = restart(true)
-	k.send(topic, 2, 0, 50) // again: no later one was begun
+	topic = restart(2, 4)
+	k.send(topic, 2, 0, 50) // again
 	k.send(topic, 3, 0, 50)
-	topic = restart(true)
-	k.send(topic, 2, 0, 50) // again, divided as at first
-	k.send(topic, 3, 0, 50) // again
+	k.send(topic, 4, 0, 50) // the first that no life had begun when the topic had grown
+	topic = restart(3, 5)
+	k.send(topic, 3, 0, 50) // again, divided as at first
+	k.send(topic, 4, 0, 50) // again
 	type sent struct {
 		Unit       uint64
 		Partitions int
@@ -325,7 +326,7 @@ func TestDivisionGrows(t *testing.T) {
 			next = f.Next
 		}
 	}
-	want := map[sent]int{{1, 2, 0}: 100, {2, 2, 0}: 150, {3, 3, 1}: 100}
+	want := map[sent]int{{1, 2, 0}: 100, {2, 2, 0}: 100, {3, 2, 0}: 100, {4, 3, 1}: 100}
 	if diff := cmp.Diff(want, seen); diff != "" {
 		t.Errorf("flows by unit and division: (-want +got)\n%s", diff)
 	}

@@ -163,6 +163,9 @@ func (c *config) validate() error {
 	}
 	check("ingest.decode", c.Ingest.Decode.Validate())
 	check("ingest.spool", c.Ingest.Spool.Validate())
+	if n := c.Ingest.Spool.ChunkRows; n > sink.MaxFlowRows { // it would be recorded with what waits, and refused for ever
+		check("ingest.spool", fmt.Errorf("chunkRows is %d; an insert may have %d rows at most", n, sink.MaxFlowRows))
+	}
 	check("ingest.kafka", c.Ingest.Kafka.Validate())
 	check("kafka", c.Kafka.Validate())
 	check("policy.judge", c.Policy.Judge.Validate())

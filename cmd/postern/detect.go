@@ -183,8 +183,10 @@ func (d *detection) begin(ctx context.Context) error {
 	if p, _ := loadPolicy(d.cfg.Policy.Dir); p != nil {
 		d.policy.start(p.Hash())
 	}
+	d.policy.ctx = ctx
 	_ = d.keeper.reload(wallClock()) // told and counted; without a version every flow is unverified
-	if err := d.policy.catchUp(ctx); err != nil {
+	if _, err := backoff.Retry(ctx, func() (struct{}, error) { return struct{}{}, d.policy.catchUp(ctx) },
+		backoff.WithBackOff(newBackOff()), backoff.WithMaxElapsedTime(0)); err != nil {
 		return err
 	}
 	d.mu.Lock()

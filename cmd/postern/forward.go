@@ -144,7 +144,7 @@ const (
 // work forwards the events of a partition until ctx ends, the partition is lost or the
 // process stops.
 func (f *forwarder) work(ctx context.Context, a *kafka.Assignment) error {
-	in := &partitionLog{a: a, client: f.client, log: f.log.With("topic", a.Topic, "partition", a.Partition), met: f.met}
+	in := &partitionLog{a: a, client: f.client, log: f.log.With("topic", a.Topic, "partition", a.Partition), met: f.met, recognised: true}
 	next, err := f.first(ctx, a)
 	if err != nil {
 		return err

@@ -458,10 +458,10 @@ func TestForwardSkips(t *testing.T) {
 	}
 	stop := running(t, f)
 	defer stop()
-	eventually(t, "the loss to be told", func() bool { return strings.Contains(log.String(), "from=100 to=1") })
+	eventually(t, "the loss to be told", func() bool { return strings.Contains(log.String(), "from=100 to=0") })
 	put(2)
-	eventually(t, "the second", func() bool { return len(hook.got()) == 1 })
-	if got := hook.got(); got[0] != "f:2" {
+	eventually(t, "both: of what is there now nothing is left out", func() bool { return len(hook.got()) == 2 })
+	if got := hook.got(); got[0] != "f:1" || got[1] != "f:2" {
 		t.Errorf("%v came", got)
 	}
 }

@@ -173,11 +173,10 @@ func (p *producers) UnmarshalJSON(b []byte) error {
 func (d *detection) work(ctx context.Context, a *kafka.Assignment) error {
 	name := fmt.Sprintf("%s/%d", a.Topic, a.Partition)
 	err := d.workOn(ctx, a, name)
-	if ctx.Err() != nil || errors.Is(err, kafka.ErrDeposed) {
-		d.trouble(name, nil) // it is somebody else's now
-	} else {
+	if !errors.Is(err, kafka.ErrDeposed) {
 		d.trouble(name, err)
 	}
+	context.AfterFunc(ctx, func() { d.trouble(name, nil) }) // it is somebody else's then
 	return err
 }
 
@@ -264,7 +263,8 @@ func (w *partition) load(ctx context.Context) (err error) {
 	}
 	if w.pos.Open == nil && w.kept.Settings != w.settings {
 		// Durable before anything is made under them: whoever finds a range open looks here.
-		if err := w.close(ctx, kafka.Position{Offset: w.pos.Offset, Ranges: w.pos.Ranges}); err != nil {
+		// Numbered on, so that it does not take the place of the one the position names.
+		if err := w.close(ctx, kafka.Position{Offset: w.pos.Offset, Ranges: w.pos.Ranges + 1}); err != nil {
 			return err
 		}
 	}
@@ -334,6 +334,7 @@ func (w *partition) build() (err error) {
 		topic := w.topic()
 		w.away = &handing{topic: topic, block: <-newBlocks(1, topic)}
 	}
+	w.in.recognised = w.foreign == nil
 	w.pipe = newPipeline(cfg)
 	return w.pipe.restore(&checkpoint{Ledger: w.kept.Ledger, state: w.kept.Sections})
 }

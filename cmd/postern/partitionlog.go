@@ -19,6 +19,8 @@ type partitionLog struct {
 	client *kafka.Client
 	log    *slog.Logger // names the partition
 	met    *logMetrics
+	// recognised: what is read twice is known by its number or id.
+	recognised bool
 
 	read atomic.Int64 // the offset it is read up to
 }
@@ -95,8 +97,8 @@ func (l *partitionLog) skip(ctx context.Context, from, need int64) (to int64, lo
 			}
 			l.client.Refresh()
 			continue
-		case end < need:
-			to = min(from, end) // an unclean election, or the topic was made anew
+		case end < need: // an unclean election, or the topic was made anew
+			to = l.restart(first, end)
 		default:
 			return from, false, nil
 		}
@@ -104,6 +106,17 @@ func (l *partitionLog) skip(ctx context.Context, from, need int64) (to int64, lo
 		l.met.skipped.Add(float64(max(0, to-from)))
 		return to, true, nil
 	}
+}
+
+// restart is where to go on in a log that ends before what was read of it. What is ours
+// tells what was there before, so all of it is read; of topics of others it cannot be
+// known, and what there is now is left out.
+func (l *partitionLog) restart(first, end int64) int64 {
+	if l.recognised {
+		return first
+	}
+	l.met.skipped.Add(float64(end - first))
+	return end
 }
 
 // dead puts a value that cannot be read where a person finds it, and the partition goes on.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"slices"
 	"sync"
@@ -26,6 +27,7 @@ type policyLog struct {
 	keeper *policyKeeper
 	log    *slog.Logger
 	topic  string
+	ctx    context.Context // of the process: the keeper announces under it
 
 	mu      sync.Mutex
 	next    int64 // offset up to which the log was applied
@@ -45,7 +47,7 @@ type announcement struct {
 }
 
 func newPolicyLog(client *kafka.Client, keeper *policyKeeper, log *slog.Logger) *policyLog {
-	l := &policyLog{client: client, keeper: keeper, log: log, topic: client.Config().Topic(kafka.TopicPolicy)}
+	l := &policyLog{client: client, keeper: keeper, log: log, ctx: context.Background(), topic: client.Config().Topic(kafka.TopicPolicy)}
 	keeper.append = l.announce
 	return l
 }
@@ -75,7 +77,7 @@ func (l *policyLog) announce(a activation) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(l.ctx, time.Minute)
 	defer cancel()
 	if _, err = l.client.Produce(ctx, l.topic, 0, kafka.Message{Key: fmt.Appendf(nil, "%s@%d", a.Hash, a.Accepted), Value: enc.EncodeAll(text, nil)}); err != nil {
 		return fmt.Errorf("%w: %w", errNotAppended, err)
@@ -153,7 +155,9 @@ func (l *policyLog) step(ctx context.Context) error {
 		return err
 	}
 	for i := range f.Records {
-		l.apply(&f.Records[i])
+		if err := l.apply(&f.Records[i]); err != nil {
+			return err
+		}
 	}
 	l.mu.Lock()
 	l.next = max(l.next, f.Next)
@@ -162,23 +166,36 @@ func (l *policyLog) step(ctx context.Context) error {
 }
 
 // apply brings one announcement into force. What cannot be read is told and passed
-// over: all detectors do so alike.
-func (l *policyLog) apply(r *kafka.Record) {
+// over, as by all detectors; what this disk refuses is tried again, since the others do
+// not pass it over.
+func (l *policyLog) apply(r *kafka.Record) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if r.Offset < l.next {
+		return nil // read again after one that was refused
+	}
 	a, err := parseAnnouncement(r.Value)
-	if err == nil {
-		err = l.keeper.keep(a.Hash, a.Source)
-	}
-	if err == nil {
-		err = l.keeper.enter(a.activation)
-	}
-	if err != nil {
+	switch {
+	case err != nil:
 		l.log.Error("a version in the policy log cannot be brought into force", "topic", l.topic, "offset", r.Offset, "error", err)
-	} else {
+	case slices.ContainsFunc(l.applied, func(b appliedVersion) bool { return b.Hash == a.Hash && b.Accepted == a.Accepted }):
+		// Produced a second time: what came between stays in force.
+	default:
+		if err := l.keeper.keep(a.Hash, a.Source); err != nil {
+			return err
+		}
+		err := l.keeper.enter(a.activation)
+		if _, disk := errors.AsType[*fs.PathError](err); disk {
+			return err
+		}
+		if err != nil {
+			l.log.Error("a version in the policy log cannot be brought into force", "topic", l.topic, "offset", r.Offset, "error", err)
+			break
+		}
 		l.applied = append(l.applied, appliedVersion{r.Offset, a.activation})
 	}
 	l.next = r.Offset + 1
+	return nil
 }
 
 // maxAnnouncement bounds a version's source, 64 MiB, against a value that unpacks to anything.
@@ -240,11 +257,13 @@ func (l *policyLog) until(ctx context.Context, next int64) (*policy.History, err
 			list = append(list, a.activation)
 		}
 	}
-	all := len(list) == len(l.applied)
+	var all *policy.History
+	if len(list) == len(l.applied) {
+		all = l.keeper.history.Fork()
+	}
 	l.mu.Unlock()
-	if all {
-		_, h := l.now()
-		return h, nil
+	if all != nil {
+		return all, nil
 	}
 	return l.keeper.historyOf(list)
 }

@@ -147,6 +147,9 @@ func (a *allRoles) ready() error {
 // the collector's written less the detector's decoded, in the metrics of both.
 func (a *allRoles) ledger() flow.Ledger {
 	l := flow.Ledger{}
+	if collector := a.roles[0].role.(*service); !collector.listening.Load() {
+		return l // starting, or stopping
+	}
 	for exporter, account := range a.roles[0].ledger() {
 		into := l.Of(exporter)
 		*into = *account

@@ -32,7 +32,8 @@ type durableStore struct {
 
 	told *receivers
 
-	reported int // policy versions that ClickHouse knows of; only report uses it
+	reporting sync.Mutex
+	reported  int // policy versions that ClickHouse knows of
 
 	opened chan struct{} // closed once db is set
 	db     *sink.ClickHouse
@@ -301,6 +302,8 @@ func (s *durableStore) report(ctx context.Context, r report) {
 	default:
 		return
 	}
+	s.reporting.Lock()
+	defer s.reporting.Unlock()
 	warn := func(what string, err error) {
 		if err != nil && ctx.Err() == nil {
 			s.log.Warn("not reported to ClickHouse", "what", what, "error", err)

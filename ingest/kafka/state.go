@@ -26,8 +26,8 @@ const stateSlots = 16
 // ErrStateLost says that a checkpoint is not where the position says.
 var ErrStateLost = errors.New("the checkpoint is gone")
 
-// headerStateOf says of what a value is a part: the number of parts and the xxHash64 of
-// the whole.
+// headerStateOf says of what a value is a part: the number of parts, the xxHash64 of the
+// whole, and the number of the range it follows.
 const headerStateOf = "of"
 
 func stateKey(group, topic string, partition int) string {
@@ -45,7 +45,7 @@ func (c *Client) SaveState(ctx context.Context, group, topic string, partition, 
 		return Place{}, fmt.Errorf("the checkpoint of %s/%d has %d bytes, more than %d", topic, partition, len(state), statePart*maxStateParts)
 	}
 	parts := max(1, (len(state)+statePart-1)/statePart)
-	whole := kgo.Header{Key: headerStateOf, Value: fmt.Appendf(nil, "%d %016x", parts, place.Sum)}
+	whole := kgo.Header{Key: headerStateOf, Value: fmt.Appendf(nil, "%d %016x %d", parts, place.Sum, number)}
 	for part := range parts {
 		n := min(len(state), statePart)
 		key := fmt.Sprintf("%s%d/%d", stateKey(group, topic, partition), number%stateSlots, part)
@@ -125,6 +125,7 @@ func (c *Client) FindState(ctx context.Context, group, topic string, partition, 
 // newestState is the last checkpoint under a key that lies whole in [from, to).
 func (c *Client) newestState(ctx context.Context, key string, in int, from, to int64) (newest Place, err error) {
 	var open Place
+	var highest uint64
 	for from < to {
 		f, err := c.Fetch(ctx, c.cfg.Topic(TopicState), in, from, 8*statePart, c.cfg.Timeout)
 		if err != nil {
@@ -138,10 +139,10 @@ func (c *Client) newestState(ctx context.Context, key string, in int, from, to i
 				continue
 			}
 			var parts int
-			var sum uint64
+			var sum, number uint64
 			for _, h := range r.Headers {
 				if h.Key == headerStateOf {
-					_, err = fmt.Sscanf(string(h.Value), "%d %x", &parts, &sum)
+					_, err = fmt.Sscanf(string(h.Value), "%d %x %d", &parts, &sum, &number)
 				}
 			}
 			if n == 0 {
@@ -150,8 +151,9 @@ func (c *Client) newestState(ctx context.Context, key string, in int, from, to i
 			if err != nil || sum != open.Sum || n != len(open.Offsets) {
 				continue // a part of what compaction or a crash left incomplete
 			}
-			if open.Offsets = append(open.Offsets, r.Offset); len(open.Offsets) == parts {
-				newest, open = open, Place{}
+			// A deposed owner's save may lie behind its successor's.
+			if open.Offsets = append(open.Offsets, r.Offset); len(open.Offsets) == parts && number >= highest {
+				newest, open, highest = open, Place{}, number
 			}
 		}
 		if f.Next == from {

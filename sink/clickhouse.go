@@ -23,14 +23,16 @@ import (
 	"github.com/postern/postern/flow"
 )
 
-// DedupWindow is how many of the last tokens each table remembers. The widest re-read is
-// what was inserted since the last checkpoint: segments are sealed at
-// least once a second and hold at most 4 MiB, some 100,000 flows, one or two
-// tokens; a checkpoint is written after each segment, so two tokens are
-// re-read at worst, some hundreds if checkpoints are made a minute apart.
-// Replaying a capture a second time re-reads all of it: 10,000 tokens of
-// [MaxFlowRows] rows are 1.3 billion flows. A token costs the server about 100 bytes.
-const DedupWindow = 10_000
+// DedupWindow is how many of the last tokens each table remembers. The widest
+// re-read is what was inserted since the last checkpoint. From a spool that is a token
+// or two: segments are sealed at least once a second and hold at most 4 MiB, and a
+// checkpoint follows each; some hundreds if checkpoints are made a minute apart.
+// Replaying a capture a second time re-reads all of it: 100,000 tokens of [MaxFlowRows]
+// rows are 13 billion flows. From Kafka one partition's range may come again while all
+// others went on meanwhile: 1,000 inserts a second leave it 100 seconds, and detectors
+// refuse to make so many that it is less than ten minutes. A token costs the server
+// about 100 bytes.
+const DedupWindow = 100_000
 
 // Insert names one insert. All of it must be the same whenever the same range of
 // input is written again; then ClickHouse stores the range once.

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/prometheus/client_golang/prometheus"
@@ -214,10 +215,29 @@ func (d *detection) ask(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := d.rememberedLongEnough(); err != nil {
+		return backoff.Permanent(err)
+	}
 	if err := d.divisionKept(ctx); err != nil {
 		return err
 	}
 	return d.policy.catchUp(ctx)
+}
+
+// tokenMemory is how long ClickHouse should remember the token of a range at least: a
+// partition may be without an owner, a leader or a coordinator for that long, while the
+// others go on, and is then begun again.
+const tokenMemory = 10 * time.Minute
+
+// rememberedLongEnough checks that all partitions together, at the pace that linger sets,
+// do not make ClickHouse forget a token too soon.
+func (d *detection) rememberedLongEnough() error {
+	linger := d.cfg.Ingest.Kafka.Linger
+	if memory := linger * sink.DedupWindow / time.Duration(d.partitions); memory < tokenMemory {
+		return fmt.Errorf("ingest.kafka.linger: %v with %d partitions makes so many inserts that ClickHouse forgets their tokens after %v; set it to %v or more",
+			linger, d.partitions, memory, (tokenMemory * time.Duration(d.partitions) / sink.DedupWindow).Round(10*time.Millisecond))
+	}
+	return nil
 }
 
 // foreignOf makes the reader of a topic of others, nil for our own.

@@ -54,21 +54,46 @@ type partition struct {
 
 // partitionState is what a checkpoint of a partition holds.
 type partitionState struct {
-	Version    int               `json:"version"`
-	Settings   string            `json:"settings"` // of the stages, from here on
-	Ledger     ledgerTotals      `json:"ledger"`
-	Sections   map[string][]byte `json:"sections"`
-	Producers  producers         `json:"producers"`
-	Replayed   replays           `json:"replayed,omitempty"`
-	Last       flow.Time         `json:"last"` // the clock of the newest range
-	Born       flow.Time         `json:"born"` // the clock of the first range
-	Pace       pace              `json:"pace"`
-	Next       int64             `json:"next"`       // first offset that it does not reflect
-	Ranges     uint64            `json:"ranges"`     // ranges that it reflects
-	Partitions int               `json:"partitions"` // that flows are divided into
+	Version    int          `json:"version"`
+	Settings   string       `json:"settings"` // of the stages, from here on
+	Ledger     ledgerTotals `json:"ledger"`
+	Sections   sections     `json:"sections"`
+	Producers  producers    `json:"producers"`
+	Replayed   replays      `json:"replayed,omitempty"`
+	Last       flow.Time    `json:"last"` // the clock of the newest range
+	Born       flow.Time    `json:"born"` // the clock of the first range
+	Pace       pace         `json:"pace"`
+	Next       int64        `json:"next"`       // first offset that it does not reflect
+	Ranges     uint64       `json:"ranges"`     // ranges that it reflects
+	Partitions int          `json:"partitions"` // that flows are divided into
 }
 
 const partitionStateVersion = 1
+
+// sections are the states of the stages by name; each is JSON, and stays that.
+type sections map[string][]byte
+
+// MarshalJSON implements json.Marshaler.
+func (s sections) MarshalJSON() ([]byte, error) {
+	raw := make(map[string]json.RawMessage, len(s))
+	for name, state := range s {
+		raw[name] = state
+	}
+	return json.Marshal(raw)
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (s *sections) UnmarshalJSON(b []byte) error {
+	var raw map[string]json.RawMessage
+	if err := json.Unmarshal(b, &raw); err != nil {
+		return err
+	}
+	*s = make(sections, len(raw))
+	for name, state := range raw {
+		(*s)[name] = state
+	}
+	return nil
+}
 
 // pace is how far time has come for the stages: to the receipt of the newest flow, and from
 // there it goes on by the clock. Where flows waited in Kafka or in a collector's spool,

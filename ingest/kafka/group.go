@@ -208,12 +208,14 @@ func divide(members []kgo.JoinGroupResponseMember, counts map[string]int) (out [
 func (m *Member) live(ctx context.Context, g *generation, grace time.Duration, work func(context.Context, *Assignment) error) error {
 	inner, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
+	stopping, stop := context.WithCancel(ctx)
+	defer stop()
 	all, inner := errgroup.WithContext(inner)
-	all.Go(func() error { return m.beat(inner, g) })
+	all.Go(func() error { return m.beat(inner, g, stop) })
 	var open sync.WaitGroup
 	for topic, partitions := range g.assigned {
 		for _, p := range partitions {
-			a := &Assignment{member: m, Topic: topic, Partition: p, generation: g.id, id: m.id, Stopping: ctx.Done()}
+			a := &Assignment{member: m, Topic: topic, Partition: p, generation: g.id, id: m.id, Stopping: stopping.Done()}
 			open.Add(1)
 			all.Go(func() error {
 				defer open.Done()
@@ -225,7 +227,7 @@ func (m *Member) live(ctx context.Context, g *generation, grace time.Duration, w
 	go func() { open.Wait(); close(closed) }()
 	select {
 	case <-inner.Done():
-	case <-ctx.Done():
+	case <-stopping.Done():
 		select {
 		case <-inner.Done():
 		case <-closed:
@@ -234,13 +236,17 @@ func (m *Member) live(ctx context.Context, g *generation, grace time.Duration, w
 		}
 	}
 	end()
-	return all.Wait()
+	err := all.Wait()
+	if ctx.Err() == nil && stopping.Err() != nil {
+		return errGrown
+	}
+	return err
 }
 
 // beat tells the coordinator that we live, until ctx ends or the generation is over.
 // A coordinator that restarts or has moved does not end it: the one that follows knows
 // the members. After a session's time without an answer others may own the partitions.
-func (m *Member) beat(ctx context.Context, g *generation) error {
+func (m *Member) beat(ctx context.Context, g *generation, grown func()) error {
 	tick := time.NewTicker(heartbeatInterval)
 	defer tick.Stop()
 	answered := time.Now()
@@ -268,7 +274,10 @@ func (m *Member) beat(ctx context.Context, g *generation) error {
 		counts, err := m.count(ctx)
 		for topic, n := range g.counts {
 			if err == nil && counts[topic] > n {
-				return fmt.Errorf("%w: %s has %d instead of %d", errGrown, topic, counts[topic], n)
+				m.log.Info("a topic has more partitions than were shared out", "topic", topic, "partitions", counts[topic], "before", n)
+				g.counts = nil
+				grown() // what is open can be closed first
+				break
 			}
 		}
 	}

@@ -9,14 +9,18 @@ import (
 	"time"
 
 	"github.com/cespare/xxhash/v2"
+	"github.com/klauspost/compress/zstd"
 	kgo "github.com/segmentio/kafka-go"
 )
+
+// maxState bounds a checkpoint when it is unpacked.
+const maxState = 2 << 30
 
 // statePart is how much of a checkpoint one value holds: well below the megabyte
 // that brokers take by default, before compression.
 const statePart = 512 << 10
 
-// maxStateParts bounds a checkpoint: 128 parts are 64 MiB, and their offsets still
+// maxStateParts bounds a checkpoint: 128 parts are 64 MiB, compressed, and their offsets still
 // fit into the metadata of a committed offset.
 const maxStateParts = 128
 
@@ -40,16 +44,22 @@ func stateKey(group, topic string, partition int) string {
 // compaction keeps the topic small, and what a committed position names is not
 // compacted away before long (see [Plan]).
 func (c *Client) SaveState(ctx context.Context, group, topic string, partition, in int, number uint64, state []byte) (Place, error) {
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest))
+	if err != nil {
+		return Place{}, err
+	}
+	whole := len(state)
+	state = enc.EncodeAll(state, nil)
 	place := Place{Sum: xxhash.Sum64(state)}
 	if len(state) > statePart*maxStateParts {
-		return Place{}, fmt.Errorf("the checkpoint of %s/%d has %d bytes, more than %d", topic, partition, len(state), statePart*maxStateParts)
+		return Place{}, fmt.Errorf("the checkpoint of %s/%d has %d bytes, compressed %d, more than %d", topic, partition, whole, len(state), statePart*maxStateParts)
 	}
 	parts := max(1, (len(state)+statePart-1)/statePart)
-	whole := kgo.Header{Key: headerStateOf, Value: fmt.Appendf(nil, "%d %016x %d", parts, place.Sum, number)}
+	of := kgo.Header{Key: headerStateOf, Value: fmt.Appendf(nil, "%d %016x %d", parts, place.Sum, number)}
 	for part := range parts {
 		n := min(len(state), statePart)
 		key := fmt.Sprintf("%s%d/%d", stateKey(group, topic, partition), number%stateSlots, part)
-		offset, err := c.Produce(ctx, c.cfg.Topic(TopicState), in, Message{Key: []byte(key), Value: state[:n], Headers: []kgo.Header{whole}})
+		offset, err := c.Produce(ctx, c.cfg.Topic(TopicState), in, Message{Key: []byte(key), Value: state[:n], Headers: []kgo.Header{of}})
 		if err != nil {
 			return Place{}, fmt.Errorf("saving the checkpoint of %s/%d: %w", topic, partition, err)
 		}
@@ -74,7 +84,12 @@ func (c *Client) LoadState(ctx context.Context, in int, place Place) ([]byte, er
 	if xxhash.Sum64(state) != place.Sum {
 		return nil, fmt.Errorf("%w: what lies at offsets %d of %s/%d is something else", ErrStateLost, place.Offsets, c.cfg.Topic(TopicState), in)
 	}
-	return state, nil
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxState))
+	if err != nil {
+		return nil, err
+	}
+	defer dec.Close()
+	return dec.DecodeAll(state, nil)
 }
 
 // hiddenFor is how long a record that was acknowledged may be behind the high watermark.

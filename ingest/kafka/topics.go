@@ -30,9 +30,9 @@ type TopicSetting struct{ Key, Value string }
 const (
 	findingsRetention = 7 * day  // what forward may be away for; it is thin
 	deadRetention     = 14 * day // time for somebody to look, and to repair a decoder
-	// stateLag keeps superseded checkpoints for a day: a committed offset names one,
-	// and whoever takes its partition over must still find it.
-	stateLag = day
+	// stateLag keeps superseded checkpoints for a while. What a committed offset names is
+	// superseded only sixteen ranges later; the rest is for whoever looks.
+	stateLag = time.Hour
 )
 
 // Plan is all topics of ours as cfg wants them. It depends on nothing else.
@@ -70,7 +70,7 @@ func Plan(cfg Config) []TopicSpec {
 		topic(TopicState, cfg.Partitions, set("cleanup.policy", "compact", "min.compaction.lag.ms", ms(stateLag), "max.compaction.lag.ms", ms(2*stateLag),
 			// A segment is compacted only once it is no longer written to.
 			"segment.bytes", strconv.Itoa(16<<20), "segment.ms", ms(6*time.Hour), "min.cleanable.dirty.ratio", "0.1", "delete.retention.ms", ms(stateLag)),
-			"Detectors' checkpoints, the newest of each key, and all of the last day; partition by partition as flows."),
+			"Detectors' checkpoints, the newest of each key, and all of the last hour; partition by partition as flows."),
 		topic(TopicPolicy, 1, set("cleanup.policy", "compact", "segment.bytes", strconv.Itoa(16<<20)),
 			"Policies in the order they came into force, under keys that never repeat: compaction removes none, and none expires."),
 		topic(TopicDead, 1, set("cleanup.policy", "delete", "retention.ms", ms(deadRetention), "segment.bytes", strconv.Itoa(64<<20)),

@@ -35,7 +35,7 @@ func TestPlan(t *testing.T) {
 	want := `net.flows 6 delete 129600000 
 net.edges 6 delete 129600000 
 net.findings 6 delete 604800000 
-net.state 6 compact  86400000
+net.state 6 compact  3600000
 net.policy 1 compact  
 net.dead 1 delete 1209600000 `
 	if s := strings.Join(got, "\n"); s != want {

@@ -30,8 +30,8 @@ type Range struct {
 	Rows   int       `json:"rows"`   // rows of an insert
 }
 
-// Place says where a checkpoint lies on the state topic, in the partition of the
-// same number. The zero value is nowhere.
+// Place says where a checkpoint lies on the state topic, in the partition that its own
+// partition's number gives modulo those of the flows topic. The zero value is nowhere.
 type Place struct {
 	Offsets []int64 `json:"offsets,omitempty"` // of its parts, in order
 	Sum     uint64  `json:"sum,omitempty"`     // xxHash64 of the whole

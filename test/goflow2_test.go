@@ -626,7 +626,7 @@ func TestKafkaReplayed(t *testing.T) {
 	again := *g.deployment
 	again.kafka.Group, again.database = g.kafka.Group+".again", g.database+"_again"
 	reader := again.role("detect", settings{chunkRows: 2000})
-	reader.amend("linger: 100ms", "linger: 10ms")
+	reader.amend("linger: 100ms", "linger: 30ms")
 	reader.amend("window: 2s", "window: "+pairingWindow.String())
 	reader.start()
 	reader.until("another group to have stored all rows", 60*time.Second, func() bool { return reader.number("SELECT count() FROM flows") >= g.rows })

@@ -126,29 +126,32 @@ func (c *Client) Apply(ctx context.Context, topics []TopicSpec, report func(line
 		}
 		create = append(create, config)
 	}
-	if len(create) == 0 {
-		return nil
-	}
-	res, err := c.kafka.CreateTopics(ctx, &kgo.CreateTopicsRequest{Topics: create})
-	if err != nil {
-		return c.explain("create topics", err)
-	}
 	var errs []error
-	for _, t := range create {
-		switch err := res.Errors[t.Topic]; {
-		case err == nil:
-			if err := c.settle(ctx, t.Topic, t.NumPartitions); err != nil {
-				errs = append(errs, err)
-				continue
-			}
-			report(fmt.Sprintf("%s: created with %s", t.Topic, count(t.NumPartitions, "partition")))
-		case errors.Is(err, kgo.TopicAlreadyExists):
-			report(t.Topic + ": somebody else created it just now")
-		case errors.Is(err, kgo.InvalidReplicationFactor):
-			errs = append(errs, fmt.Errorf("%w; set kafka.replication to at most the number of brokers", c.explain("create topic "+t.Topic, err)))
-		default:
-			errs = append(errs, c.explain("create topic "+t.Topic, err))
+	for try := 0; len(create) > 0; try++ {
+		res, err := c.kafka.CreateTopics(ctx, &kgo.CreateTopicsRequest{Topics: create})
+		if err != nil {
+			return c.explain("create topics", err)
 		}
+		var again []kgo.TopicConfig
+		for _, t := range create {
+			switch err := res.Errors[t.Topic]; {
+			case err == nil, try > 0 && errors.Is(err, kgo.TopicAlreadyExists): // by the attempt before
+				if err := c.settle(ctx, t.Topic, t.NumPartitions); err != nil {
+					errs = append(errs, err)
+					continue
+				}
+				report(fmt.Sprintf("%s: created with %s", t.Topic, count(t.NumPartitions, "partition")))
+			case errors.Is(err, kgo.TopicAlreadyExists):
+				report(t.Topic + ": somebody else created it just now")
+			case errors.Is(err, kgo.RequestTimedOut) && try < 3: // a controller that has only just been elected
+				again = append(again, t)
+			case errors.Is(err, kgo.InvalidReplicationFactor):
+				errs = append(errs, fmt.Errorf("%w; set kafka.replication to at most the number of brokers", c.explain("create topic "+t.Topic, err)))
+			default:
+				errs = append(errs, c.explain("create topic "+t.Topic, err))
+			}
+		}
+		create = again
 	}
 	return errors.Join(errs...)
 }

@@ -229,18 +229,24 @@ func (b *Broker) CreateTopic(t testing.TB, prefix string, partitions int, config
 }
 
 func createTopic(addr, name string, partitions, replicas int, config []kgo.ConfigEntry) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	client := newClient(addr)
 	defer closeClient(client)
-	res, err := client.CreateTopics(ctx, &kgo.CreateTopicsRequest{Topics: []kgo.TopicConfig{{
-		Topic: name, NumPartitions: partitions, ReplicationFactor: replicas, ConfigEntries: config,
-	}}})
-	if err != nil {
-		return err
-	}
-	if err := res.Errors[name]; err != nil {
-		return err
+	for again := false; ; again = true {
+		res, err := client.CreateTopics(ctx, &kgo.CreateTopicsRequest{Topics: []kgo.TopicConfig{{
+			Topic: name, NumPartitions: partitions, ReplicationFactor: replicas, ConfigEntries: config,
+		}}})
+		if err == nil {
+			err = res.Errors[name]
+		}
+		if err == nil || again && errors.Is(err, kgo.TopicAlreadyExists) {
+			break
+		}
+		// A controller that has only just been elected may take its time.
+		if !errors.Is(err, kgo.RequestTimedOut) || ctx.Err() != nil {
+			return err
+		}
 	}
 	for {
 		meta, err := client.Metadata(ctx, &kgo.MetadataRequest{Topics: []string{name}})

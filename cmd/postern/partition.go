@@ -214,6 +214,10 @@ func (d *detection) workOn(ctx context.Context, a *kafka.Assignment, name string
 	if err := d.sameDivision(ctx); err != nil {
 		return err
 	}
+	// A partition that is new has no checkpoint that says what it was made for; the others do.
+	if err := d.divisionKept(ctx); err != nil {
+		return err
+	}
 	w.in = &partitionLog{a: a, client: d.client, log: w.log, met: d.met.log}
 	if err := w.load(ctx); err != nil {
 		return err

@@ -324,9 +324,10 @@ func TestLostLeader(t *testing.T) {
 	ctx, c := within(t, 90*time.Second), client(t, "", &kgo.Transport{})
 	c.Addr = kgo.TCP(cluster.Addrs()...)
 	topic := cluster.CreateTopic(t, "led", 1, kgo.ConfigEntry{ConfigName: "min.insync.replicas", ConfigValue: "2"})
-	if _, err := produce(ctx, c, topic, "before"); err != nil {
-		t.Fatal(err)
-	}
+	eventually(t, ctx, "produce", func() error { // the replicas of a new topic may not have found each other yet
+		_, err := produce(ctx, c, topic, "before")
+		return err
+	})
 	eventually(t, ctx, "commit", func() error { return commit(ctx, c, "led", topic, 1, "before") })
 	lost := cluster.Leader(t, topic, 0)
 	began = time.Now()

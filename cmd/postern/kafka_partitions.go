@@ -137,9 +137,16 @@ func (s *switchOver) read(ctx context.Context) (err error) {
 	if err := s.load(ctx, s.flows, func(p int) int { return p }); err != nil {
 		return err
 	}
+	// What the checkpoints say goes before what the topics have: those may have been grown by
+	// other tools, or by a call that ended before its last step.
 	s.from = min(s.has[s.flows], s.has[s.cfg.Kafka.Topic(kafka.TopicState)])
-	for _, kept := range s.kept[s.flows] {
-		s.from = min(s.from, kept.Partitions)
+	for i, kept := range slices.Collect(maps.Values(s.kept[s.flows])) {
+		if i == 0 || kept.Partitions < s.from {
+			s.from = kept.Partitions
+		}
+	}
+	if n := s.has[s.flows]; n < s.from {
+		return fmt.Errorf("the checkpoints of group %s were made for %d partitions, and topic %s has %d; if it was given more just now, call this again in some seconds, and if it was made anew, give it %[2]d", group, s.from, s.flows, n)
 	}
 	for p, kept := range s.kept[s.flows] {
 		if p >= s.from || kept.Partitions != s.from {

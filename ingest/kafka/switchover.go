@@ -154,7 +154,18 @@ func (c *Client) Grow(ctx context.Context, topic string, n int) error {
 	if err != nil && !errors.Is(err, kgo.InvalidPartitionNumber) { // it has as many, or they are found missing below
 		return c.explain(fmt.Sprintf("give topic %s %s", topic, count(n, "partition")), err)
 	}
-	c.Refresh()
+	// The picture that the transport keeps goes on for seconds saying what was, also to who
+	// asks for partitions next; and a broker may hear of it later than the one that was asked.
+	if err := c.again(ctx, func() error {
+		c.Refresh()
+		has, err := c.partitions(ctx, topic)
+		if err == nil && has < n {
+			err = fmt.Errorf("%d of its %s are known: %w", has, count(n, "partition"), kgo.LeaderNotAvailable)
+		}
+		return err
+	}); err != nil {
+		return c.explain(fmt.Sprintf("give topic %s %s", topic, count(n, "partition")), err)
+	}
 	for p := range n {
 		if _, _, err := c.Offsets(ctx, topic, p); err != nil {
 			return err

@@ -1,0 +1,72 @@
+package identity
+
+import (
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics are those of all sources, by source. A nil one counts for nobody.
+type metrics struct {
+	reads       *prometheus.CounterVec
+	failures    *prometheus.CounterVec
+	told        *prometheus.CounterVec
+	lastSuccess *prometheus.GaugeVec
+	staleAfter  *prometheus.GaugeVec
+	facts       *prometheus.GaugeVec
+	badEntries  *prometheus.GaugeVec
+	reg         prometheus.Registerer
+}
+
+// sourceMetrics are those of one source.
+type sourceMetrics struct {
+	reads, failures, told                      prometheus.Counter
+	lastSuccess, staleAfter, facts, badEntries prometheus.Gauge
+}
+
+func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+	counter := func(name, help string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: "postern_identity_source_" + name, Help: help}, []string{"source"})
+	}
+	gauge := func(name, help string) *prometheus.GaugeVec {
+		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "postern_identity_source_" + name, Help: help}, []string{"source"})
+	}
+	m := &metrics{
+		reads:       counter("reads_total", "Reads of an identity source that were begun, by source."),
+		failures:    counter("failures_total", "Reads of an identity source that failed or were not whole, by source; they end no fact."),
+		told:        counter("facts_told_total", "Facts that an identity source told: begun, ended or extended."),
+		lastSuccess: gauge("last_success_timestamp_seconds", "When the last whole read of an identity source began."),
+		staleAfter:  gauge("stale_after_seconds", "After how long without a whole read what an identity source said is unverified; 0 is never."),
+		facts:       gauge("facts", "Facts that an identity source holds and that have not been ended."),
+		badEntries:  gauge("bad_entries", "Entries (rows, leases, items) that could not be read, of the last whole read."),
+		reg:         reg,
+	}
+	if reg == nil {
+		return m, nil
+	}
+	for i, c := range m.collectors() {
+		if err := reg.Register(c); err != nil {
+			for _, c := range m.collectors()[:i] {
+				reg.Unregister(c)
+			}
+			return nil, fmt.Errorf("metrics: %w", err)
+		}
+	}
+	return m, nil
+}
+
+func (m *metrics) collectors() []prometheus.Collector {
+	return []prometheus.Collector{m.reads, m.failures, m.told, m.lastSuccess, m.staleAfter, m.facts, m.badEntries}
+}
+
+// source is what one source counts on.
+func (m *metrics) source(name string) *sourceMetrics {
+	if m == nil {
+		m, _ = newMetrics(nil) // without a registry nothing can go wrong
+	}
+	return &sourceMetrics{
+		reads: m.reads.WithLabelValues(name), failures: m.failures.WithLabelValues(name), told: m.told.WithLabelValues(name),
+		lastSuccess: m.lastSuccess.WithLabelValues(name), staleAfter: m.staleAfter.WithLabelValues(name),
+		facts: m.facts.WithLabelValues(name), badEntries: m.badEntries.WithLabelValues(name),
+	}
+}

@@ -14,7 +14,7 @@ func (r *Record) AppendJSON(b []byte, names []string) []byte {
 	w.time("time_start", r.Start, true)
 	w.time("time_end", r.End, true)
 	w.time("time_received", r.Received, r.Received != 0)
-	w.addr("exporter", r.Exporter, true)
+	w.addr("exporter", r.Exporter, !r.Exporter.IsZero())
 	w.uint("domain", uint64(r.Domain), true)
 	w.str("source", r.Source.String())
 	w.addr("src_addr", r.Src, r.Any(HasSrc))
@@ -52,9 +52,32 @@ func (r *Record) AppendJSON(b []byte, names []string) []byte {
 	}
 	w.name("user", r.User)
 	w.name("app", r.App)
+	w.name("observer", r.Observer)
+	if r.Reporter != ReporterElsewhere {
+		w.str("reporter", r.Reporter.String())
+	}
+	w.name("policy", r.EnforcedBy)
+	w.name("src_host", r.SrcHost)
+	w.name("dst_host", r.DstHost)
+	w.name("process", r.process())
+	w.name("src_process", r.SrcProcess)
+	w.name("dst_process", r.DstProcess)
+	switch {
+	case r.Any(HasInitiator):
+		w.str("initiator", "source")
+	case r.Any(HasResponder):
+		w.str("initiator", "destination")
+	}
 	w.key("quality")
 	w.texts(uint32(r.Quality), qualityTexts[:])
-	if v := &r.Verdict; v.Reason != ReasonNone {
+	if r.Verdict.Reason == ReasonNone {
+		w.name("src_identity", r.SrcIdentity)
+		w.name("dst_identity", r.DstIdentity)
+		if r.Enforced != ObservedUnknown {
+			w.str("observed", r.Enforced.String())
+		}
+	} else {
+		v := &r.Verdict
 		client, server := r.Ends()
 		cseg, sseg := r.Segments()
 		cwl, swl := r.Workloads()

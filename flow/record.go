@@ -32,6 +32,12 @@ type Record struct {
 	InIf, OutIf uint32
 	User, App   Name // userName (371) belongs to the Src end; application name or id
 
+	// Told by agents and by logs of enforcement; see Reporter for whose words they are.
+	Observer               Name // the agent, sensor or node, by its own name
+	EnforcedBy             Name // the policy or rule that enforcement named
+	SrcHost, DstHost       Name // an end as the agent calls it: pod, virtual machine, host name
+	SrcProcess, DstProcess Name // the program at that end
+
 	Has     Has
 	Quality Quality
 
@@ -47,10 +53,12 @@ type Record struct {
 	Source           Source
 	ICMPType         uint8
 	ICMPCode         uint8
-	ForwardingStatus uint8 // IPFIX 89, RFC 7270 4.12: status in the upper two bits
-	FirewallEvent    uint8 // IPFIX 233
-	Direction        uint8 // flowDirection, IPFIX 61: 0 ingress, 1 egress
-	BiflowDirection  uint8 // IPFIX 239, RFC 5103 6.3: 1 initiator, 2 reverse initiator, 3 perimeter
+	ForwardingStatus uint8    // IPFIX 89, RFC 7270 4.12: status in the upper two bits
+	FirewallEvent    uint8    // IPFIX 233
+	Direction        uint8    // flowDirection, IPFIX 61: 0 ingress, 1 egress
+	BiflowDirection  uint8    // IPFIX 239, RFC 5103 6.3: 1 initiator, 2 reverse initiator, 3 perimeter
+	Enforced         Observed // what the log says that enforcement did
+	Reporter         Reporter // which end the agent that told it sits at
 
 	// Filled by enrich.
 	Oriented             Orientation
@@ -59,7 +67,7 @@ type Record struct {
 	DstSegment           Name
 	SrcWorkload          Name
 	DstWorkload          Name
-	SrcIdentity          Name // NoName is not known, never "nobody"
+	SrcIdentity          Name // user or workload identity; NoName is not known, never "nobody". Agents' logs fill it on ingest
 	DstIdentity          Name
 	OrientationCertainty uint8 // percent, 0–100
 
@@ -100,6 +108,8 @@ const (
 	// HasInitiator says that Src is the initiator by the meaning of the fields
 	// themselves (initiatorOctets 231, responderOctets 232: Cisco ASA, NetScaler).
 	HasInitiator
+	// HasResponder says likewise that Src is the responder: the record tells the reply.
+	HasResponder
 )
 
 // All says whether every field of h is present.
@@ -135,6 +145,21 @@ func (r *Record) RevPackets() uint64 { return r.scale(r.RevPacketsRaw) }
 
 // Biflow says whether the record tells both directions.
 func (r *Record) Biflow() bool { return r.Any(HasRevBytes | HasRevPackets | HasRevTCPFlags) }
+
+// Reporter is the end of a flow that the agent which told it sits at. An agent speaks
+// with authority of its own end only.
+type Reporter uint8
+
+// Where an agent can sit.
+const (
+	ReporterElsewhere   Reporter = iota // on the path, or not known
+	ReporterSource                      // at Src
+	ReporterDestination                 // at Dst
+)
+
+var reporterTexts = [...]string{"", "source", "destination"}
+
+func (r Reporter) String() string { return text(reporterTexts[:], int(r)) }
 
 // Orientation says which end of a record is the client (initiator).
 type Orientation uint8
@@ -189,6 +214,30 @@ func (r *Record) Identities() (client, server Name) {
 		return r.DstIdentity, r.SrcIdentity
 	}
 	return r.SrcIdentity, r.DstIdentity
+}
+
+// Hosts gives the names that agents have for the ends, in the order of [Record.Ends].
+func (r *Record) Hosts() (client, server Name) {
+	if r.swapped() {
+		return r.DstHost, r.SrcHost
+	}
+	return r.SrcHost, r.DstHost
+}
+
+// Processes gives the programs in the order of [Record.Ends].
+func (r *Record) Processes() (client, server Name) {
+	if r.swapped() {
+		return r.DstProcess, r.SrcProcess
+	}
+	return r.SrcProcess, r.DstProcess
+}
+
+// process is the program at the reporter's end; where that is not told, the one that is known.
+func (r *Record) process() Name {
+	if r.Reporter == ReporterDestination && r.DstProcess != NoName || r.SrcProcess == NoName {
+		return r.DstProcess
+	}
+	return r.SrcProcess
 }
 
 // Swapped says whether [Record.Ends] and its like give Dst first.

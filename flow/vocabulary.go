@@ -15,9 +15,30 @@ const (
 	SourceNetFlowV9
 	SourceIPFIX
 	SourceSFlowV5
+	SourceHubble
+	SourceZeek
+	SourceSuricata
+	SourceAWSVPC
+	SourceAzureVNet
+	SourceAzureNSG
+	SourceGCPVPC
+	SourceGCPFirewall
+	SourceCalico
+	SourceSysmon
+	SourceWFP // Windows Filtering Platform, security events 5156 and 5157
+	SourceIllumio
+	SourceGuardicore
+	SourceCEF
+	SourceConntrack
+	SourceNetfilter // nftables and iptables log lines
+	SourceOCSF
+	SourceECS
+	SourceCustom // mapped by the configuration
 )
 
-var sourceTexts = [...]string{"unknown", "netflow_v5", "netflow_v9", "ipfix", "sflow_v5"}
+var sourceTexts = [...]string{"unknown", "netflow_v5", "netflow_v9", "ipfix", "sflow_v5", "hubble", "zeek", "suricata",
+	"aws_vpc", "azure_vnet", "azure_nsg", "gcp_vpc", "gcp_firewall", "calico", "sysmon", "wfp", "illumio", "guardicore", "cef",
+	"conntrack", "netfilter", "ocsf", "ecs", "custom"}
 
 func (s Source) String() string { return text(sourceTexts[:], int(s)) }
 
@@ -162,11 +183,12 @@ const (
 	QualityDirectionOpen                         // client and server could not be told apart
 	QualityCounterMissing                        // neither bytes nor packets
 	QualityNamesFull                             // a name did not fit the table any more
+	QualityAggregated                            // it sums up several conversations, or a window of one
 )
 
 var qualityTexts = [...]string{"clock_skew", "clock_unusable", "time_missing", "time_reversed", "template_changed",
 	"parked", "truncated", "sampling_unknown", "address_missing", "observer_duplicate", "direction_open",
-	"counter_missing", "names_full"}
+	"counter_missing", "names_full", "aggregated"}
 
 // Texts lists the remarks by name, in their fixed order; nil if none.
 func (q Quality) Texts() []string { return setTexts(uint32(q), qualityTexts[:]) }

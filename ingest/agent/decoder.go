@@ -1,0 +1,245 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/valyala/fastjson"
+
+	"github.com/postern/postern/flow"
+)
+
+// Origin says where lines come from.
+type Origin struct {
+	// Seed begins the ids of flows, a hash of the input's name: the same place in the
+	// same input gives the same id.
+	Seed uint64
+	// Exporter is who sent the lines, the zero address if it was no host.
+	Exporter flow.Addr
+	// Observer is what the way in knows of who wrote the lines (a syslog's host name);
+	// lines that name their own observer say so themselves.
+	Observer string
+	// Received is when they came.
+	Received flow.Time
+}
+
+// NotFlow is what a line is instead of a flow. It is no fault of the line.
+type NotFlow string
+
+func (n NotFlow) Error() string { return "no flow: " + string(n) }
+
+// Config bounds and directs decoding.
+type Config struct {
+	// ClockTolerance is how far ahead of receipt a line's time may be. Beyond it the flow
+	// is marked clock_skew, beyond 24 hours event time is receipt and it is marked
+	// clock_unusable. Lines may be late by any time.
+	ClockTolerance time.Duration `yaml:"clockTolerance"`
+	// BelieveClock takes every time as it is written, for files.
+	BelieveClock bool `yaml:"-"`
+}
+
+// Decoder turns the lines of one stream into records. What comes out depends on the lines
+// that went in, on nothing else. Not safe for concurrent use.
+type Decoder struct {
+	cfg    Config
+	names  *flow.Names
+	format *Format // nil while it is not known yet
+	parse  parser
+	why    string
+	json   fastjson.Parser
+	text   []byte // to put names together
+	entry  entry
+}
+
+// NewDecoder makes a decoder of lines of the named format, or of [Auto]. Names are
+// interned in names, as from the network: they are cut at its bounds.
+func NewDecoder(format string, cfg Config, names *flow.Names) (*Decoder, error) {
+	d := &Decoder{cfg: cfg, names: names}
+	if format == Auto {
+		return d, nil
+	}
+	f, err := formatOf(format)
+	if err != nil {
+		return nil, err
+	}
+	d.use(f)
+	return d, nil
+}
+
+func (d *Decoder) use(f *Format) { d.format, d.parse = f, f.new(d) }
+
+// Format is the format of the stream and, with [Auto], why it is taken for that; empty
+// while no line has told.
+func (d *Decoder) Format() (name, why string) {
+	if d.format == nil {
+		return "", ""
+	}
+	return d.format.Name, d.why
+}
+
+// Prime takes in lines from the beginning of a stream that is gone on with further down: of
+// headers it remembers what the lines behind them need. It gives no flows.
+func (d *Decoder) Prime(line []byte) {
+	var o Origin
+	scratch := flow.NewBatch(1, nil)
+	_ = d.Decode(line, 0, &o, scratch) // what is wrong with it was said when it was read first
+}
+
+// errUnknownFormat is a line that no format recognises.
+var errUnknownFormat = errors.New("no known format; name the format instead of auto")
+
+// Decode appends the flows that line tells to out. pos tells the line from every other of
+// its input. A line may tell several flows. If it tells none the error is a [NotFlow], or
+// says what is wrong with the line. Nothing of line is kept.
+func (d *Decoder) Decode(line []byte, pos uint64, o *Origin, out *flow.Batch) error {
+	if d.format == nil && !d.recognise(line) {
+		return errUnknownFormat
+	}
+	e := &d.entry
+	*e = entry{d: d, o: o, seed: mix(mix(o.Seed) + pos), out: out, first: len(out.Records)}
+	err := d.parse(line, e)
+	if err == nil && len(out.Records) == e.first {
+		err = NotFlow("without a flow")
+	}
+	if err != nil {
+		out.Records = out.Records[:e.first]
+		return err
+	}
+	for i := e.first; i < len(out.Records); i++ {
+		d.settle(&out.Records[i])
+	}
+	return nil
+}
+
+// recognise looks for the format of a line.
+func (d *Decoder) recognise(line []byte) bool {
+	var v *fastjson.Value
+	if len(line) > 0 && (line[0] == '{' || line[0] == '[') {
+		v, _ = d.json.ParseBytes(line)
+	}
+	for i := range formats {
+		if why := formats[i].known(line, v); why != "" {
+			d.use(&formats[i])
+			d.why = why
+			return true
+		}
+	}
+	return false
+}
+
+// entry is a line that is being read.
+type entry struct {
+	d     *Decoder
+	o     *Origin
+	seed  uint64
+	out   *flow.Batch
+	first int // of its flows in out
+}
+
+// flow adds a flow. It has what the way in knows; the format fills in the rest.
+func (e *entry) flow(source flow.Source) *flow.Record {
+	n := len(e.out.Records) - e.first
+	r := e.out.Next()
+	r.ID = mix(e.seed + uint64(n))
+	r.Source = source
+	r.Exporter, r.Received = e.o.Exporter, e.o.Received
+	if e.o.Observer != "" {
+		r.Observer = e.d.names.InternBytes([]byte(e.o.Observer))
+	}
+	return r
+}
+
+// name interns what a line calls something.
+func (e *entry) name(b []byte) flow.Name { return e.d.names.InternBytes(b) }
+
+// path interns parts with slashes between; parts that are empty are left out.
+func (e *entry) path(parts ...[]byte) flow.Name {
+	t := e.d.text[:0]
+	for _, p := range parts {
+		if len(p) == 0 {
+			continue
+		}
+		if len(t) > 0 {
+			t = append(t, '/')
+		}
+		t = append(t, p...)
+	}
+	e.d.text = t
+	return e.d.names.InternBytes(t)
+}
+
+const clockUnusable = 24 * time.Hour
+
+// settle completes a record that the format has filled: formats say what a line says, this
+// says what it lacks.
+func (d *Decoder) settle(r *flow.Record) {
+	switch {
+	case r.Start == 0 && r.End == 0:
+		r.Quality |= flow.QualityTimeMissing
+		r.Start, r.End = r.Received, r.Received
+	case r.Start == 0:
+		r.Has |= flow.HasEnd
+		r.Start = r.End
+	case r.End == 0:
+		r.Has |= flow.HasStart
+		r.End = r.Start
+	default:
+		r.Has |= flow.HasStart | flow.HasEnd
+	}
+	if r.End < r.Start {
+		r.Quality |= flow.QualityTimeReversed
+		r.End = r.Start
+	}
+	if ahead := r.End.Sub(r.Received); !d.cfg.BelieveClock && ahead > d.cfg.ClockTolerance {
+		if ahead > clockUnusable {
+			r.Quality |= flow.QualityClockUnusable
+			r.Start, r.End = r.Received, r.Received
+		} else {
+			r.Quality |= flow.QualityClockSkew
+			r.Skew = int32(ahead.Milliseconds())
+		}
+	}
+	if !r.All(flow.HasSrc | flow.HasDst) {
+		r.Quality |= flow.QualityAddressMissing
+	}
+	if !r.Any(flow.HasBytes | flow.HasPackets) {
+		r.Quality |= flow.QualityCounterMissing
+	}
+	if d.full(r) {
+		r.Quality |= flow.QualityNamesFull
+	}
+}
+
+func (d *Decoder) full(r *flow.Record) bool {
+	for _, n := range [...]flow.Name{r.User, r.App, r.Observer, r.EnforcedBy, r.SrcHost, r.DstHost, r.SrcProcess, r.DstProcess, r.SrcIdentity, r.DstIdentity} {
+		if n == flow.OverflowName {
+			return true
+		}
+	}
+	return false
+}
+
+// mix is the finalizer of splitmix64: every bit of v bears on every bit of the result.
+func mix(v uint64) uint64 {
+	v += 0x9e3779b97f4a7c15
+	v = (v ^ v>>30) * 0xbf58476d1ce4e5b9
+	v = (v ^ v>>27) * 0x94d049bb133111eb
+	return v ^ v>>31
+}
+
+// ofJSON makes the reader of a format whose lines are JSON objects, each by itself.
+func ofJSON(read func(v *fastjson.Value, e *entry) error) func(*Decoder) parser {
+	return func(d *Decoder) parser {
+		return func(line []byte, e *entry) error {
+			v, err := d.json.ParseBytes(line)
+			if err != nil {
+				return fmt.Errorf("no JSON: %w", err)
+			}
+			if v.Type() != fastjson.TypeObject {
+				return fmt.Errorf("a JSON %s; want an object", v.Type())
+			}
+			return read(v, e)
+		}
+	}
+}

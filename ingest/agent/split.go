@@ -1,0 +1,193 @@
+package agent
+
+import (
+	"bytes"
+	"errors"
+)
+
+// Splitter cuts a stream into items, lines or JSON values: lines, with or without a carriage
+// return; JSON objects a line (NDJSON); arrays of objects, or an object whose first member
+// is an array `records`, as clouds write them; objects over several lines. What cannot be
+// cut is given as a line, so that it costs nothing but itself.
+//
+// The zero value is ready, with MaxItem to be set. It looks at bytes and keeps none.
+type Splitter struct {
+	// MaxItem is how many bytes an item may have.
+	MaxItem int
+
+	skipping bool // the rest of an item that is too long
+	array    bool // inside an array of objects
+}
+
+// ErrItemTooLong is an item beyond MaxItem: it is passed over up to its end.
+var ErrItemTooLong = errors.New("the line is too long")
+
+// Next gives the next item of buf and how many bytes of buf end with it. With n == 0 there is
+// no whole item: more bytes are needed. At the end of the stream (eof) what is left is one.
+// item is empty where the bytes hold none (empty lines, brackets). The error says that an
+// item is passed over; n bytes are done with all the same.
+func (s *Splitter) Next(buf []byte, eof bool) (item []byte, n int, err error) {
+	if s.skipping {
+		i := bytes.IndexByte(buf, '\n')
+		if i < 0 {
+			return nil, len(buf), nil
+		}
+		s.skipping = false
+		return nil, i + 1, nil
+	}
+	n = blank(buf)
+	if n > 0 || len(buf) == 0 {
+		return nil, n, nil
+	}
+	switch k := opening(buf); {
+	case k < 0 && !eof:
+		return nil, 0, nil
+	case k > 0:
+		s.array = true
+		return nil, k, nil
+	}
+	end := bytes.IndexByte(buf, '\n')
+	line := buf
+	if end >= 0 {
+		line = buf[:end]
+	}
+	if buf[0] == '{' && (s.array || !whole(line)) {
+		if k := object(buf); k > 0 && k <= s.MaxItem {
+			return buf[:k], k, nil
+		} else if k == 0 && !eof && len(buf) <= s.MaxItem {
+			return nil, 0, nil
+		}
+		// It does not end. Of an array in one line the next element is looked for.
+		if k := nextElement(line); k > 0 && s.array {
+			return buf[:k], k, nil
+		}
+	}
+	switch {
+	case end < 0 && !eof && len(buf) <= s.MaxItem:
+		return nil, 0, nil
+	case len(line) > s.MaxItem:
+		if end < 0 {
+			s.skipping = !eof
+			return nil, len(buf), ErrItemTooLong
+		}
+		return nil, end + 1, ErrItemTooLong
+	case end < 0:
+		return trim(line), len(buf), nil
+	}
+	return trim(line), end + 1, nil
+}
+
+// blank is how many bytes at the beginning are white space, or what stands between the
+// elements of an array.
+func blank(b []byte) int {
+	for i, c := range b {
+		if c != ' ' && c != '\t' && c != '\r' && c != '\n' && c != ',' && c != ']' {
+			return i
+		}
+	}
+	return len(b)
+}
+
+// opening is how many bytes at the beginning open an array of objects, by themselves or as
+// the member "records" of an object; and those that close the latter. It is below zero
+// where more bytes would tell.
+func opening(b []byte) int {
+	switch b[0] {
+	case '[':
+		switch i := 1 + space(b[1:]); {
+		case i == len(b):
+			return -1
+		case b[i] == '{' || b[i] == ']':
+			return 1
+		}
+	case '}': // behind the array
+		return 1
+	case '{':
+		i := 1 + space(b[1:])
+		rest, ok := bytes.CutPrefix(b[i:], []byte(`"records"`))
+		if !ok {
+			return 0
+		}
+		i = len(b) - len(rest)
+		i += space(b[i:])
+		if i < len(b) && b[i] == ':' {
+			i++
+			i += space(b[i:])
+			if i < len(b) && b[i] == '[' {
+				return i + 1
+			}
+		}
+	}
+	return 0
+}
+
+func space(b []byte) int {
+	for i, c := range b {
+		if c != ' ' && c != '\t' && c != '\r' && c != '\n' {
+			return i
+		}
+	}
+	return len(b)
+}
+
+// whole says whether a line that begins an object is just that object, as far as can be told
+// without reading it all: where it is not, reading it will tell.
+func whole(line []byte) bool {
+	line = trim(line)
+	return len(line) > 1 && line[len(line)-1] == '}' && !bytes.Contains(line, []byte(`}{`))
+}
+
+// nextElement is the length of what stands before the next element of an array; 0 if there
+// is none.
+func nextElement(line []byte) int {
+	for from := 0; ; {
+		i := bytes.Index(line[from:], []byte(`},`))
+		if i < 0 {
+			return 0
+		}
+		from += i + 2
+		if k := from + space(line[from:]); k < len(line) && line[k] == '{' {
+			return from - 1
+		}
+	}
+}
+
+// trim cuts white space and what stands behind an element of an array.
+func trim(line []byte) []byte {
+	line = bytes.TrimRight(line, " \t\r")
+	if len(line) > 0 && line[0] == '{' {
+		line = bytes.TrimRight(line, " \t\r,]")
+	}
+	return line
+}
+
+// object is the length of the JSON object that b begins with; 0 if it does not end in b.
+func object(b []byte) int {
+	depth := 0
+	for i := 0; i < len(b); i++ {
+		switch b[i] {
+		case '{', '[':
+			depth++
+		case '}', ']':
+			if depth--; depth == 0 {
+				return i + 1
+			}
+		case '"':
+			for i++; ; i++ {
+				k := bytes.IndexByte(b[min(i, len(b)):], '"')
+				if k < 0 {
+					return 0
+				}
+				back := 0
+				for j := i + k - 1; j >= i && b[j] == '\\'; j-- {
+					back++
+				}
+				i += k
+				if back%2 == 0 {
+					break
+				}
+			}
+		}
+	}
+	return 0
+}

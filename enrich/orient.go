@@ -32,7 +32,7 @@ type Services interface {
 // carries, never from when it arrived. declared may be nil. In this order, the
 // first that speaks decides:
 //
-//	fields      HasInitiator: Src is the client                                  100
+//	fields      HasInitiator: Src is the client; HasResponder: Dst is            100
 //	biflow      biflowDirection 1 (initiator) or 2 (reverse initiator)            95
 //	address     the destination is multicast or broadcast: Src is the client     100
 //	icmp        request and reply types                                          100
@@ -54,8 +54,11 @@ func orient(r *flow.Record, declared Services) (flow.Orientation, uint8) {
 	if !r.All(flow.HasSrc | flow.HasDst) {
 		return flow.Open, 0
 	}
-	if r.Any(flow.HasInitiator) {
+	switch {
+	case r.Any(flow.HasInitiator):
 		return flow.Forward, certainByField
+	case r.Any(flow.HasResponder):
+		return flow.Reverse, certainByField
 	}
 	if r.Any(flow.HasBiflowDirection) {
 		switch r.BiflowDirection {

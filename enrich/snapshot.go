@@ -32,12 +32,13 @@ type memberSnapshot struct {
 }
 
 // namesOf lists the names that a record holds; a test compares it with the type.
-func namesOf(r *flow.Record) [19]*flow.Name {
+func namesOf(r *flow.Record) [25]*flow.Name {
 	v := &r.Verdict
-	n := [19]*flow.Name{&r.User, &r.App, &r.SrcSegment, &r.DstSegment, &r.SrcWorkload, &r.DstWorkload,
-		&r.SrcIdentity, &r.DstIdentity, &v.PolicyVersion, &v.Rule, &v.Exception}
+	n := [25]*flow.Name{&r.User, &r.App, &r.SrcSegment, &r.DstSegment, &r.SrcWorkload, &r.DstWorkload,
+		&r.SrcIdentity, &r.DstIdentity, &r.Observer, &r.EnforcedBy, &r.SrcHost, &r.DstHost, &r.SrcProcess, &r.DstProcess,
+		&v.PolicyVersion, &v.Rule, &v.Exception}
 	for i := range v.Others {
-		n[11+i] = &v.Others[i]
+		n[17+i] = &v.Others[i]
 	}
 	return n
 }

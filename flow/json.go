@@ -53,15 +53,8 @@ func (r *Record) AppendJSON(b []byte, names []string) []byte {
 	w.name("user", r.User)
 	w.name("app", r.App)
 	w.name("observer", r.Observer)
-	if r.Reporter != ReporterElsewhere {
-		w.str("reporter", r.Reporter.String())
-	}
 	w.name("policy", r.EnforcedBy)
-	w.name("src_host", r.SrcHost)
-	w.name("dst_host", r.DstHost)
 	w.name("process", r.process())
-	w.name("src_process", r.SrcProcess)
-	w.name("dst_process", r.DstProcess)
 	switch {
 	case r.Any(HasInitiator):
 		w.str("initiator", "source")
@@ -71,6 +64,13 @@ func (r *Record) AppendJSON(b []byte, names []string) []byte {
 	w.key("quality")
 	w.texts(uint32(r.Quality), qualityTexts[:])
 	if r.Verdict.Reason == ReasonNone {
+		if r.Reporter != ReporterElsewhere {
+			w.str("reporter", r.Reporter.String())
+		}
+		w.name("src_host", r.SrcHost)
+		w.name("dst_host", r.DstHost)
+		w.name("src_process", r.SrcProcess)
+		w.name("dst_process", r.DstProcess)
 		w.name("src_identity", r.SrcIdentity)
 		w.name("dst_identity", r.DstIdentity)
 		if r.Enforced != ObservedUnknown {
@@ -92,6 +92,15 @@ func (r *Record) AppendJSON(b []byte, names []string) []byte {
 		w.name("dst_workload", swl)
 		w.name("src_identity", cid)
 		w.name("dst_identity", sid)
+		chost, shost := r.Hosts()
+		cproc, sproc := r.Processes()
+		if r.Reporter != ReporterElsewhere {
+			w.str("reporter", r.ReporterEnd())
+		}
+		w.name("src_host", chost)
+		w.name("dst_host", shost)
+		w.name("src_process", cproc)
+		w.name("dst_process", sproc)
 		w.str("observed", v.Observed.String())
 		w.str("expected", v.Expected.String())
 		w.str("staged", v.Staged.String())

@@ -118,6 +118,16 @@ func (r *Record) All(h Has) bool { return r.Has&h == h }
 // Any says whether at least one field of h is present.
 func (r *Record) Any(h Has) bool { return r.Has&h != 0 }
 
+// NamesFull says whether a name of the wire fields did not fit the table any more.
+func (r *Record) NamesFull() bool {
+	for _, n := range [...]Name{r.User, r.App, r.Observer, r.EnforcedBy, r.SrcHost, r.DstHost, r.SrcProcess, r.DstProcess, r.SrcIdentity, r.DstIdentity} {
+		if n == OverflowName {
+			return true
+		}
+	}
+	return false
+}
+
 // scale multiplies a counter by the sampling rate, holding at the largest value
 // instead of wrapping.
 func (r *Record) scale(v uint64) uint64 {
@@ -238,6 +248,18 @@ func (r *Record) process() Name {
 		return r.DstProcess
 	}
 	return r.SrcProcess
+}
+
+// ReporterEnd is the end of the conversation that the reporter sits at, "client" or
+// "server"; empty where that is not known.
+func (r *Record) ReporterEnd() string {
+	switch {
+	case r.Reporter == ReporterElsewhere:
+		return ""
+	case (r.Reporter == ReporterSource) == r.swapped():
+		return "server"
+	}
+	return "client"
 }
 
 // Swapped says whether [Record.Ends] and its like give Dst first.

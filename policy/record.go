@@ -172,10 +172,12 @@ func conversation(r *flow.Record, t flow.Time, reading flow.Orientation, c *Conv
 	hasClient, hasServer, hasPort := flow.HasSrc, flow.HasDst, flow.HasDstPort
 	c.Client.Addr, c.Server.Addr, c.Port = r.Src, r.Dst, r.DstPort
 	c.Client.Identity, c.Server.Identity = r.SrcIdentity, r.DstIdentity
+	c.Client.Process, c.Server.Process = r.SrcProcess, r.DstProcess
 	if reading == flow.Reverse {
 		hasClient, hasServer, hasPort = flow.HasDst, flow.HasSrc, flow.HasSrcPort
 		c.Client.Addr, c.Server.Addr, c.Port = r.Dst, r.Src, r.SrcPort
 		c.Client.Identity, c.Server.Identity = r.DstIdentity, r.SrcIdentity
+		c.Client.Process, c.Server.Process = r.DstProcess, r.SrcProcess
 		// A reply is judged as the request it answers: icmp/echo permits its replies.
 		c.ICMPType = icmpRequest(r.Proto, r.ICMPType)
 	}
@@ -203,10 +205,13 @@ func icmpRequest(proto, typ uint8) uint8 {
 	return typ
 }
 
-// observed is what the exporter itself says enforcement did: forwarding status
-// (IPFIX 89, RFC 7270 4.12) and firewall event (IPFIX 233). Of two, a denial counts.
+// observed is what the exporter itself says enforcement did: an agent's log, forwarding
+// status (IPFIX 89, RFC 7270 4.12) and firewall event (IPFIX 233). Of two, a denial counts.
 func observed(r *flow.Record) flow.Observed {
-	o := flow.ObservedUnknown
+	o := r.Enforced
+	if o == flow.ObservedDeny {
+		return o
+	}
 	if r.Any(flow.HasForwardingStatus) {
 		switch r.ForwardingStatus >> 6 {
 		case 1:

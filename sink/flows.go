@@ -160,6 +160,10 @@ type flowColumns struct {
 	srcSegment, dstSegment     names
 	srcWorkload, dstWorkload   names
 	srcIdentity, dstIdentity   names
+	observer, enforcedBy       names
+	srcHost, dstHost           names
+	srcProcess, dstProcess     names
+	reporter                   words
 	observed, expected, staged words
 	stagedReason, reason       words
 	outcome                    words
@@ -181,6 +185,7 @@ func (c *flowColumns) init() {
 	c.source = newWords(vocabulary(flow.Source.String))
 	c.oriented = newWords([]string{"open", "forward", "reverse"})
 	c.direction = newWords([]string{"", "ingress", "egress"})
+	c.reporter = newWords([]string{"", "client", "server"})
 	c.observed = newWords(vocabulary(flow.Observed.String))
 	c.expected = newWords(vocabulary(flow.Expected.String))
 	c.staged = newWords(vocabulary(flow.Expected.String))
@@ -262,6 +267,13 @@ func (c *flowColumns) input() proto.Input {
 		{Name: "record_id", Data: &c.recordID},
 		{Name: "input", Data: &c.inputName},
 		{Name: "inserted_at", Data: &c.insertedAt},
+		{Name: "observer", Data: &c.observer},
+		{Name: "reporter", Data: &c.reporter},
+		{Name: "enforced_by", Data: &c.enforcedBy},
+		{Name: "src_host", Data: &c.srcHost},
+		{Name: "dst_host", Data: &c.dstHost},
+		{Name: "src_process", Data: &c.srcProcess},
+		{Name: "dst_process", Data: &c.dstProcess},
 	}
 }
 
@@ -342,13 +354,14 @@ func (c *flowColumns) reset() {
 	c.inputName.rows = 0
 }
 
-func (c *flowColumns) words() [9]*words {
-	return [...]*words{&c.source, &c.oriented, &c.direction, &c.observed, &c.expected, &c.staged, &c.stagedReason, &c.reason, &c.outcome}
+func (c *flowColumns) words() [10]*words {
+	return [...]*words{&c.source, &c.oriented, &c.direction, &c.observed, &c.expected, &c.staged, &c.stagedReason, &c.reason, &c.outcome, &c.reporter}
 }
 
-func (c *flowColumns) names() [11]*names {
+func (c *flowColumns) names() [17]*names {
 	return [...]*names{&c.user, &c.app, &c.srcSegment, &c.dstSegment, &c.srcWorkload, &c.dstWorkload,
-		&c.srcIdentity, &c.dstIdentity, &c.rule, &c.exception, &c.policyVersion}
+		&c.srcIdentity, &c.dstIdentity, &c.rule, &c.exception, &c.policyVersion,
+		&c.observer, &c.enforcedBy, &c.srcHost, &c.dstHost, &c.srcProcess, &c.dstProcess}
 }
 
 func (c *flowColumns) optional() [21]interface {
@@ -466,6 +479,23 @@ func (c *flowColumns) fill(k int, rs []flow.Record, texts []string) {
 		c.dstWorkload.set(k+i, swl, texts)
 		c.srcIdentity.set(k+i, cid, texts)
 		c.dstIdentity.set(k+i, sid, texts)
+	}
+	for i := range rs {
+		r := &rs[i]
+		c.observer.set(k+i, r.Observer, texts)
+		c.enforcedBy.set(k+i, r.EnforcedBy, texts)
+		chost, shost, cproc, sproc, reporter := r.SrcHost, r.DstHost, r.SrcProcess, r.DstProcess, uint8(r.Reporter)
+		if swapped[i] {
+			chost, shost, cproc, sproc = shost, chost, sproc, cproc
+			if r.Reporter != flow.ReporterElsewhere {
+				reporter = uint8(flow.ReporterSource+flow.ReporterDestination) - reporter
+			}
+		}
+		c.reporter.set(k+i, reporter)
+		c.srcHost.set(k+i, chost, texts)
+		c.dstHost.set(k+i, shost, texts)
+		c.srcProcess.set(k+i, cproc, texts)
+		c.dstProcess.set(k+i, sproc, texts)
 	}
 	confidence, othersTotal := c.confidence[k:k+len(rs)], c.othersTotal[k:k+len(rs)]
 	for i := range rs {

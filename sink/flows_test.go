@@ -40,7 +40,7 @@ func expectedRow(t *testing.T, r *flow.Record, names *flow.Names, ins Insert) ma
 		}
 	}
 	for _, k := range []string{"user", "app", "src_segment", "dst_segment", "src_workload", "dst_workload", "src_identity", "dst_identity",
-		"rule", "exception", "policy_version", "direction"} {
+		"rule", "exception", "policy_version", "direction", "observer", "reporter", "src_host", "dst_host", "src_process", "dst_process"} {
 		if _, ok := row[k]; !ok {
 			row[k] = ""
 		}
@@ -71,6 +71,13 @@ func expectedRow(t *testing.T, r *flow.Record, names *flow.Names, ins Insert) ma
 	row["biflow_direction"] = nil
 	if r.Any(flow.HasBiflowDirection) {
 		row["biflow_direction"] = number(r.BiflowDirection)
+	}
+	row["enforced_by"] = ""
+	if p, ok := row["policy"]; ok {
+		row["enforced_by"] = p
+	}
+	for _, k := range []string{"policy", "process", "initiator"} { // only `decode` says so
+		delete(row, k)
 	}
 	row["input"], row["inserted_at"] = ins.Input, ins.At.String()
 	return row

@@ -24,7 +24,7 @@ func TestMigrateFromEmpty(t *testing.T) {
 			t.Errorf("step %s has no statement", s.Name)
 		}
 	}
-	if got, want := strings.Join(names, ", "), "database "+db.cfg.Database+", 0001 flows, 0002 findings, 0003 evidence, 0004 replays"; got != want {
+	if got, want := strings.Join(names, ", "), "database "+db.cfg.Database+", 0001 flows, 0002 findings, 0003 evidence, 0004 replays, 0005 agents"; got != want {
 		t.Errorf("plan %s, want %s", got, want)
 	}
 	wantQuery(t, &ClickHouse{cfg: ClickHouseConfig{Database: "system"}, options: db.options},
@@ -34,7 +34,7 @@ func TestMigrateFromEmpty(t *testing.T) {
 	if err := db.Migrate(t.Context(), func(done, total int, s Step) { told = append(told, fmt.Sprintf("%d/%d %s", done, total, s.Name)) }); err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"0/5 " + names[0], "1/5 0001 flows", "2/5 0002 findings", "3/5 0003 evidence", "4/5 0004 replays"}; strings.Join(told, ";") != strings.Join(want, ";") {
+	if want := []string{"0/6 " + names[0], "1/6 0001 flows", "2/6 0002 findings", "3/6 0003 evidence", "4/6 0004 replays", "5/6 0005 agents"}; strings.Join(told, ";") != strings.Join(want, ";") {
 		t.Errorf("progress %q, want %q", told, want)
 	}
 	wantQuery(t, db, "SELECT groupArray(name) AS n FROM (SELECT name FROM system.tables WHERE database = '"+db.cfg.Database+"' ORDER BY name)",

@@ -206,18 +206,9 @@ func (d *Decoder) settle(r *flow.Record) {
 	if !r.Any(flow.HasBytes | flow.HasPackets) {
 		r.Quality |= flow.QualityCounterMissing
 	}
-	if d.full(r) {
+	if r.NamesFull() {
 		r.Quality |= flow.QualityNamesFull
 	}
-}
-
-func (d *Decoder) full(r *flow.Record) bool {
-	for _, n := range [...]flow.Name{r.User, r.App, r.Observer, r.EnforcedBy, r.SrcHost, r.DstHost, r.SrcProcess, r.DstProcess, r.SrcIdentity, r.DstIdentity} {
-		if n == flow.OverflowName {
-			return true
-		}
-	}
-	return false
 }
 
 // mix is the finalizer of splitmix64: every bit of v bears on every bit of the result.

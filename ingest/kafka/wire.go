@@ -41,7 +41,7 @@ import (
 const (
 	wireMagic  = "PFLW"
 	wireMajor  = 1
-	wireMinor  = 0
+	wireMinor  = 1
 	headerSize = 45
 	columnHead = 6
 )

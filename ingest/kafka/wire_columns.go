@@ -62,6 +62,15 @@ const (
 	colFirewallEvent
 	colDirection
 	colBiflowDirection
+	// Since minor version 1.
+	colObserver
+	colEnforcedBy
+	colSrcHost
+	colDstHost
+	colSrcProcess
+	colDstProcess
+	colEnforced
+	colReporter
 	numColumns
 
 	firstRowColumn = colReceived
@@ -87,6 +96,8 @@ var columnInfo = [numColumns]struct {
 	colProto: {"proto", 8, false}, colSource: {"source", 8, false}, colICMPType: {"icmp_type", 8, false}, colICMPCode: {"icmp_code", 8, false},
 	colForwardingStatus: {"forwarding_status", 8, true}, colFirewallEvent: {"firewall_event", 8, true},
 	colDirection: {"direction", 8, true}, colBiflowDirection: {"biflow_direction", 8, true},
+	colObserver: {"observer", 16, true}, colEnforcedBy: {"enforced_by", 16, true}, colSrcHost: {"src_host", 16, true}, colDstHost: {"dst_host", 16, true},
+	colSrcProcess: {"src_process", 16, true}, colDstProcess: {"dst_process", 16, true}, colEnforced: {"enforced", 8, true}, colReporter: {"reporter", 8, true},
 }
 
 // The encodings of a column's values, n of them.
@@ -110,8 +121,8 @@ const (
 const (
 	// maxEntries is how many addresses a batch can name: five a row.
 	maxEntries = 5 * BatchRows
-	// maxTexts is how many names: four a row.
-	maxTexts = 4 * BatchRows
+	// maxTexts is how many names: ten a row.
+	maxTexts = 10 * BatchRows
 	// maxDict bounds encDict as it is read, maxTried as it is written: what has more
 	// different values gains little.
 	maxDict  = 256
@@ -208,7 +219,8 @@ func (e *Encoder) transpose(records []flow.Record) (rare bool) {
 		any |= r.NATSrc.Hi | r.NATSrc.Lo | r.NATDst.Hi | r.NATDst.Lo | r.RevBytesRaw | r.RevPacketsRaw |
 			uint64(r.User|r.App|r.SrcIdentity|r.DstIdentity) | uint64(uint32(r.Skew)) |
 			uint64(r.NATSrcPort|r.NATDstPort|r.RevTCPFlags) |
-			uint64(r.ForwardingStatus|r.FirewallEvent|r.Direction|r.BiflowDirection)
+			uint64(r.ForwardingStatus|r.FirewallEvent|r.Direction|r.BiflowDirection) |
+			uint64(r.Observer|r.EnforcedBy|r.SrcHost|r.DstHost|r.SrcProcess|r.DstProcess) | uint64(r.Enforced) | uint64(r.Reporter)
 	}
 	if any == 0 {
 		return false
@@ -238,6 +250,14 @@ func (e *Encoder) transposeRare(records []flow.Record) {
 		c[colFirewallEvent][i] = uint64(r.FirewallEvent)
 		c[colDirection][i] = uint64(r.Direction)
 		c[colBiflowDirection][i] = uint64(r.BiflowDirection)
+		c[colObserver][i] = e.name(r.Observer)
+		c[colEnforcedBy][i] = e.name(r.EnforcedBy)
+		c[colSrcHost][i] = e.name(r.SrcHost)
+		c[colDstHost][i] = e.name(r.DstHost)
+		c[colSrcProcess][i] = e.name(r.SrcProcess)
+		c[colDstProcess][i] = e.name(r.DstProcess)
+		c[colEnforced][i] = uint64(r.Enforced)
+		c[colReporter][i] = uint64(r.Reporter)
 	}
 }
 

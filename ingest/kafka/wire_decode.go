@@ -469,7 +469,15 @@ func (d *Decoder) fillRare(records []flow.Record) {
 		r.FirewallEvent = uint8(c[colFirewallEvent][i])
 		r.Direction = uint8(c[colDirection][i])
 		r.BiflowDirection = uint8(c[colBiflowDirection][i])
-		if r.User == flow.OverflowName || r.App == flow.OverflowName || r.SrcIdentity == flow.OverflowName || r.DstIdentity == flow.OverflowName {
+		r.Observer = d.ids[c[colObserver][i]]
+		r.EnforcedBy = d.ids[c[colEnforcedBy][i]]
+		r.SrcHost = d.ids[c[colSrcHost][i]]
+		r.DstHost = d.ids[c[colDstHost][i]]
+		r.SrcProcess = d.ids[c[colSrcProcess][i]]
+		r.DstProcess = d.ids[c[colDstProcess][i]]
+		r.Enforced = flow.Observed(c[colEnforced][i])
+		r.Reporter = flow.Reporter(c[colReporter][i])
+		if r.NamesFull() {
 			r.Quality |= flow.QualityNamesFull
 		}
 	}

@@ -176,7 +176,7 @@ func randomRecords(rnd *rand.Rand, names *flow.Names, n int) []flow.Record {
 		}
 	}
 	for i := range out {
-		if r := &out[i]; r.User == flow.OverflowName || r.App == flow.OverflowName || r.SrcIdentity == flow.OverflowName || r.DstIdentity == flow.OverflowName {
+		if r := &out[i]; r.NamesFull() {
 			r.Quality |= flow.QualityNamesFull
 		}
 	}
@@ -459,6 +459,8 @@ func golden() (names *flow.Names, batches map[string][]flow.Record) {
 			Has: 1<<25 - 1, Quality: flow.QualityClockSkew | flow.QualityParked, Skew: -90_000,
 			SrcPort: 51234, DstPort: 443, NATSrcPort: 1025, NATDstPort: 8443, TCPFlags: flow.SYN | flow.ACK, RevTCPFlags: flow.SYN | flow.RST,
 			Proto: flow.ProtoTCP, Source: flow.SourceIPFIX, ICMPType: 8, ICMPCode: 1, ForwardingStatus: 0x40, FirewallEvent: 2, Direction: 1, BiflowDirection: 1,
+			Observer: names.Intern("node-a"), EnforcedBy: names.Intern("shop/checkout-egress"), SrcHost: names.Intern("shop/checkout-1"), DstHost: names.Intern("data/orders-0"),
+			SrcProcess: names.Intern("/usr/bin/curl"), DstProcess: names.Intern("/usr/lib/postgres"), Enforced: flow.ObservedDeny, Reporter: flow.ReporterDestination,
 		}, {
 			Start: 0, End: 1_790_000_001_456, Received: 1_790_000_002_000, Exporter: flow.MustParseAddr("2001:db8:ffff::1"),
 			Src: flow.MustParseAddr("10.1.2.3"), Dst: flow.MustParseAddr("10.9.9.9"), Proto: flow.ProtoICMP, ICMPType: 3, ICMPCode: 13,
@@ -508,7 +510,7 @@ func TestGolden(t *testing.T) {
 			t.Fatal(err)
 		}
 		for name, records := range batches {
-			file := filepath.Join(dir, fmt.Sprintf("v%d-%s", wireMajor, name))
+			file := filepath.Join(dir, fmt.Sprintf("v%d.%d-%s", wireMajor, wireMinor, name))
 			var text []byte
 			for i := range withIDs(testHeader, records) {
 				line, err := json.Marshal(readable(names, &records[i]))

@@ -345,3 +345,29 @@ func seconds(v *fastjson.Value, keys ...string) (flow.Time, bool) {
 	}
 	return flow.Time(f * 1000), true
 }
+
+// said is what a text says; nil if it is what stands for nothing.
+func said(b []byte) []byte {
+	switch string(b) {
+	case "", "-", "N/A", "(empty)":
+		return nil
+	}
+	return b
+}
+
+// scalar is the text of a member that may be a string, a number or a truth value; nil if it is
+// none. Numbers are written to the end of *to, which has to live as long as the text.
+func scalar(v *fastjson.Value, to *[]byte) []byte {
+	if v == nil {
+		return nil
+	}
+	switch v.Type() {
+	case fastjson.TypeString:
+		return v.GetStringBytes()
+	case fastjson.TypeNumber, fastjson.TypeTrue, fastjson.TypeFalse:
+		n := len(*to)
+		*to = v.MarshalTo(*to)
+		return (*to)[n:len(*to):len(*to)]
+	}
+	return nil
+}

@@ -29,6 +29,7 @@ type parser func(line []byte, e *entry) error
 var formats = []Format{
 	{"hubble", "Cilium Hubble", ofJSON(hubble), knownHubble},
 	{"zeek", "Zeek conn.log", newZeek, knownZeek},
+	{"windows", "Windows: Sysmon 3, Security 5156 and 5157", newWindows, knownWindows},
 }
 
 // Auto is the name of no format: the first lines decide.

@@ -371,3 +371,74 @@ func scalar(v *fastjson.Value, to *[]byte) []byte {
 	}
 	return nil
 }
+
+// setPorts sets both ports where the protocol has ports; logs write zeros for the others.
+func setPorts(r *flow.Record, src, dst []byte) {
+	switch {
+	case !r.Any(flow.HasProto):
+	case r.Proto == flow.ProtoTCP, r.Proto == flow.ProtoUDP, r.Proto == flow.ProtoSCTP, r.Proto == 33, r.Proto == 136: // DCCP, UDP-Lite
+	default:
+		return
+	}
+	p, ok := port16(atou(src))
+	setSrcPort(r, p, ok)
+	p, ok = port16(atou(dst))
+	setDstPort(r, p, ok)
+}
+
+// lastOf is what stands behind the last slash, for resources that are named by a path.
+func lastOf(path []byte) []byte { return path[bytes.LastIndexByte(path, '/')+1:] }
+
+// moment is the time of a member as RFC 3339, 0 if there is none.
+func moment(v *fastjson.Value, keys ...string) (flow.Time, error) {
+	if v = at(v, keys...); v == nil {
+		return 0, nil
+	}
+	b := v.GetStringBytes()
+	t, ok := when(b)
+	if !ok {
+		return 0, fieldError(keys[len(keys)-1], v.MarshalTo(nil), "a time such as 2026-10-02T15:04:05.123Z")
+	}
+	return t, nil
+}
+
+// setRevFlags and setDirection set a field that may be missing.
+func setRevFlags(r *flow.Record, flags uint16, ok bool) {
+	if ok {
+		r.RevTCPFlags, r.Has = flags, r.Has|flow.HasRevTCPFlags
+	}
+}
+
+func setDirection(r *flow.Record, egress bool) {
+	r.Direction, r.Has = 0, r.Has|flow.HasDirection
+	if egress {
+		r.Direction = 1
+	}
+}
+
+// hex16 reads a number in hexadecimal, with or without 0x.
+func hex16(b []byte) (n uint16, ok bool) {
+	if len(b) > 2 && b[0] == '0' && (b[1] == 'x' || b[1] == 'X') {
+		b = b[2:]
+	}
+	if len(b) == 0 || len(b) > 4 {
+		return 0, false
+	}
+	for _, c := range b {
+		switch {
+		case c >= '0' && c <= '9':
+			c -= '0'
+		case c >= 'a' && c <= 'f':
+			c -= 'a' - 10
+		case c >= 'A' && c <= 'F':
+			c -= 'A' - 10
+		default:
+			return 0, false
+		}
+		n = n<<4 | uint16(c)
+	}
+	return n, true
+}
+
+// appendNumber appends n in decimal.
+func appendNumber(b []byte, n uint64) []byte { return strconv.AppendUint(b, n, 10) }

@@ -29,7 +29,9 @@ type parser func(line []byte, e *entry) error
 var formats = []Format{
 	{"hubble", "Cilium Hubble", ofJSON(hubble), knownHubble},
 	{"zeek", "Zeek conn.log", newZeek, knownZeek},
+	{"aws", "AWS VPC flow logs", newAWS, knownAWS},
 	{"windows", "Windows: Sysmon 3, Security 5156 and 5157", newWindows, knownWindows},
+	{"suricata", "Suricata EVE", ofJSON(suricata), knownSuricata},
 }
 
 // Auto is the name of no format: the first lines decide.

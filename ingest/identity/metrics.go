@@ -44,11 +44,10 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	if reg == nil {
 		return m, nil
 	}
-	for i, c := range m.collectors() {
+	all := m.collectors()
+	for i, c := range all {
 		if err := reg.Register(c); err != nil {
-			for _, c := range m.collectors()[:i] {
-				reg.Unregister(c)
-			}
+			unregister(reg, all[:i])
 			return nil, fmt.Errorf("metrics: %w", err)
 		}
 	}
@@ -57,6 +56,18 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 
 func (m *metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{m.reads, m.failures, m.told, m.lastSuccess, m.staleAfter, m.facts, m.badEntries}
+}
+
+// unregister takes the metrics back.
+func (m *metrics) unregister() { unregister(m.reg, m.collectors()) }
+
+func unregister(reg prometheus.Registerer, collectors []prometheus.Collector) {
+	if reg == nil {
+		return
+	}
+	for _, c := range collectors {
+		reg.Unregister(c)
+	}
 }
 
 // source is what one source counts on.

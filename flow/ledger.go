@@ -72,9 +72,11 @@ func (r *Rejected) Map() map[string]uint64 {
 	return m
 }
 
-// Account is the ledger of one exporter: two sums that must close.
+// Account is the ledger of one exporter: sums that must close, the first two over what came in
+// as datagrams and as lines of logs.
 //
 //	datagrams: Received = Decoded + Rejected + Parked + Queued
+//	lines:     Received = Read + NotFlow + Rejected + Queued + Lost
 //	records:   Decoded = Written + Duplicate + Rejected + InFlight
 //
 // Parked, Queued and InFlight are counted where the things are (the parking lot,
@@ -83,6 +85,7 @@ func (r *Rejected) Map() map[string]uint64 {
 // beside the sums.
 type Account struct {
 	Datagrams DatagramAccount `json:"datagrams"`
+	Lines     LineAccount     `json:"lines"`
 	Records   RecordAccount   `json:"records"`
 
 	Templates   uint64 `json:"templates"` // template and options template records
@@ -102,6 +105,17 @@ type DatagramAccount struct {
 	Parked   uint64   `json:"parked"`
 	Queued   uint64   `json:"queued"`
 	Rejected Rejected `json:"rejected"`
+}
+
+// LineAccount is the sum over lines of logs; see [Account]. A line may tell several flows, or
+// something that is none.
+type LineAccount struct {
+	Received uint64 `json:"received"`
+	Read     uint64 `json:"read"`     // told flows
+	NotFlow  uint64 `json:"not_flow"` // told something else
+	Rejected uint64 `json:"rejected"` // could not be read
+	Queued   uint64 `json:"queued"`   // in the spool
+	Lost     uint64 `json:"lost"`     // were in the spool and could not be read back
 }
 
 // RecordAccount is the sum over flow records; see [Account].
@@ -153,6 +167,13 @@ func (a *Account) Add(o *Account) {
 	d.Parked += e.Parked
 	d.Queued += e.Queued
 	d.Rejected.add(&e.Rejected)
+	l, m := &a.Lines, &o.Lines
+	l.Received += m.Received
+	l.Read += m.Read
+	l.NotFlow += m.NotFlow
+	l.Rejected += m.Rejected
+	l.Queued += m.Queued
+	l.Lost += m.Lost
 	r, s := &a.Records, &o.Records
 	r.Decoded += s.Decoded
 	r.Written += s.Written
@@ -169,12 +190,17 @@ func (a *Account) Add(o *Account) {
 	a.SetsSkipped += o.SetsSkipped
 }
 
-// Check says which of the two sums does not close, and by how much; nil if both do.
+// Check says which of the sums does not close, and by how much; nil if all do.
 func (a *Account) Check() error {
 	d, r := &a.Datagrams, &a.Records
 	if sum := d.Decoded + d.Rejected.Sum() + d.Parked + d.Queued; sum != d.Received {
 		return fmt.Errorf("datagrams do not add up: received %d, but decoded %d + rejected %d + parked %d + queued %d = %d",
 			d.Received, d.Decoded, d.Rejected.Sum(), d.Parked, d.Queued, sum)
+	}
+	l := &a.Lines
+	if sum := l.Read + l.NotFlow + l.Rejected + l.Queued + l.Lost; sum != l.Received {
+		return fmt.Errorf("lines do not add up: received %d, but read %d + no flows %d + rejected %d + queued %d + lost %d = %d",
+			l.Received, l.Read, l.NotFlow, l.Rejected, l.Queued, l.Lost, sum)
 	}
 	if sum := r.Written + r.Duplicate + r.Rejected.Sum() + r.InFlight; sum != r.Decoded {
 		return fmt.Errorf("records do not add up: decoded %d, but written %d + duplicate %d + rejected %d + in flight %d = %d",

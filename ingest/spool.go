@@ -118,7 +118,7 @@ const (
 // reader only once it is durable, so that its number, which is part of
 // deduplication tokens, is never given to other contents.
 //
-// Append, Refuse, Tick, Policy, Counts and Remove are safe for concurrent use.
+// Append, AppendLines, Sync, Mark, Refuse, Tick, Policy, Counts and Remove are safe for concurrent use.
 // Next and Seek belong to one consumer.
 type Spool struct {
 	dir     string
@@ -142,6 +142,7 @@ type Spool struct {
 	index     uint32           // datagrams in the open segment
 	seed      uint32           // of the open segment
 	pending   map[flow.Addr]*flow.Rejected
+	marks     markBook
 	buf       []byte           // entries not yet written, only within a call
 	staged    []*spoolExporter // the exporters of the datagrams in buf
 	stopped   bool
@@ -149,6 +150,8 @@ type Spool struct {
 	dirty     bool // the open segment has what was not synced
 	troubleAt flow.Time
 	fullAt    flow.Time
+
+	syncing sync.Mutex // held while files are made durable; before mu
 
 	cursor  uint64 // the last segment given out by Next, or sought
 	segment Segment
@@ -174,6 +177,8 @@ type segmentFile struct {
 	entries bool
 	counts  []exporterCount // sealed only
 	refused map[flow.Addr]*flow.Rejected
+	lines   map[flow.Addr]uint64 // of logs, by who sent them
+	marks   []keptMark
 	file    *os.File // open until sealed and synced
 	sealed  bool
 	synced  bool
@@ -227,6 +232,9 @@ func OpenSpool(dir string, cfg SpoolConfig, opts SpoolOptions) (*Spool, error) {
 func (s *Spool) load() error {
 	names, err := os.ReadDir(s.dir)
 	if err != nil {
+		return err
+	}
+	if err := s.marks.load(s.dir); err != nil {
 		return err
 	}
 	var seqs []uint64
@@ -330,6 +338,10 @@ func (s *Spool) account(g *segmentFile, buf []byte) error {
 		case EntryRefused:
 			if int(e.Reason) < len(flow.Rejected{}) {
 				addRefused(&g.refused, e.Exporter, e.Reason, e.Count)
+			}
+		case EntryLines:
+			if l, ok := e.Lines(); ok {
+				s.noteLines(g, &l)
 			}
 		}
 	})
@@ -675,11 +687,18 @@ func (s *Spool) Policy(text []byte, at flow.Time) error {
 func (s *Spool) control(e *Entry) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.closed {
+		if err := s.writeRefused(); err != nil {
+			s.trouble(err)
+		}
+	}
+	return s.appendEntry(e, int64(s.cfg.MaxBytes))
+}
+
+// appendEntry writes one entry that is no datagram, as long as the spool stays within limit.
+func (s *Spool) appendEntry(e *Entry, limit int64) error {
 	if s.closed {
 		return fmt.Errorf("%w: it is closed", ErrSpoolNotWritten)
-	}
-	if err := s.writeRefused(); err != nil {
-		s.trouble(err)
 	}
 	g := s.open()
 	if g.entries && g.size+entryHeaderLen+int64(len(e.Payload)) > int64(s.cfg.SegmentSize) {
@@ -689,7 +708,7 @@ func (s *Spool) control(e *Entry) error {
 		}
 		g = s.open()
 	}
-	if s.bytes+entryHeaderLen+int64(len(e.Payload)) > int64(s.cfg.MaxBytes) {
+	if s.bytes+entryHeaderLen+int64(len(e.Payload)) > limit {
 		s.full()
 		return fmt.Errorf("%w: it is full", ErrSpoolNotWritten)
 	}
@@ -771,10 +790,10 @@ func (s *Spool) Run(ctx context.Context) error {
 			s.sealByAge()
 			if sinceSync += interval; s.cfg.SyncEvery > 0 && sinceSync >= s.cfg.SyncEvery {
 				sinceSync = 0
-				s.syncOpen()
+				_ = s.syncOpen() // told and counted
 			}
 		}
-		s.syncSealed()
+		_ = s.syncSealed() // likewise
 	}
 }
 
@@ -807,28 +826,35 @@ func (s *Spool) sealByAge() {
 	}
 }
 
-func (s *Spool) syncOpen() {
+func (s *Spool) syncOpen() error {
+	s.syncing.Lock()
+	defer s.syncing.Unlock()
 	s.mu.Lock()
 	f, dirty := s.open().file, s.dirty && !s.closed
 	s.dirty = false
 	s.mu.Unlock()
-	if dirty {
-		s.sync(f)
+	if !dirty {
+		return nil
 	}
+	return s.sync(f)
 }
 
-func (s *Spool) sync(f *os.File) {
+func (s *Spool) sync(f *os.File) error {
 	start := time.Now()
 	err := syncData(f)
 	s.metrics.syncSeconds.Observe(time.Since(start).Seconds())
 	if err != nil && !errors.Is(err, os.ErrClosed) {
 		s.metrics.syncErrors.Inc()
 		s.log.Error("spool: cannot make a segment durable; loss of power may cost it", "file", f.Name(), "err", err)
+		return fmt.Errorf("spool: %w", err)
 	}
+	return nil
 }
 
 // syncSealed makes sealed segments durable and gives them to the reader.
-func (s *Spool) syncSealed() {
+func (s *Spool) syncSealed() (err error) {
+	s.syncing.Lock()
+	defer s.syncing.Unlock()
 	s.mu.Lock()
 	var todo []*segmentFile
 	for i := len(s.segments) - 2; i >= 0 && !s.segments[i].synced; i-- {
@@ -836,10 +862,10 @@ func (s *Spool) syncSealed() {
 	}
 	s.mu.Unlock()
 	if len(todo) == 0 {
-		return
+		return nil
 	}
 	slices.Reverse(todo)
-	if err := syncDir(s.dir); err != nil {
+	if err = syncDir(s.dir); err != nil {
 		s.metrics.syncErrors.Inc()
 		s.log.Error("spool: cannot make the directory durable", "dir", s.dir, "err", err)
 	}
@@ -848,12 +874,13 @@ func (s *Spool) syncSealed() {
 		f := g.file
 		s.mu.Unlock()
 		if f != nil {
-			s.sync(f)
+			err = errors.Join(err, s.sync(f))
 		}
 		s.mu.Lock()
 		s.finish(g)
 		s.mu.Unlock()
 	}
+	return err
 }
 
 // Flush seals the open segment if it holds anything, whatever its age, and gives
@@ -867,7 +894,7 @@ func (s *Spool) Flush() error {
 		}
 	}
 	s.mu.Unlock()
-	s.syncSealed()
+	_ = s.syncSealed() // told and counted
 	return err
 }
 
@@ -938,6 +965,9 @@ func (s *Spool) Remove(through uint64) error {
 
 func (s *Spool) removeAt(i int) error {
 	g := s.segments[i]
+	if err := s.marks.keep(g.marks, s.clock()); err != nil {
+		return err
+	}
 	if err := os.Remove(g.path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -958,6 +988,7 @@ func (s *Spool) removeAt(i int) error {
 type SpoolCounts struct {
 	Datagrams map[flow.Addr]uint64        // appended, by exporter
 	Refused   map[flow.Addr]flow.Rejected // refused before the spool or by it; the zero address stands for exporters too many to tell apart
+	Lines     map[flow.Addr]uint64        // of logs, by who sent them, likewise
 }
 
 // Segments gives the numbers of the oldest segment there is and of the open one. They
@@ -974,7 +1005,7 @@ func (s *Spool) Segments() (oldest, open uint64) {
 func (s *Spool) Counts(after uint64) SpoolCounts {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c := SpoolCounts{Datagrams: map[flow.Addr]uint64{}, Refused: map[flow.Addr]flow.Rejected{}}
+	c := SpoolCounts{Datagrams: map[flow.Addr]uint64{}, Refused: map[flow.Addr]flow.Rejected{}, Lines: map[flow.Addr]uint64{}}
 	refused := func(m map[flow.Addr]*flow.Rejected) {
 		for a, r := range m {
 			sum := c.Refused[a]
@@ -992,6 +1023,9 @@ func (s *Spool) Counts(after uint64) SpoolCounts {
 			c.Datagrams[x.exporter.addr] += x.datagrams
 		}
 		refused(g.refused)
+		for a, n := range g.lines {
+			c.Lines[a] += n
+		}
 	}
 	for _, x := range s.touched {
 		c.Datagrams[x.addr] += x.active

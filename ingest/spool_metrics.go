@@ -9,6 +9,7 @@ import (
 type spoolMetrics struct {
 	appended      prometheus.Counter
 	appendedBytes prometheus.Counter
+	lines         prometheus.Counter
 	refused       *prometheus.CounterVec
 	syncSeconds   prometheus.Histogram
 	syncErrors    prometheus.Counter
@@ -26,6 +27,8 @@ func newSpoolMetrics(s *Spool) *spoolMetrics {
 			Help: "Datagrams written to the spool."}),
 		appendedBytes: prometheus.NewCounter(prometheus.CounterOpts{Name: "postern_ingest_spool_written_bytes_total",
 			Help: "Bytes written to the spool, headers included."}),
+		lines: prometheus.NewCounter(prometheus.CounterOpts{Name: "postern_ingest_spool_lines_total",
+			Help: "Lines of logs whose flows were written to the spool."}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "postern_ingest_spool_refused_datagrams_total",
 			Help: "Datagrams refused before or by the spool, by reason."}, []string{"reason"}),
 		syncSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "postern_ingest_spool_sync_seconds",
@@ -48,7 +51,7 @@ func newSpoolMetrics(s *Spool) *spoolMetrics {
 			return f(s)
 		})
 	}
-	m.collectors = []prometheus.Collector{m.appended, m.appendedBytes, m.refused, m.syncSeconds, m.syncErrors,
+	m.collectors = []prometheus.Collector{m.appended, m.appendedBytes, m.lines, m.refused, m.syncSeconds, m.syncErrors,
 		m.writeErrors, m.tornBytes, m.corruptBytes, m.lost,
 		gauge("postern_ingest_spool_bytes", "Bytes of segments on disk.",
 			func(s *Spool) float64 { return float64(s.bytes) }),

@@ -15,6 +15,7 @@ type Segment struct {
 	header segmentHeader
 	buf    []byte // the whole file; where it was damaged, header and good entries
 	lost   map[flow.Addr]uint64
+	lostL  map[flow.Addr]uint64
 }
 
 // Seq is its number. Numbers rise and are never given twice in the life of a
@@ -34,6 +35,10 @@ func (g *Segment) Created() flow.Time { return g.header.created }
 // could not be read back; nil if all could.
 func (g *Segment) Lost() map[flow.Addr]uint64 { return g.lost }
 
+// LostLines is how many lines of logs by who sent them could not be read back; nil if all
+// could.
+func (g *Segment) LostLines() map[flow.Addr]uint64 { return g.lostL }
+
 // Entries gives the entries in the order they were appended. It may be called
 // again for the same once more.
 func (g *Segment) Entries() iter.Seq[Entry] {
@@ -51,7 +56,7 @@ func (g *Segment) Entries() iter.Seq[Entry] {
 // parse checks a whole segment file, which it takes over. Afterwards buf holds
 // good entries only.
 func (g *Segment) parse(buf []byte) (d damage, err error) {
-	g.buf, g.lost = buf[:0], nil
+	g.buf, g.lost, g.lostL = buf[:0], nil, nil
 	if g.header, err = parseSegmentHeader(buf); err != nil {
 		return d, err
 	}
@@ -139,10 +144,15 @@ func (s *Spool) read(f *segmentFile) (*Segment, error) {
 
 // tell counts what was in a segment and is not any more.
 func (s *Spool) tell(f *segmentFile, g *Segment, bytes int64) {
-	read := map[flow.Addr]uint64{}
+	read, lines := map[flow.Addr]uint64{}, map[flow.Addr]uint64{}
 	for e := range g.Entries() {
-		if e.Kind == EntryDatagram {
+		switch e.Kind {
+		case EntryDatagram:
 			read[e.Exporter]++
+		case EntryLines:
+			if l, ok := e.Lines(); ok {
+				lines[e.Exporter] += l.Counts.Sum()
+			}
 		}
 	}
 	var lost uint64
@@ -153,6 +163,15 @@ func (s *Spool) tell(f *segmentFile, g *Segment, bytes int64) {
 			}
 			g.lost[c.exporter.addr] = n
 			lost += n
+		}
+	}
+	for a, had := range f.lines {
+		if n := had - min(had, lines[a]); n > 0 {
+			if g.lostL == nil {
+				g.lostL = map[flow.Addr]uint64{}
+			}
+			g.lostL[a] = n
+			s.log.Error("spool: lines of logs were damaged after they were written", "segment", f.seq, "exporter", a.String(), "lines", n)
 		}
 	}
 	if lost > 0 {

@@ -76,6 +76,8 @@ const (
 	// EntryPolicy says that a policy version came into force here; Payload is the
 	// text handed to [Spool.Policy].
 	EntryPolicy EntryKind = 4
+	// EntryLines is a batch of a log's lines, see [Entry.Lines].
+	EntryLines EntryKind = 5
 )
 
 // Entry is one entry of a segment, a value. Payload lies in the segment's buffer
@@ -85,10 +87,10 @@ type Entry struct {
 	Reason   flow.Reject // EntryRefused
 	Port     uint16      // EntryDatagram: the exporter's UDP source port
 	Time     flow.Time   // receipt, or when it was noted
-	Exporter flow.Addr   // EntryDatagram, EntryRefused
+	Exporter flow.Addr   // EntryDatagram, EntryRefused, EntryLines
 	Position uint64      // EntryDatagram: its ordinal in the spool; else that of the next datagram
 	Count    uint64      // EntryRefused
-	Payload  []byte      // EntryDatagram, EntryPolicy
+	Payload  []byte      // EntryDatagram, EntryPolicy, EntryLines
 }
 
 // Datagram is the entry as the decoder takes it; only for EntryDatagram.

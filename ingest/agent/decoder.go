@@ -29,12 +29,28 @@ type NotFlow string
 
 func (n NotFlow) Error() string { return "no flow: " + string(n) }
 
+// Partial is what is wrong with a line of several flows some parts of which are no good. The
+// flows of the others are in the batch.
+type Partial struct {
+	Bad, Parts int
+	First      error // what is wrong with the first that is bad
+}
+
+func (p *Partial) Error() string {
+	return fmt.Sprintf("%d of %d parts of the line: %v", p.Bad, p.Parts, p.First)
+}
+
+func (p *Partial) Unwrap() error { return p.First }
+
 // Config bounds and directs decoding.
 type Config struct {
 	// ClockTolerance is how far ahead of receipt a line's time may be. Beyond it the flow
 	// is marked clock_skew, beyond 24 hours event time is receipt and it is marked
 	// clock_unusable. Lines may be late by any time.
 	ClockTolerance time.Duration `yaml:"clockTolerance"`
+	// ZoneOffset is how far ahead of UTC the clocks of hosts are whose stamps have no zone
+	// (RFC 3164), such as 2h or -5h. It does not follow summer time.
+	ZoneOffset time.Duration `yaml:"zoneOffset"`
 	// BelieveClock takes every time as it is written, for files.
 	BelieveClock bool `yaml:"-"`
 }
@@ -91,7 +107,8 @@ var errUnknownFormat = errors.New("no known format; name the format instead of a
 
 // Decode appends the flows that line tells to out. pos tells the line from every other of
 // its input. A line may tell several flows. If it tells none the error is a [NotFlow], or
-// says what is wrong with the line. Nothing of line is kept.
+// says what is wrong with the line; a [Partial] leaves the flows of its good parts in out.
+// Nothing of line is kept.
 func (d *Decoder) Decode(line []byte, pos uint64, o *Origin, out *flow.Batch) error {
 	if d.format == nil && !d.recognise(line) {
 		return errUnknownFormat
@@ -103,13 +120,15 @@ func (d *Decoder) Decode(line []byte, pos uint64, o *Origin, out *flow.Batch) er
 		err = NotFlow("without a flow")
 	}
 	if err != nil {
-		out.Records = out.Records[:e.first]
-		return err
+		if _, partial := errors.AsType[*Partial](err); !partial {
+			out.Records = out.Records[:e.first]
+			return err
+		}
 	}
 	for i := e.first; i < len(out.Records); i++ {
 		d.settle(&out.Records[i])
 	}
-	return nil
+	return err
 }
 
 // recognise looks for the format of a line.
@@ -150,6 +169,41 @@ func (e *entry) flow(source flow.Source) *flow.Record {
 	return r
 }
 
+// parts counts the parts of a line that tells several flows.
+type parts struct {
+	n, bad int
+	first  error
+	not    error // a NotFlow
+}
+
+// took notes how reading a part went; from is how many records there were before it. What a
+// part that failed has added is taken back.
+func (p *parts) took(e *entry, from int, err error) {
+	p.n++
+	if err == nil {
+		return
+	}
+	if _, not := errors.AsType[NotFlow](err); not {
+		p.not = err
+	} else if p.bad++; p.first == nil {
+		p.first = err
+	}
+	e.out.Records = e.out.Records[:from]
+}
+
+// result is what reading all parts comes to.
+func (p *parts) result(e *entry) error {
+	switch {
+	case p.bad > 0 && p.n > 1:
+		return &Partial{Bad: p.bad, Parts: p.n, First: p.first}
+	case p.bad > 0:
+		return p.first
+	case len(e.out.Records) == e.first && p.not != nil:
+		return p.not
+	}
+	return nil
+}
+
 // name interns what a line calls something.
 func (e *entry) name(b []byte) flow.Name { return e.d.names.InternBytes(b) }
 
@@ -174,6 +228,7 @@ const clockUnusable = 24 * time.Hour
 // settle completes a record that the format has filled: formats say what a line says, this
 // says what it lacks.
 func (d *Decoder) settle(r *flow.Record) {
+	r.Start, r.End = max(r.Start, 0), max(r.End, 0) // before 1970 is no time
 	switch {
 	case r.Start == 0 && r.End == 0:
 		r.Quality |= flow.QualityTimeMissing

@@ -244,6 +244,11 @@ func benchFormat(b *testing.B, format, pattern string) {
 		}
 		raw = append(append(raw, bytes.TrimRight(t, "\n")...), '\n')
 	}
+	benchRaw(b, format, raw)
+}
+
+// benchRaw measures a format on an input.
+func benchRaw(b *testing.B, format string, raw []byte) {
 	if len(raw) == 0 {
 		b.Fatal("nothing to measure with")
 	}
@@ -281,6 +286,22 @@ func benchFormat(b *testing.B, format, pattern string) {
 
 func BenchmarkHubble(b *testing.B) { benchFormat(b, "hubble", "hubble/*.json") }
 func BenchmarkZeek(b *testing.B)   { benchFormat(b, "zeek", "zeek/conn.log") }
+
+// benchLines measures a format on those lines of a sample that are numbered (from 0).
+func benchLines(b *testing.B, format, file string, numbers ...int) {
+	text, err := os.ReadFile(filepath.Join("testdata", file))
+	if err != nil {
+		b.Fatal(err)
+	}
+	lines := bytes.Split(text, []byte{'\n'})
+	var raw []byte
+	for range 50 {
+		for _, n := range numbers {
+			raw = append(append(raw, lines[n]...), '\n')
+		}
+	}
+	benchRaw(b, format, raw)
+}
 
 // TestSplitter cuts inputs of every shape, also byte by byte as they trickle in.
 func TestSplitter(t *testing.T) {

@@ -32,6 +32,7 @@ var formats = []Format{
 	{"aws", "AWS VPC flow logs", newAWS, knownAWS},
 	{"windows", "Windows: Sysmon 3, Security 5156 and 5157", newWindows, knownWindows},
 	{"suricata", "Suricata EVE", ofJSON(suricata), knownSuricata},
+	{"calico", "Calico flow logs", ofJSON(calico), knownCalico},
 }
 
 // Auto is the name of no format: the first lines decide.

@@ -397,7 +397,7 @@ func moment(v *fastjson.Value, keys ...string) (flow.Time, error) {
 	b := v.GetStringBytes()
 	t, ok := when(b)
 	if !ok {
-		return 0, fieldError(keys[len(keys)-1], v.MarshalTo(nil), "a time such as 2026-10-02T15:04:05.123Z")
+		return 0, fieldError(keys[len(keys)-1], shown(v), "a time such as 2026-10-02T15:04:05.123Z")
 	}
 	return t, nil
 }
@@ -442,3 +442,11 @@ func hex16(b []byte) (n uint16, ok bool) {
 
 // appendNumber appends n in decimal.
 func appendNumber(b []byte, n uint64) []byte { return strconv.AppendUint(b, n, 10) }
+
+// shown is a member as errors show it.
+func shown(v *fastjson.Value) []byte {
+	if v.Type() == fastjson.TypeString {
+		return v.GetStringBytes()
+	}
+	return v.MarshalTo(nil)
+}

@@ -374,16 +374,22 @@ func scalar(v *fastjson.Value, to *[]byte) []byte {
 
 // setPorts sets both ports where the protocol has ports; logs write zeros for the others.
 func setPorts(r *flow.Record, src, dst []byte) {
-	switch {
-	case !r.Any(flow.HasProto):
-	case r.Proto == flow.ProtoTCP, r.Proto == flow.ProtoUDP, r.Proto == flow.ProtoSCTP, r.Proto == 33, r.Proto == 136: // DCCP, UDP-Lite
-	default:
+	if r.Any(flow.HasProto) && !hasPorts(r.Proto) {
 		return
 	}
 	p, ok := port16(atou(src))
 	setSrcPort(r, p, ok)
 	p, ok = port16(atou(dst))
 	setDstPort(r, p, ok)
+}
+
+// hasPorts says whether a protocol has ports.
+func hasPorts(proto uint8) bool {
+	switch proto {
+	case flow.ProtoTCP, flow.ProtoUDP, flow.ProtoSCTP, 33, 136: // DCCP, UDP-Lite
+		return true
+	}
+	return false
 }
 
 // lastOf is what stands behind the last slash, for resources that are named by a path.

@@ -33,6 +33,7 @@ var formats = []Format{
 	{"windows", "Windows: Sysmon 3, Security 5156 and 5157", newWindows, knownWindows},
 	{"suricata", "Suricata EVE", ofJSON(suricata), knownSuricata},
 	{"calico", "Calico flow logs", ofJSON(calico), knownCalico},
+	{"illumio", "Illumio traffic flow summaries", ofJSON(illumio), knownIllumio},
 }
 
 // Auto is the name of no format: the first lines decide.

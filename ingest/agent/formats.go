@@ -30,6 +30,8 @@ var formats = []Format{
 	{"hubble", "Cilium Hubble", ofJSON(hubble), knownHubble},
 	{"zeek", "Zeek conn.log", newZeek, knownZeek},
 	{"aws", "AWS VPC flow logs", newAWS, knownAWS},
+	{"azure", "Azure: flow logs of virtual networks and of network security groups", ofJSON(azure), knownAzure},
+	{"gcp", "Google Cloud: VPC flow logs and firewall rules logs", newGCP, knownGCP},
 	{"windows", "Windows: Sysmon 3, Security 5156 and 5157", newWindows, knownWindows},
 	{"suricata", "Suricata EVE", ofJSON(suricata), knownSuricata},
 	{"calico", "Calico flow logs", ofJSON(calico), knownCalico},

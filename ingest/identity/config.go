@@ -24,6 +24,8 @@ type Config struct {
 	DHCP []DHCPConfig `yaml:"dhcp"`
 	// HTTP are APIs, mapped with jq.
 	HTTP []HTTPConfig `yaml:"http"`
+	// LDAP are directories: who users and service accounts are, which groups they are in, and who may not log on.
+	LDAP []LDAPConfig `yaml:"ldap"`
 }
 
 // InventoryConfig is a file, or a folder of files, of addresses and who holds them.
@@ -136,6 +138,9 @@ func (c Config) Validate() error {
 	}
 	for i, s := range c.HTTP {
 		check("http", i, s.Name, s.Validate())
+	}
+	for i, s := range c.LDAP {
+		check("ldap", i, s.Name, s.Validate())
 	}
 	return errors.Join(errs...)
 }
@@ -264,6 +269,8 @@ type Options struct {
 	// StateDir is where sources keep what they told, so that a restart tells differences
 	// only. It belongs to what they tell to: where that begins anew, so must this.
 	StateDir string
+	// Domains says which spellings of a user's domain are the same; it may be nil.
+	Domains *flow.Domains
 	// Clock gives the time of reading.
 	Clock func() flow.Time
 	// Logger may be nil.
@@ -309,6 +316,12 @@ func New(cfg Config, opts Options) ([]Source, error) {
 	for i, c := range cfg.HTTP {
 		s, err := newHTTP(c, opts.Resolve, opts.StateDir, opts.Clock, opts.Logger, met)
 		if err := add("http", i, s, err); err != nil {
+			return nil, err
+		}
+	}
+	for i, c := range cfg.LDAP {
+		s, err := newLDAP(c, opts.Resolve, opts.Domains, opts.StateDir, opts.Clock, opts.Logger, met)
+		if err := add("ldap", i, s, err); err != nil {
 			return nil, err
 		}
 	}

@@ -128,8 +128,8 @@ func DefaultLDAPConfig() LDAPConfig {
 func (c LDAPConfig) Validate() error {
 	var errs []error
 	bad := func(format string, a ...any) { errs = append(errs, fmt.Errorf(format, a...)) }
-	if c.Name == "" || strings.Trim(c.Name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-") != "" || strings.HasPrefix(c.Name, ".") {
-		bad("name: %q cannot name a source; use letters, digits, dots, - and _, such as corp", c.Name)
+	if err := validSourceName(c.Name); err != nil {
+		errs = append(errs, err)
 	}
 	if len(c.URLs) == 0 {
 		bad("urls: is empty; name at least one server, such as ldaps://dc1.example.net")
@@ -141,7 +141,7 @@ func (c LDAPConfig) Validate() error {
 			bad("urls[%d]: %w", i, err)
 		case server.tls && c.StartTLS:
 			bad("urls[%d]: %q has TLS from the start, so startTLS cannot be; use ldap://, or take startTLS out", i, u)
-		case !server.tls && !c.StartTLS && !isLoopback(server.host):
+		case !server.tls && !c.StartTLS && !thisMachine(server.host):
 			bad("urls[%d]: %q has no TLS: anyone on the path could read the password and say who is in which group; use ldaps://, or set startTLS", i, u)
 		}
 	}
@@ -189,12 +189,7 @@ func (c LDAPConfig) Validate() error {
 	if c.MaxMembers < 1 || c.MaxMembers > 100_000_000 {
 		bad("maxMembers: %d is out of range; it must lie between 1 and 100000000", c.MaxMembers)
 	}
-	if c.Every < 10*time.Second || c.Every > 24*time.Hour {
-		bad("every: %v is out of range; it must lie between 10s and 24h", c.Every)
-	}
-	if c.StaleAfter != 0 && c.StaleAfter < c.Every {
-		bad("staleAfter: %v is shorter than every (%v), so that all would be stale before it is read again; use at least twice as long", c.StaleAfter, c.Every)
-	}
+	errs = append(errs, validPoll(c.Every, c.StaleAfter)...)
 	if c.Timeout < time.Second || c.Timeout > 10*time.Minute {
 		bad("timeout: %v is out of range; it must lie between 1s and 10m", c.Timeout)
 	}
@@ -231,11 +226,6 @@ func parseLDAPURL(s string) (ldapServer, error) {
 	return ldapServer{host: u.Hostname(), addr: net.JoinHostPort(u.Hostname(), port), tls: u.Scheme == "ldaps"}, nil
 }
 
-func isLoopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
-}
-
 // ldapReader reads a directory. It is used by one goroutine.
 type ldapReader struct {
 	cfg     LDAPConfig
@@ -250,7 +240,7 @@ type ldapReader struct {
 
 // newLDAP makes a source of a directory. It reads certificates and whether there is a
 // password, and connects to nothing.
-func newLDAP(cfg LDAPConfig, resolve func(ref string) (string, error), domains *flow.Domains, stateDir string, clock func() flow.Time, log *slog.Logger, met *metrics) (*polled, error) {
+func newLDAP(cfg LDAPConfig, resolve func(ref string) (string, error), domains *flow.Domains, stateDir string, clock func() flow.Time, log *slog.Logger, met *metrics) (Source, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}

@@ -44,7 +44,7 @@ func newTestLDAP(t testing.TB, c LDAPConfig) *polled {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return p
+	return p.(*polled)
 }
 
 // readLDAP reads a directory once, whole and without bad entries.

@@ -110,13 +110,11 @@ func (d *ldapDirectory) addADSubject(e *ldap.Entry, attribute, dns string, kind 
 	}
 	name, _, ok := nameOf(e, attribute)
 	if !ok {
-		d.skip(e.DN, nil, "%s is missing or cannot be used", attribute)
-		return nil
+		return d.skip(e.DN, nil, "%s is missing or cannot be used", attribute)
 	}
 	s := ldapSubject{kind: kind, name: d.subjectName(name)}
 	if s.name == "" {
-		d.skip(e.DN, nil, "%s is %q, which is nobody's name", attribute, name)
-		return nil
+		return d.skip(e.DN, nil, "%s is %q, which is nobody's name", attribute, name)
 	}
 	switch kind {
 	case ldapComputer:
@@ -144,20 +142,17 @@ func (d *ldapDirectory) addADSubject(e *ldap.Entry, attribute, dns string, kind 
 	}
 	control, err := strconv.ParseInt(e.GetEqualFoldAttributeValue("userAccountControl"), 10, 64)
 	if err != nil {
-		d.skip(e.DN, append(s.aliases, s.name), "userAccountControl is %q; without it nobody knows whether the account is disabled (bindDN must be allowed to read it)", shorten(e.GetEqualFoldAttributeValue("userAccountControl")))
-		return nil
+		return d.skip(e.DN, append(s.aliases, s.name), "userAccountControl is %q; without it nobody knows whether the account is disabled (bindDN must be allowed to read it)", shorten(e.GetEqualFoldAttributeValue("userAccountControl")))
 	}
 	expires, err := adTime(e.GetEqualFoldAttributeValue("accountExpires"))
 	if err != nil {
-		d.skip(e.DN, append(s.aliases, s.name), "accountExpires: %w", err)
-		return nil
+		return d.skip(e.DN, append(s.aliases, s.name), "accountExpires: %w", err)
 	}
 	s.disabled = control&adAccountDisabled != 0 || !expires.IsZero() && !d.now.Std().Before(expires)
 	sid := e.GetEqualFoldRawAttributeValue("objectSid")
 	rid, err := strconv.ParseUint(e.GetEqualFoldAttributeValue("primaryGroupID"), 10, 32)
 	if err != nil || len(sid) < 12 {
-		d.skip(e.DN, append(s.aliases, s.name), "primaryGroupID is %q and objectSid %x; without them its primary group is not known (bindDN must be allowed to read them)", shorten(e.GetEqualFoldAttributeValue("primaryGroupID")), sid[:min(len(sid), 68)])
-		return nil
+		return d.skip(e.DN, append(s.aliases, s.name), "primaryGroupID is %q and objectSid %x; without them its primary group is not known (bindDN must be allowed to read them)", shorten(e.GetEqualFoldAttributeValue("primaryGroupID")), sid[:min(len(sid), 68)])
 	}
 	// A SID ends with a number of its own, the relative id; what is before is the domain's
 	// (MS-DTYP 2.4.2.2).

@@ -146,8 +146,8 @@ func (d *ldapDirectory) addMember(member, group int32) error {
 }
 
 // skip notes an entry that could not be made sense of. What was said of it before, under
-// any of its names, stays as it was.
-func (d *ldapDirectory) skip(dn string, names []string, format string, a ...any) {
+// any of its names, stays as it was. It returns nil: reading goes on.
+func (d *ldapDirectory) skip(dn string, names []string, format string, a ...any) error {
 	err := fmt.Errorf("%q: "+format, append([]any{shorten(dn)}, a...)...)
 	d.bad.note(err)
 	for _, name := range names {
@@ -156,6 +156,7 @@ func (d *ldapDirectory) skip(dn string, names []string, format string, a ...any)
 		}
 		d.bad.subjects[name] = true
 	}
+	return nil
 }
 
 // note counts an entry that keeps nothing of what was said before.
@@ -227,7 +228,7 @@ func (d *ldapDirectory) facts(ctx context.Context) ([]flow.Fact, error) {
 			}
 		}
 		if len(found) > maxGroupsOf {
-			d.skip(s.dn, append(s.aliases, s.name), "it is in more than %d groups", maxGroupsOf)
+			_ = d.skip(s.dn, append(s.aliases, s.name), "it is in more than %d groups", maxGroupsOf)
 			continue
 		}
 		slices.Sort(found)

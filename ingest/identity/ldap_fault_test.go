@@ -635,6 +635,40 @@ func TestLDAPValidate(t *testing.T) {
 	}
 }
 
+// A company of 100,000 people in 20 groups each, of 10,000 groups that nest three deep.
+func BenchmarkLDAPFacts(b *testing.B) {
+	const people, groups, each = 100_000, 10_000, 20
+	const base = ",OU=Staff,DC=corp,DC=example,DC=net"
+	dn := make([]string, people)
+	for i := range dn {
+		dn[i] = fmt.Sprintf("CN=Person %06d%s", i, base)
+	}
+	c := DefaultLDAPConfig()
+	c.MaxMembers = 10_000_000
+	b.ReportAllocs()
+	for b.Loop() {
+		d := newLDAPDirectory(c, nil, 1_700_000_000_000)
+		for i := range people {
+			d.addSubject(dn[i], ldapSubject{name: fmt.Sprintf("p%06d@corp", i)})
+		}
+		for g := range groups {
+			node, _ := d.addGroup(fmt.Sprintf("CN=Group %05d%s", g, base), fmt.Sprintf("Group %05d", g))
+			for m := range people * each / groups {
+				if err := d.addMember(d.node(dn[(g*7919+m*31)%people]), node); err != nil {
+					b.Fatal(err)
+				}
+			}
+			if g >= 100 {
+				_ = d.addMember(node, d.node(fmt.Sprintf("CN=Group %05d%s", g/100, base)))
+			}
+		}
+		facts, err := d.facts(b.Context())
+		if err != nil || len(facts) != people {
+			b.Fatal(len(facts), err)
+		}
+	}
+}
+
 // FuzzLDAPEntry: whatever a directory holds, facts are ordered, unique, within bounds, and
 // never name somebody that no entry names.
 func FuzzLDAPEntry(f *testing.F) {

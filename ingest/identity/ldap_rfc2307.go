@@ -61,13 +61,11 @@ func (d *ldapDirectory) addRFC2307User(e *ldap.Entry, attribute string, uids map
 	}
 	name, others, ok := nameOf(e, attribute)
 	if !ok {
-		d.skip(e.DN, nil, "%s is missing or cannot be used", attribute)
-		return nil
+		return d.skip(e.DN, nil, "%s is missing or cannot be used", attribute)
 	}
 	s := ldapSubject{name: d.subjectName(name)}
 	if s.name == "" {
-		d.skip(e.DN, nil, "%s is %q, which is nobody's name", attribute, name)
-		return nil
+		return d.skip(e.DN, nil, "%s is %q, which is nobody's name", attribute, name)
 	}
 	for _, other := range others {
 		s.aliases = append(s.aliases, d.subjectName(other))
@@ -77,8 +75,7 @@ func (d *ldapDirectory) addRFC2307User(e *ldap.Entry, attribute string, uids map
 		// 0 is read as never too, as some systems do: it is no date that anybody means.
 		days, err := strconv.ParseInt(v, 10, 32)
 		if err != nil {
-			d.skip(e.DN, append(s.aliases, s.name), "shadowExpire is %q, which is no number of days", shorten(v))
-			return nil
+			return d.skip(e.DN, append(s.aliases, s.name), "shadowExpire is %q, which is no number of days", shorten(v))
 		}
 		s.disabled = days > 0 && !d.now.Std().Before(time.Unix(days*86400, 0))
 	}
@@ -87,8 +84,7 @@ func (d *ldapDirectory) addRFC2307User(e *ldap.Entry, attribute string, uids map
 	if v := e.GetEqualFoldAttributeValue("gidNumber"); v != "" {
 		gid, err := strconv.ParseUint(v, 10, 32)
 		if err != nil {
-			d.skip(e.DN, append(s.aliases, s.name), "gidNumber is %q, which is no number of a group", shorten(v))
-			return nil
+			return d.skip(e.DN, append(s.aliases, s.name), "gidNumber is %q, which is no number of a group", shorten(v))
 		}
 		s.primary = strconv.FormatUint(gid, 10)
 	}

@@ -87,7 +87,7 @@ func (s *ldapSession) readGroups(ctx context.Context, d *ldapDirectory, filter, 
 		}
 		text, _, ok := nameOf(e, name)
 		if !ok {
-			d.skip(e.DN, nil, "%s is missing or cannot be used, so the group has no name here", name)
+			_ = d.skip(e.DN, nil, "%s is missing or cannot be used, so the group has no name here", name)
 		}
 		group, fresh := d.addGroup(e.DN, text)
 		if !fresh {

@@ -32,10 +32,12 @@ var formats = []Format{
 	{"aws", "AWS VPC flow logs", newAWS, knownAWS},
 	{"azure", "Azure: flow logs of virtual networks and of network security groups", ofJSON(azure), knownAzure},
 	{"gcp", "Google Cloud: VPC flow logs and firewall rules logs", newGCP, knownGCP},
+	{"conntrack", "conntrack events and lists", newConntrack, knownConntrack},
 	{"windows", "Windows: Sysmon 3, Security 5156 and 5157", newWindows, knownWindows},
 	{"suricata", "Suricata EVE", ofJSON(suricata), knownSuricata},
 	{"calico", "Calico flow logs", ofJSON(calico), knownCalico},
 	{"illumio", "Illumio traffic flow summaries", ofJSON(illumio), knownIllumio},
+	{"ocsf", "OCSF network activity", ofJSON(ocsf), knownOCSF},
 }
 
 // Auto is the name of no format: the first lines decide.

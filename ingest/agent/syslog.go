@@ -42,7 +42,7 @@ func (e *entry) journal(line []byte) (h header, msg []byte, err error) {
 	}
 	m := at(v, "MESSAGE")
 	if m == nil {
-		return h, nil, fieldError("MESSAGE", nil, "an entry of the journal")
+		return h, nil, NotFlow("an entry of the journal without a message")
 	}
 	if msg = m.GetStringBytes(); msg == nil {
 		// What is no UTF-8 the journal writes as an array of numbers.
@@ -304,3 +304,18 @@ func monthDays(y, m int64) int64 {
 
 // zone is how far ahead of UTC clocks are that do not say it.
 func (e *entry) zone() flow.Time { return flow.Time(e.d.cfg.ZoneOffset.Milliseconds()) }
+
+// ctime reads Sat Nov 21 18:33:02 2026, a time of the host's zone.
+func (e *entry) ctime(b []byte) (flow.Time, bool) {
+	if len(b) != 24 || b[3] != ' ' || b[7] != ' ' || b[10] != ' ' || b[19] != ' ' {
+		return 0, false
+	}
+	mon := month(b[4:7])
+	day, okD := atou(bytes.TrimLeft(b[8:10], " "))
+	year, okY := atou(b[20:24])
+	ms, n := clock(b[11:19])
+	if mon == 0 || !okD || day < 1 || !okY || n != 8 || int64(day) > monthDays(int64(year), mon) {
+		return 0, false
+	}
+	return flow.Time(days(int64(year), mon, int64(day))*86400_000+ms) - e.zone(), true
+}

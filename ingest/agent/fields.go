@@ -456,3 +456,43 @@ func shown(v *fastjson.Value) []byte {
 	}
 	return v.MarshalTo(nil)
 }
+
+// dig finds a member by a path whose parts are separated by dots, nested, or under a name that
+// has dots itself: "source.ip" is {"source":{"ip":…}} and {"source.ip":…}. A part that is a
+// number is an element of a list. It is nil if there is none or it is null.
+func dig(v *fastjson.Value, path string) *fastjson.Value {
+	if v == nil || v.Type() != fastjson.TypeObject && v.Type() != fastjson.TypeArray {
+		return nil
+	}
+	if m := at(v, path); m != nil {
+		return m
+	}
+	for i := range len(path) {
+		if path[i] != '.' {
+			continue
+		}
+		if m := dig(v.Get(path[:i]), path[i+1:]); m != nil {
+			return m
+		}
+	}
+	return nil
+}
+
+// tells is the first text that says something among members found by [dig].
+func tells(v *fastjson.Value, paths ...string) []byte {
+	for _, path := range paths {
+		if b := said(str(dig(v, path))); b != nil {
+			return b
+		}
+	}
+	return nil
+}
+
+// account interns a user as domain\user where the domain is told beside it.
+func (e *entry) account(domain, user []byte) flow.Name {
+	if user == nil || domain == nil {
+		return e.name(user)
+	}
+	e.d.text = append(append(append(e.d.text[:0], domain...), '\\'), user...)
+	return e.d.names.InternBytes(e.d.text)
+}

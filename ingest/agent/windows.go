@@ -317,14 +317,7 @@ func (w *windowsEvent) common(r *flow.Record, e *entry) error {
 
 // owner sets process and user at the end that the reporter sits at.
 func (w *windowsEvent) owner(r *flow.Record, e *entry) {
-	process, user := e.name(w.process), flow.NoName
-	switch {
-	case w.user != nil && w.domain != nil:
-		e.d.text = append(append(append(e.d.text[:0], w.domain...), '\\'), w.user...)
-		user = e.name(e.d.text)
-	case w.user != nil:
-		user = e.name(w.user)
-	}
+	process, user := e.name(w.process), e.account(w.domain, w.user)
 	switch r.Reporter {
 	case flow.ReporterSource:
 		r.SrcProcess, r.SrcIdentity = process, user

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -128,16 +129,20 @@ type leases struct {
 	last  flow.Time // until when everything was read
 	saved flow.Time
 	dirty bool // the table changed since it was saved
-	// untold is set once the table holds what could not be told any more; it is then not
-	// saved, so that the next start finds it again.
+	// What changed since the table was saved is in a journal: a line is written before it
+	// is told, so that a start after a crash tells it again just as it was.
+	journal *os.File
+	whole   int64  // bytes of the journal that a crash did not leave half
+	seq     uint64 // of the last line
+	pending []flow.Fact
+	// untold is set once the last line could not be told any more; it is then not saved
+	// away, so that the next start tells it.
 	untold bool
 }
 
 const (
-	// saveLeasesEvery is how old the saved table may be. What it is for, the begin of
-	// leases whose first entry is no longer in the server's file, changes slowly, and
-	// whatever the file still holds is found there again.
-	saveLeasesEvery = time.Minute
+	// saveLeasesEvery is how often the table as a whole is saved if it changed.
+	saveLeasesEvery = 10 * time.Minute
 	// forgetLeases is how long after its end a lease is kept.
 	forgetLeases = 24 * time.Hour
 	// maxHistory bounds the holders that one whole read may show: four an address.
@@ -159,13 +164,25 @@ func (s *leases) Name() string { return s.name }
 
 type leasesFile struct {
 	Version int       `json:"version"`
+	Seq     uint64    `json:"seq"`
 	Last    flow.Time `json:"last"`
 	Holders []holder  `json:"holders"`
 }
 
-func (s *leases) statePath() string { return filepath.Join(s.stateDir, s.name+".leases.json") }
+// leasesLine is a line of the journal.
+type leasesLine struct {
+	Seq     uint64      `json:"seq"`
+	Last    flow.Time   `json:"last"`
+	Holders []holder    `json:"holders,omitempty"`
+	Gone    []flow.Addr `json:"gone,omitempty"`
+	Facts   []flow.Fact `json:"facts"`
+}
+
+func (s *leases) statePath() string   { return filepath.Join(s.stateDir, s.name+".leases.json") }
+func (s *leases) journalPath() string { return filepath.Join(s.stateDir, s.name+".leases.journal") }
 
 func (s *leases) load() error {
+	s.table, s.pending, s.untold, s.whole = leaseTable{}, nil, false, 0
 	if s.stateDir == "" {
 		return nil
 	}
@@ -176,33 +193,128 @@ func (s *leases) load() error {
 	for _, h := range file.Holders {
 		s.table[h.Fact.Addr] = h
 	}
-	s.last = file.Last
+	s.last, s.seq = file.Last, file.Seq
+	b, err := os.ReadFile(s.journalPath())
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("identity source %s: its state cannot be read: %w", s.name, err)
+	}
+	for text := range bytes.Lines(b) {
+		var line leasesLine
+		if json.Unmarshal(text, &line) != nil {
+			break // the crash came while it was written, and so before it was told
+		}
+		s.whole += int64(len(text))
+		if line.Seq <= s.seq {
+			continue // saved with the table
+		}
+		s.seq, s.last, s.pending, s.dirty = line.Seq, line.Last, line.Facts, true
+		for _, h := range line.Holders {
+			s.table[h.Fact.Addr] = h
+		}
+		for _, addr := range line.Gone {
+			delete(s.table, addr)
+		}
+	}
 	s.met.facts.Set(float64(len(s.table)))
 	return nil
 }
 
-// save keeps the table and forgets leases that ended long ago.
+// close gives the journal's file up.
+func (s *leases) close() {
+	if s.journal != nil {
+		s.journal.Close()
+		s.journal = nil
+	}
+}
+
+// note writes down what is about to be told.
+func (s *leases) note(o *told, at flow.Time) error {
+	if s.stateDir == "" || len(o.facts) == 0 {
+		return nil
+	}
+	fail := func(err error) error { return &stateError{fmt.Errorf("its state cannot be kept: %w", err)} }
+	line := leasesLine{Seq: s.seq + 1, Last: at, Facts: o.facts}
+	seen := make(map[flow.Addr]bool, len(o.facts))
+	for i := range o.facts {
+		addr := o.facts[i].Addr
+		if seen[addr] {
+			continue
+		}
+		seen[addr] = true
+		if h, ok := s.table[addr]; ok {
+			line.Holders = append(line.Holders, h)
+		} else {
+			line.Gone = append(line.Gone, addr)
+		}
+	}
+	b, err := json.Marshal(&line)
+	if err != nil {
+		return fail(err)
+	}
+	if s.journal == nil {
+		if err := os.MkdirAll(s.stateDir, 0o700); err != nil {
+			return fail(err)
+		}
+		if s.journal, err = os.OpenFile(s.journalPath(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err != nil {
+			return fail(err)
+		}
+		if err := s.journal.Truncate(s.whole); err != nil {
+			return fail(err)
+		}
+	}
+	if _, err := s.journal.Write(append(b, '\n')); err != nil {
+		return fail(err)
+	}
+	if err := s.journal.Sync(); err != nil {
+		return fail(err)
+	}
+	s.seq++
+	return nil
+}
+
+// save keeps the table, begins a new journal and forgets leases that ended long ago.
 func (s *leases) save() error {
 	now := s.clock()
-	s.saved, s.dirty = now, false
-	file := leasesFile{Version: stateVersion, Last: s.last, Holders: make([]holder, 0, len(s.table))}
 	for addr, h := range s.table {
 		if h.Fact.Until != 0 && h.Fact.Until.Add(forgetLeases) < now {
 			delete(s.table, addr)
-			continue
 		}
-		file.Holders = append(file.Holders, h)
 	}
 	s.met.facts.Set(float64(len(s.table)))
+	s.saved, s.dirty = now, false
 	if s.stateDir == "" {
 		return nil
+	}
+	if err := s.saveTable(); err != nil {
+		return err
+	}
+	if s.journal != nil {
+		if err := s.journal.Truncate(0); err != nil {
+			return &stateError{fmt.Errorf("its state cannot be kept: %w", err)}
+		}
+	}
+	return nil
+}
+
+func (s *leases) saveTable() error {
+	file := leasesFile{Version: stateVersion, Seq: s.seq, Last: s.last, Holders: make([]holder, 0, len(s.table))}
+	for _, h := range s.table {
+		file.Holders = append(file.Holders, h)
 	}
 	slices.SortFunc(file.Holders, func(a, b holder) int { return a.Fact.Addr.Compare(b.Fact.Addr) })
 	return saveState(s.statePath(), &file)
 }
 
+// stopped saves at the end.
+func (s *leases) stopped(ctx context.Context) error {
+	if err := s.saveIfDue(true); err != nil {
+		return fmt.Errorf("identity source %s: %w", s.name, err)
+	}
+	return ctx.Err()
+}
+
 func (s *leases) saveIfDue(force bool) error {
-	if s.dirty && !s.untold && (force || s.clock().Sub(s.saved) >= saveLeasesEvery) {
+	if !s.untold && (force || s.dirty && s.clock().Sub(s.saved) >= saveLeasesEvery) {
 		return s.save()
 	}
 	return nil
@@ -228,19 +340,34 @@ func (o *told) add(h holder) {
 
 // tell tells what changed and that everything up to at was read.
 func (s *leases) tell(ctx context.Context, tell Tell, o *told, at flow.Time) error {
+	// What was being told when the process ended goes first.
+	if len(s.pending) > 0 {
+		again := &told{}
+		for _, f := range s.pending {
+			again.add(holder{Fact: f})
+		}
+		for _, f := range o.facts {
+			again.add(holder{Fact: f})
+		}
+		o = again
+	}
 	for i := range o.facts {
 		o.facts[i].Source = s.name
+	}
+	if err := s.note(o, at); err != nil {
+		return err
 	}
 	beat := flow.Heartbeat{Source: s.name, At: at, StaleAfter: s.staleAfter}
 	if err := tellUntil(ctx, tell, o.facts, beat, s.every, s.log); err != nil {
 		s.untold = true
 		return err
 	}
+	s.pending = nil
 	s.met.told.Add(float64(len(o.facts)))
 	s.met.lastSuccess.Set(float64(at) / 1000)
 	s.met.facts.Set(float64(len(s.table)))
 	s.last = at
-	s.dirty = true
+	s.dirty = s.dirty || len(o.facts) > 0
 	return nil
 }
 
@@ -325,12 +452,15 @@ func (s *leases) merge(h *history, partial bool) *told {
 // mergeOne carries what was known of an address over into what a whole read shows of
 // it: list is altered in place. start is where in list the holders begin that are news.
 func (s *leases) mergeOne(before holder, list []holder, out *told, now flow.Time) (start int) {
-	for i := len(list) - 1; i >= 0; i-- {
-		if !sameLease(before, list[i]) {
-			continue
-		}
+	// The one that began just then, else, since a clean-up leaves the last entry of each
+	// lease, the first that can be the same.
+	i := slices.IndexFunc(list, func(n holder) bool { return n.Fact.Since == before.Fact.Since && sameLease(before, n) })
+	if i < 0 {
+		i = slices.IndexFunc(list, func(n holder) bool { return sameLease(before, n) })
+	}
+	if i >= 0 {
 		m := list[i]
-		m.Fact.Since, m.Fact.SinceSlack = before.Fact.Since, before.Fact.SinceSlack
+		m.Fact.Since, m.Fact.SinceSlack, m.Fact.Workload = before.Fact.Since, before.Fact.SinceSlack, before.Fact.Workload
 		m.Heard = max(m.Heard, before.Heard)
 		switch {
 		case m.Over && before.Over:
@@ -370,8 +500,9 @@ func (s *leases) sinceLast(h holder, now flow.Time) time.Duration {
 }
 
 // sameLease says whether b goes on what a was: one client with one name, without a gap.
+// The entry of a lease that is over may have lost the name, as Kea's reclaimed ones have.
 func sameLease(a, b holder) bool {
-	return a.Fact.Device == b.Fact.Device && a.Fact.Workload == b.Fact.Workload &&
+	return a.Fact.Device == b.Fact.Device && (a.Fact.Workload == b.Fact.Workload || b.Over && b.Fact.Workload == "") &&
 		(a.Fact.Until == 0 || b.Fact.Since <= a.Fact.Until) && (b.Fact.Until == 0 || b.Fact.Until > a.Fact.Since || b.Fact.Since == a.Fact.Since)
 }
 
@@ -422,6 +553,7 @@ type leaseFile struct {
 	parse func(file string) leaseParser
 
 	info   os.FileInfo // of the file that was read last
+	before []fileState // the older files then
 	offset int64       // read up to here
 	tail   []byte      // the last bytes before offset, to see whether it is still the same file
 	parser leaseParser
@@ -435,6 +567,7 @@ func (f *leaseFile) Run(ctx context.Context, tell Tell) error {
 	if err := f.load(); err != nil {
 		return err
 	}
+	defer f.close()
 	events := f.watch(ctx)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -442,10 +575,7 @@ func (f *leaseFile) Run(ctx context.Context, tell Tell) error {
 	for {
 		select {
 		case <-ctx.Done():
-			if err := f.saveIfDue(true); err != nil {
-				f.log.Error("leases could not be kept", "error", err.Error())
-			}
-			return ctx.Err()
+			return f.stopped(ctx)
 		case <-timer.C:
 		case <-events:
 		}
@@ -525,10 +655,16 @@ func (f *leaseFile) follow(ctx context.Context, tell Tell) error {
 	if err != nil {
 		return err
 	}
+	// A new file can have the old one's number and size; but then what came before it
+	// has changed as well.
+	_, before, err := statAll(f.older())
+	if err != nil {
+		return err
+	}
 	switch {
-	case f.info == nil || !os.SameFile(f.info, info) || info.Size() < f.offset:
+	case f.info == nil || !os.SameFile(f.info, info) || info.Size() < f.offset || !slices.Equal(before, f.before):
 		return f.readWhole(ctx, tell)
-	case info.Size() > f.offset:
+	case info.Size() > f.offset || !info.ModTime().Equal(f.info.ModTime()):
 		same, err := f.readOn(ctx, tell, now)
 		if err == nil && !same {
 			return f.readWhole(ctx, tell)
@@ -562,7 +698,7 @@ func (f *leaseFile) readWhole(ctx context.Context, tell Tell) error {
 		f.bad, f.badErr = 0, nil
 		h := newHistory(0)
 		older := f.older()
-		before, err := statAll(older)
+		before, states, err := statAll(older)
 		if err != nil {
 			return err
 		}
@@ -580,7 +716,7 @@ func (f *leaseFile) readWhole(ctx context.Context, tell Tell) error {
 			info, offset, tail, err = f.readFile(f.path, parser, 0, h.add)
 		}
 		// The server may have moved its files while they were being read.
-		after, statErr := statAll(f.older())
+		after, _, statErr := statAll(f.older())
 		now, nowErr := os.Stat(f.path)
 		if moved := statErr != nil || nowErr != nil || !sameFiles(before, after) || info != nil && !os.SameFile(info, now); moved && attempt < 5 {
 			select {
@@ -598,12 +734,9 @@ func (f *leaseFile) readWhole(ctx context.Context, tell Tell) error {
 		f.met.badEntries.Set(float64(f.bad))
 		f.reportBad()
 		out := f.merge(h, f.bad > 0)
-		f.info, f.offset, f.tail, f.parser = info, offset, tail, parser
+		f.info, f.before, f.offset, f.tail, f.parser = info, states, offset, tail, parser
 		f.beat = begin
-		if err := f.tell(ctx, tell, out, begin); err != nil {
-			return err
-		}
-		return f.save()
+		return f.tell(ctx, tell, out, begin)
 	}
 }
 
@@ -620,12 +753,13 @@ func (f *leaseFile) readOn(ctx context.Context, tell Tell, now flow.Time) (same 
 		return false, nil //nolint:nilerr // it was truncated; reading it whole says what else is wrong
 	}
 	f.bad, f.badErr = 0, nil
-	out := &told{}
+	// The table changes only once the file was read without trouble: what is in it and was
+	// not told would be taken for told.
+	var entries []lease
 	info, offset, tail, err := f.readFile(f.path, f.parser, f.offset, func(l lease) error {
-		if _, known := f.table[l.addr]; !known && len(f.table) >= maxFacts {
+		if entries = append(entries, l); len(f.table)+len(entries) > maxFacts+maxHistory {
 			return fmt.Errorf("it shows more than %d leases", maxFacts)
 		}
-		f.table.apply(l, f.clock(), f.last, out.add)
 		return nil
 	})
 	if err != nil {
@@ -633,6 +767,14 @@ func (f *leaseFile) readOn(ctx context.Context, tell Tell, now flow.Time) (same 
 	}
 	if !os.SameFile(info, f.info) {
 		return false, nil
+	}
+	out, read := &told{}, f.clock()
+	for _, l := range entries {
+		if _, known := f.table[l.addr]; !known && len(f.table) >= maxFacts {
+			f.noteBad(fmt.Errorf("%s: it shows more than %d leases; that of %v is passed over", f.path, maxFacts, l.addr))
+			continue
+		}
+		f.table.apply(l, read, f.last, out.add)
 	}
 	f.info, f.offset = info, offset
 	if len(tail) > 0 {
@@ -689,15 +831,16 @@ func (f *leaseFile) readFile(path string, p leaseParser, offset int64, entry fun
 	}
 }
 
-func statAll(paths []string) ([]os.FileInfo, error) {
-	out := make([]os.FileInfo, len(paths))
-	for i, p := range paths {
-		var err error
-		if out[i], err = os.Stat(p); err != nil {
-			return nil, err
+func statAll(paths []string) (infos []os.FileInfo, states []fileState, err error) {
+	for _, p := range paths {
+		info, err := os.Stat(p)
+		if err != nil {
+			return nil, nil, err
 		}
+		infos = append(infos, info)
+		states = append(states, fileState{p, info.Size(), info.ModTime()})
 	}
-	return out, nil
+	return infos, states, nil
 }
 
 func sameFiles(a, b []os.FileInfo) bool { return slices.EqualFunc(a, b, os.SameFile) }

@@ -253,15 +253,16 @@ func (k *keaCommands) Run(ctx context.Context, tell Tell) error {
 	if err := k.load(); err != nil {
 		return err
 	}
+	defer k.close()
 	for failures := 0; ; {
 		wait := k.every
 		err := k.poll(ctx, tell)
 		if err == nil {
-			failures, err = 0, k.save()
+			failures, err = 0, k.saveIfDue(false)
 		}
 		switch {
 		case ctx.Err() != nil:
-			return ctx.Err()
+			return k.stopped(ctx)
 		case err != nil:
 			if stop, ok := errors.AsType[*stateError](err); ok {
 				return fmt.Errorf("identity source %s: %w", k.name, stop)
@@ -273,7 +274,7 @@ func (k *keaCommands) Run(ctx context.Context, tell Tell) error {
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return k.stopped(ctx)
 		case <-time.After(wait):
 		}
 	}

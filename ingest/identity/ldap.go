@@ -104,8 +104,8 @@ const (
 func DefaultLDAPConfig() LDAPConfig {
 	return LDAPConfig{
 		Schema: schemaAuto,
-		// What OpenLDAP allows unless told otherwise; Active Directory allows 1,000. Larger
-		// pages save round trips only.
+		// Below what servers commonly allow: Active Directory 1,000. Larger pages save round
+		// trips only.
 		PageSize: 500,
 		// A large company has 100,000 users, a tenth as many groups, and computers. An
 		// entry takes about 500 bytes while a read lasts: 125 MB.

@@ -628,6 +628,13 @@ func TestLDAPValidate(t *testing.T) {
 			t.Errorf("error %v; want %q", err, c.want)
 		}
 	}
+	sources, err := New(Config{LDAP: []LDAPConfig{good}}, Options{Resolve: resolveTest})
+	if err != nil || len(sources) != 1 || sources[0].Name() != "fake" {
+		t.Errorf("%d sources, %v", len(sources), err)
+	}
+	if _, err := New(Config{LDAP: []LDAPConfig{good, good}}, Options{Resolve: resolveTest}); err == nil || !strings.Contains(err.Error(), "ldap[1].name") {
+		t.Errorf("two of one name: %v", err)
+	}
 	bad := good
 	bad.Password = "env:NOWHERE"
 	if _, err := newLDAP(bad, resolveTest, nil, "", wallClock, nil, nil); err == nil || !strings.Contains(err.Error(), "password: env:NOWHERE") {

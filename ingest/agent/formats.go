@@ -33,6 +33,7 @@ var formats = []Format{
 	{"azure", "Azure: flow logs of virtual networks and of network security groups", ofJSON(azure), knownAzure},
 	{"gcp", "Google Cloud: VPC flow logs and firewall rules logs", newGCP, knownGCP},
 	{"conntrack", "conntrack events and lists", newConntrack, knownConntrack},
+	{"netfilter", "nftables and iptables log lines", newNetfilter, knownNetfilter},
 	{"windows", "Windows: Sysmon 3, Security 5156 and 5157", newWindows, knownWindows},
 	{"suricata", "Suricata EVE", ofJSON(suricata), knownSuricata},
 	{"calico", "Calico flow logs", ofJSON(calico), knownCalico},

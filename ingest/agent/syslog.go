@@ -281,7 +281,7 @@ func (e *entry) stamp3164(b []byte) (flow.Time, int) {
 	best := flow.Time(0)
 	received := e.o.Received
 	year := int64(received.Std().Year())
-	for _, y := range [...]int64{year, year - 1, year + 1} {
+	for _, y := range [...]int64{year - 1, year, year + 1} {
 		if day > monthDays(y, mon) {
 			continue // the 29th of February
 		}

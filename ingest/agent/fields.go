@@ -403,7 +403,11 @@ func moment(v *fastjson.Value, keys ...string) (flow.Time, error) {
 	b := v.GetStringBytes()
 	t, ok := when(b)
 	if !ok {
-		return 0, fieldError(keys[len(keys)-1], shown(v), "a time such as 2026-10-02T15:04:05.123Z")
+		name := "time"
+		if len(keys) > 0 {
+			name = keys[len(keys)-1]
+		}
+		return 0, fieldError(name, shown(v), "a time such as 2026-10-02T15:04:05.123Z")
 	}
 	return t, nil
 }

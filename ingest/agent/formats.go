@@ -39,6 +39,7 @@ var formats = []Format{
 	{"calico", "Calico flow logs", ofJSON(calico), knownCalico},
 	{"illumio", "Illumio traffic flow summaries", ofJSON(illumio), knownIllumio},
 	{"ocsf", "OCSF network activity", ofJSON(ocsf), knownOCSF},
+	{"ecs", "Elastic Common Schema", ofJSON(ecs), knownECS},
 }
 
 // Auto is the name of no format: the first lines decide.

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -365,6 +366,24 @@ func TestLDAPActiveDirectory(t *testing.T) {
 			t.Errorf("alice is in %q", g)
 		}
 	})
+	t.Run("one spelling of the domain", func(t *testing.T) {
+		domains := flow.NewDomains("corp.example.net", map[string]string{"CORP": "corp.example.net"})
+		r, err := newLDAPReader(c, resolveTest, domains, wallClock, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		facts, err := r.read(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := of(facts, "")
+		if len(facts) != len(got) || len(got) != len(want)-1+1 { // one was removed; Alice has a name of another domain
+			t.Errorf("%d facts of %d subjects; want %d", len(facts), len(got), len(want))
+		}
+		if f := got["alice.liddell@example.com"]; f.User != "alice" || !slices.Equal(f.Groups, got["alice"].Groups) {
+			t.Errorf("alice by her other name is %+v", f)
+		}
+	})
 	t.Run("narrowed", func(t *testing.T) {
 		c := c
 		c.Computers = false
@@ -420,7 +439,7 @@ func exampleOrg() string {
 	}
 	person := func(dn, uid string, attributes ...string) {
 		entry(dn, append([]string{"objectClass: inetOrgPerson", "objectClass: posixAccount", "objectClass: shadowAccount", "cn: x", "sn: x",
-			"uid: " + uid, "uidNumber: 1000", "homeDirectory: /home/x"}, attributes...)...)
+			"uid: " + uid, "uidNumber: 1000", "homeDirectory: /nonexistent"}, attributes...)...)
 	}
 	for _, ou := range []string{"people", "groups", "services"} {
 		entry("ou="+ou, "objectClass: organizationalUnit")

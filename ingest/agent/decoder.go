@@ -94,12 +94,13 @@ func (d *Decoder) Format() (name, why string) {
 	return d.format.Name, d.why
 }
 
-// Prime takes in lines from the beginning of a stream that is gone on with further down: of
-// headers it remembers what the lines behind them need. It gives no flows.
-func (d *Decoder) Prime(line []byte) {
+// Prime takes in a line from the beginning of a stream that is gone on with further down: of
+// a header it remembers what the lines behind it need. It gives no flows, and says whether the
+// next line may be part of the header too.
+func (d *Decoder) Prime(line []byte) (more bool) {
 	var o Origin
-	scratch := flow.NewBatch(1, nil)
-	_ = d.Decode(line, 0, &o, scratch) // what is wrong with it was said when it was read first
+	var not NotFlow
+	return errors.As(d.Decode(line, 0, &o, flow.NewBatch(1, nil)), &not)
 }
 
 // errUnknownFormat is a line that no format recognises.
@@ -289,3 +290,6 @@ func ofJSON(read func(v *fastjson.Value, e *entry) error) func(*Decoder) parser 
 		}
 	}
 }
+
+// Rename goes on with another table of names: what was decoded before keeps the old one.
+func (d *Decoder) Rename(names *flow.Names) { d.names = names }

@@ -1,0 +1,306 @@
+package intake
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/leodido/go-syslog/v4"
+	"github.com/leodido/go-syslog/v4/rfc3164"
+	"github.com/leodido/go-syslog/v4/rfc5424"
+
+	"github.com/postern/postern/flow"
+	"github.com/postern/postern/ingest/agent"
+)
+
+const (
+	// syslogEvery is how long messages are gathered before they are handed on.
+	syslogEvery = 200 * time.Millisecond
+	// syslogIdle closes connections that say nothing; senders connect again.
+	syslogIdle = 10 * time.Minute
+	// handshakeTime bounds TLS's beginning.
+	handshakeTime = 10 * time.Second
+)
+
+// syslogDoor takes syslog over TCP or TLS: messages framed by their length or by line feeds
+// (RFC 5425, RFC 6587), with headers of RFC 5424 or RFC 3164. Syslog knows no
+// acknowledgement: what the sender's system, the network and the last fifth of a second here
+// hold when either side dies is lost, and neither side can know.
+type syslogDoor struct {
+	in       *Intake
+	cfg      *SyslogConfig
+	listener net.Listener
+	secured  *tls.Config
+	senders  []netip.Prefix
+}
+
+func (in *Intake) openSyslog(ctx context.Context, cfg *SyslogConfig) (d *syslogDoor, err error) {
+	d = &syslogDoor{in: in, cfg: cfg}
+	if d.senders, err = parseSenders(cfg.Senders); err != nil {
+		return nil, fmt.Errorf("senders: %w", err)
+	}
+	if d.secured, err = cfg.TLS.config(true); err != nil {
+		return nil, err
+	}
+	var lc net.ListenConfig
+	d.listener, err = lc.Listen(ctx, "tcp", cfg.Listen)
+	return d, err
+}
+
+// run accepts connections until ctx ends.
+func (d *syslogDoor) run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	stop := context.AfterFunc(ctx, func() { d.listener.Close() })
+	defer stop()
+	room := d.cfg.MaxConnections
+	if room == 0 {
+		room = defaultSyslogConnections
+	}
+	slots := make(chan struct{}, room)
+	d.in.log.Info("taking logs", "syslog", d.listener.Addr().String(), "tls", d.secured != nil)
+	for {
+		conn, err := d.listener.Accept()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return err
+		case err != nil: // out of descriptors, for instance
+			d.in.log.Warn("a syslog connection could not be accepted", "err", err)
+			time.Sleep(100 * time.Millisecond)
+			continue
+		}
+		peer, _ := netip.ParseAddrPort(conn.RemoteAddr().String())
+		if !d.allowed(peer.Addr()) {
+			d.refuse(conn, peer, "not on the list of senders")
+			continue
+		}
+		select {
+		case slots <- struct{}{}:
+		default:
+			d.refuse(conn, peer, "too many connections")
+			continue
+		}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			d.in.met.connections.Inc()
+			defer d.in.met.connections.Dec()
+			if err := d.serve(ctx, conn, peer.Addr()); err != nil {
+				d.in.log.Warn("a syslog connection has ended", "peer", peer.String(), "err", err)
+			}
+		})
+	}
+}
+
+func (d *syslogDoor) allowed(ip netip.Addr) bool {
+	ip = ip.Unmap()
+	if d.senders == nil {
+		return ip.IsLoopback() || d.cfg.TLS.ClientCA != ""
+	}
+	for _, p := range d.senders {
+		if p.Contains(ip) {
+			return true
+		}
+	}
+	return false
+}
+
+func (d *syslogDoor) refuse(conn net.Conn, peer netip.AddrPort, why string) {
+	d.in.met.refused.Inc()
+	d.in.log.Debug("a syslog connection is refused", "peer", peer.String(), "why", why)
+	conn.Close()
+}
+
+// serve takes the messages of a connection.
+func (d *syslogDoor) serve(ctx context.Context, conn net.Conn, peer netip.Addr) error {
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) })
+	defer stop()
+	if d.secured != nil {
+		secured := tls.Server(conn, d.secured)
+		hctx, cancel := context.WithTimeout(ctx, handshakeTime)
+		err := secured.HandshakeContext(hctx)
+		cancel()
+		if err != nil {
+			d.in.met.refused.Inc()
+			return fmt.Errorf("TLS: %w", err)
+		}
+		conn = secured
+	}
+	s, err := d.in.newStream("syslog", d.cfg.Format, agent.Origin{Exporter: flow.AddrFromNetip(peer)})
+	if err != nil {
+		return err
+	}
+	c := &syslogConn{stream: s, in5424: rfc5424.NewParser(rfc5424.WithBestEffort()), in3164: rfc3164.NewParser(rfc3164.WithBestEffort())}
+	messages := make(chan []byte, 256)
+	failed := make(chan error, 1)
+	go func() {
+		failed <- frames(conn, int(d.in.cfg.MaxLine), func(m []byte) {
+			d.in.met.bytes.WithLabelValues("syslog").Add(float64(len(m)))
+			messages <- m
+		})
+		close(messages)
+	}()
+	// What was received is handed on also when the process stops, within its grace.
+	last := context.WithoutCancel(ctx)
+	tick := time.NewTicker(syslogEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case m, ok := <-messages:
+			if !ok {
+				return errors.Join(c.flush(last), quiet(<-failed))
+			}
+			c.message(m)
+			if c.full() {
+				if err := c.flush(last); err != nil {
+					return err
+				}
+			}
+		case <-tick.C:
+			if err := c.flush(last); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// quiet is err, unless a connection just ended.
+func quiet(err error) error {
+	var timeout net.Error
+	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.As(err, &timeout) && timeout.Timeout() {
+		return nil
+	}
+	return err
+}
+
+// syslogConn is the stream of one connection.
+type syslogConn struct {
+	*stream
+	in5424, in3164 syslog.Machine
+}
+
+// message takes a message in: its header says who sent it, the rest is a line.
+func (c *syslogConn) message(m []byte) {
+	host, text := c.header(m)
+	c.origin.Observer, c.origin.Received = host, c.in.opts.Clock()
+	c.line(text, c.at, nil)
+	c.at++
+}
+
+// header cuts a message into the host that its header names and what it says. Formats that
+// need the header's time (kernel logs have none of their own) get the whole message.
+func (c *syslogConn) header(m []byte) (host string, text []byte) {
+	base := func(b *syslog.Base) []byte {
+		if b.Hostname != nil && *b.Hostname != "-" {
+			host = *b.Hostname
+		}
+		if b.Message == nil {
+			return nil
+		}
+		return []byte(*b.Message)
+	}
+	// A version behind the priority is RFC 5424's.
+	if parsed, err := c.in5424.Parse(m); err == nil {
+		if msg, ok := parsed.(*rfc5424.SyslogMessage); ok {
+			text = base(&msg.Base)
+		}
+	} else if parsed, err := c.in3164.Parse(m); err == nil {
+		if msg, ok := parsed.(*rfc3164.SyslogMessage); ok {
+			text = base(&msg.Base)
+		}
+	}
+	if text == nil || c.dec.WantsHeader() {
+		return host, m
+	}
+	return host, text
+}
+
+// frames reads messages: by their length where one begins with a number, else by line feed
+// (RFC 6587, 3.4). A message longer than limit is cut there.
+func frames(r io.Reader, limit int, got func([]byte)) error {
+	b := bufio.NewReaderSize(r, 64<<10)
+	for {
+		deadline(r)
+		first, err := b.Peek(1)
+		if err != nil {
+			return err
+		}
+		switch {
+		case first[0] == '\n' || first[0] == '\r' || first[0] == 0:
+			_, _ = b.Discard(1)
+		case first[0] >= '1' && first[0] <= '9':
+			n, err := length(b)
+			if err != nil {
+				return err
+			}
+			m := make([]byte, min(n, limit))
+			if _, err := io.ReadFull(b, m); err != nil {
+				return err
+			}
+			got(m)
+			if n > limit {
+				if _, err := io.CopyN(io.Discard, b, int64(n-limit)); err != nil {
+					return err
+				}
+			}
+		default:
+			m, err := untilLine(b, limit)
+			if len(m) > 0 {
+				got(m)
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func deadline(r io.Reader) {
+	if conn, ok := r.(net.Conn); ok {
+		_ = conn.SetReadDeadline(time.Now().Add(syslogIdle))
+	}
+}
+
+// maxFrame bounds the length that a frame may say.
+const maxFrame = 64 << 20
+
+// length reads the length of a frame and the space behind it.
+func length(b *bufio.Reader) (n int, err error) {
+	for {
+		c, err := b.ReadByte()
+		if err != nil {
+			return 0, err
+		}
+		if c == ' ' {
+			return n, nil
+		}
+		if n = n*10 + int(c-'0'); c < '0' || c > '9' || n > maxFrame {
+			return 0, fmt.Errorf("a frame begins with %q where its length should stand; want octet counting (RFC 5425) or a line that begins with <", c)
+		}
+	}
+}
+
+func untilLine(b *bufio.Reader, limit int) (m []byte, err error) {
+	for {
+		part, err := b.ReadSlice('\n')
+		if room := limit - len(m); room > 0 {
+			m = append(m, part[:min(room, len(part))]...)
+		}
+		if errors.Is(err, bufio.ErrBufferFull) {
+			continue
+		}
+		for len(m) > 0 && (m[len(m)-1] == '\n' || m[len(m)-1] == '\r') {
+			m = m[:len(m)-1]
+		}
+		return m, err
+	}
+}

@@ -118,6 +118,16 @@ type LineAccount struct {
 	Lost     uint64 `json:"lost"`     // were in the spool and could not be read back
 }
 
+// Add adds o to l, term by term.
+func (l *LineAccount) Add(o *LineAccount) {
+	l.Received += o.Received
+	l.Read += o.Read
+	l.NotFlow += o.NotFlow
+	l.Rejected += o.Rejected
+	l.Queued += o.Queued
+	l.Lost += o.Lost
+}
+
 // RecordAccount is the sum over flow records; see [Account].
 type RecordAccount struct {
 	Decoded   uint64   `json:"decoded"`
@@ -167,13 +177,7 @@ func (a *Account) Add(o *Account) {
 	d.Parked += e.Parked
 	d.Queued += e.Queued
 	d.Rejected.add(&e.Rejected)
-	l, m := &a.Lines, &o.Lines
-	l.Received += m.Received
-	l.Read += m.Read
-	l.NotFlow += m.NotFlow
-	l.Rejected += m.Rejected
-	l.Queued += m.Queued
-	l.Lost += m.Lost
+	a.Lines.Add(&o.Lines)
 	r, s := &a.Records, &o.Records
 	r.Decoded += s.Decoded
 	r.Written += s.Written

@@ -145,7 +145,7 @@ func (s *Spool) Mark(key [16]byte) (Mark, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	m, ok := s.marks.live[key]
-	return m.Mark, ok
+	return m.Mark, ok && !m.expired(s.clock())
 }
 
 // Marks are all marks that are remembered, in no order.
@@ -153,8 +153,11 @@ func (s *Spool) Marks() []Mark {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := make([]Mark, 0, len(s.marks.live))
+	now := s.clock()
 	for _, m := range s.marks.live {
-		out = append(out, m.Mark)
+		if !m.expired(now) {
+			out = append(out, m.Mark)
+		}
 	}
 	return out
 }

@@ -50,18 +50,20 @@ func list(s []string) []string {
 	return s
 }
 
-// InsertLedger stores a snapshot of both ledgers, one row an exporter, as of at.
+// InsertLedger stores a snapshot of the ledgers, one row an exporter, as of at.
 func (db *ClickHouse) InsertLedger(ctx context.Context, ins Insert, instance string, at flow.Time, l flow.Ledger) (Written, error) {
 	exporters := l.Exporters()
 	return db.insertRows(ctx, "ledger", "at, instance, exporter, datagrams_received, datagrams_decoded, datagrams_parked, datagrams_queued, "+
 		"datagrams_rejected, datagrams_rejected_by, records_decoded, records_written, records_duplicate, records_in_flight, records_rejected, "+
-		"records_rejected_by, templates, options, counters, gaps, reordered, restarts, sets_parked, sets_skipped, inserted_at",
+		"records_rejected_by, templates, options, counters, gaps, reordered, restarts, sets_parked, sets_skipped, inserted_at, "+
+		"lines_received, lines_read, lines_not_flow, lines_rejected, lines_queued, lines_lost",
 		ins, len(exporters), func(i int) []any {
 			a := l[exporters[i]]
 			d, r := &a.Datagrams, &a.Records
 			return []any{instant(at), instance, address(exporters[i]), d.Received, d.Decoded, d.Parked, d.Queued, d.Rejected.Sum(), d.Rejected.Map(),
 				r.Decoded, r.Written, r.Duplicate, r.InFlight, r.Rejected.Sum(), r.Rejected.Map(),
-				a.Templates, a.Options, a.Counters, a.Gaps, a.Reordered, a.Restarts, a.SetsParked, a.SetsSkipped, ins.At.Std()}
+				a.Templates, a.Options, a.Counters, a.Gaps, a.Reordered, a.Restarts, a.SetsParked, a.SetsSkipped, ins.At.Std(),
+				a.Lines.Received, a.Lines.Read, a.Lines.NotFlow, a.Lines.Rejected, a.Lines.Queued, a.Lines.Lost}
 		})
 }
 

@@ -142,6 +142,7 @@ func TestInsertLedger(t *testing.T) {
 	a.Records = flow.RecordAccount{Decoded: 9, Written: 5, Duplicate: 1, InFlight: 1}
 	a.Records.Rejected[flow.RejectRecordMalformed] = 2
 	a.Gaps, a.SetsSkipped = 4, 5
+	a.Lines = flow.LineAccount{Received: 21, Read: 1, NotFlow: 2, Rejected: 3, Queued: 4, Lost: 11}
 	l.Of(flow.MustParseAddr("2001:db8::5")).Templates = 3
 	if err := l.Check(); err != nil {
 		t.Fatal(err)
@@ -153,9 +154,10 @@ func TestInsertLedger(t *testing.T) {
 	}
 	wantQuery(t, db, "SELECT exporter, datagrams_received, datagrams_rejected_by, records_written, records_rejected_by, gaps, templates, "+
 		"datagrams_received = datagrams_decoded + datagrams_rejected + datagrams_parked + datagrams_queued AS d, "+
+		"lines_received, lines_received = lines_read + lines_not_flow + lines_rejected + lines_queued + lines_lost AS l, "+
 		"records_decoded = records_written + records_duplicate + records_rejected + records_in_flight AS r FROM ledger ORDER BY exporter",
-		`{"exporter":"192.0.2.1","datagrams_received":10,"datagrams_rejected_by":{"malformed":2},"records_written":5,"records_rejected_by":{"record_malformed":2},"gaps":4,"templates":0,"d":1,"r":1}
-{"exporter":"2001:db8::5","datagrams_received":0,"datagrams_rejected_by":{},"records_written":0,"records_rejected_by":{},"gaps":0,"templates":3,"d":1,"r":1}`)
+		`{"exporter":"192.0.2.1","datagrams_received":10,"datagrams_rejected_by":{"malformed":2},"records_written":5,"records_rejected_by":{"record_malformed":2},"gaps":4,"templates":0,"d":1,"lines_received":21,"l":1,"r":1}
+{"exporter":"2001:db8::5","datagrams_received":0,"datagrams_rejected_by":{},"records_written":0,"records_rejected_by":{},"gaps":0,"templates":3,"d":1,"lines_received":0,"l":1,"r":1}`)
 }
 
 func TestInsertExporters(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"github.com/postern/postern/detect"
 	"github.com/postern/postern/enrich"
 	"github.com/postern/postern/ingest"
+	"github.com/postern/postern/ingest/intake"
 	"github.com/postern/postern/ingest/kafka"
 	"github.com/postern/postern/policy"
 	"github.com/postern/postern/sink"
@@ -54,6 +55,8 @@ type ingestConfig struct {
 	NetFlow ingest.ListenerConfig `yaml:"netflow"`
 	// SFlow receives sFlow v5; an empty address turns it off.
 	SFlow ingest.ListenerConfig `yaml:"sflow"`
+	// Logs is how logs of agents, clouds and firewalls come in.
+	Logs intake.Config `yaml:"logs"`
 	// Kafka is how detectors read from Kafka, and what topics of others they read.
 	Kafka kafkaIngestConfig `yaml:"kafka"`
 	// Decode is how datagrams become records.
@@ -77,6 +80,7 @@ func defaultConfig() config {
 		Ingest: ingestConfig{
 			NetFlow: ingest.DefaultListenerConfig("127.0.0.1:2055"),
 			SFlow:   ingest.DefaultListenerConfig("127.0.0.1:6343"),
+			Logs:    intake.DefaultConfig(),
 			Kafka:   defaultKafkaIngest(),
 			Decode:  ingest.DefaultDecoderConfig(),
 			Spool:   ingest.DefaultSpoolConfig(),
@@ -161,6 +165,7 @@ func (c *config) validate() error {
 	if c.Ingest.SFlow.Listen != "" {
 		check("ingest.sflow", c.Ingest.SFlow.Validate())
 	}
+	check("ingest.logs", c.Ingest.Logs.Validate())
 	check("ingest.decode", c.Ingest.Decode.Validate())
 	check("ingest.spool", c.Ingest.Spool.Validate())
 	if n := c.Ingest.Spool.ChunkRows; n > sink.MaxFlowRows { // it would be recorded with what waits, and refused for ever
@@ -189,6 +194,7 @@ func (c *config) validate() error {
 	secret("embedded.token", c.Embedded.Token)
 	secret("embedded.readOnlyToken", c.Embedded.ReadOnlyToken)
 	secret("admin.token", c.Admin.Token)
+	secret("ingest.logs.http.token", c.Ingest.Logs.HTTP.Token)
 	secret("kafka.sasl.password", c.Kafka.SASL.Password)
 	names := map[string]bool{}
 	for i := range c.Webhooks {

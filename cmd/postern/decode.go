@@ -8,18 +8,20 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest"
+	"github.com/postern/postern/ingest/agent"
 )
 
 func decodeCommand() *cobra.Command {
-	var path string
+	var path, format string
 	cmd := &cobra.Command{
-		Use:   "decode FILE…",
-		Short: "Print what the exporters in a capture said, one JSON object a flow record",
+		Use:   "decode [--format NAME] FILE…",
+		Short: "Print what a capture or a log says, one JSON object a flow record",
 		Long: `Reads captures (pcap, pcapng, either in gzip; - is standard input) and prints every flow record
 as one JSON object a line, in file order, nothing enriched. bytes and packets are scaled by
 sampling, bytes_raw and packets_raw are as exported; absent fields are left out. Files of one
@@ -27,18 +29,35 @@ command share their templates, as parts of one capture would.
 
 The ledger follows on standard error: datagrams, records, options, templates, what is parked,
 what was rejected and why. A file that is broken ends with an error and status 1; what stood
-before the break is printed.`,
+before the break is printed.
+
+With --format the files are logs of agents, clouds or firewalls (plain or in gzip), each by itself:
+` + formatNames() + `,
+or auto, which says what it took them for. What became of each line is counted on standard error.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, files []string) error {
 			cfg, err := loadConfig(path)
 			if err != nil {
 				return err
 			}
+			if format != "" {
+				return decodeLogs(cmd.Context(), cfg.Ingest.Logs, format, files, cmd.OutOrStdout(), cmd.ErrOrStderr())
+			}
 			return decodeFiles(cmd.Context(), cfg.Ingest.Decode, files, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	cmd.Flags().StringVarP(&path, "config", "c", "", "configuration file, for its sampling rates and limits (ingest.decode)")
+	cmd.Flags().StringVar(&format, "format", "", "the files are logs of this format, or auto")
 	return cmd
+}
+
+// formatNames lists the formats of logs.
+func formatNames() string {
+	var names []string
+	for _, f := range agent.Formats() {
+		names = append(names, f.Name)
+	}
+	return strings.Join(names, ", ")
 }
 
 // decodeFiles writes the records of files to out and the ledger to diag.

@@ -16,6 +16,7 @@ import (
 type ledgerCollector struct {
 	take      func() flow.Ledger
 	datagrams *prometheus.Desc
+	lines     *prometheus.Desc
 	records   *prometheus.Desc
 	beside    *prometheus.Desc
 	closes    *prometheus.Desc
@@ -27,6 +28,9 @@ func newLedgerCollector(take func() flow.Ledger) *ledgerCollector {
 		datagrams: prometheus.NewDesc("postern_ledger_datagrams",
 			"Datagrams by exporter and term of the ledger: received = decoded + rejected + parked + queued. Rejected ones carry their reason.",
 			[]string{"exporter", "term", "reason"}, nil),
+		lines: prometheus.NewDesc("postern_ledger_lines",
+			"Lines of logs by who sent them (:: is no host) and term of the ledger: received = read + not_flow + rejected + queued + lost.",
+			[]string{"exporter", "term"}, nil),
 		records: prometheus.NewDesc("postern_ledger_records",
 			"Flow records by exporter and term of the ledger: decoded = written + duplicate + rejected + in_flight. Rejected ones carry their reason.",
 			[]string{"exporter", "term", "reason"}, nil),
@@ -34,13 +38,14 @@ func newLedgerCollector(take func() flow.Ledger) *ledgerCollector {
 			"What stands beside the ledger, by exporter: templates, options, counters, gaps (estimate of what its sequence numbers skipped), reordered, restarts, sets_parked, sets_skipped.",
 			[]string{"exporter", "kind"}, nil),
 		closes: prometheus.NewDesc("postern_ledger_closes",
-			"1 if both ledgers of every exporter add up, 0 if something was lost without being counted.", nil, nil),
+			"1 if all ledgers of every exporter add up, 0 if something was lost without being counted.", nil, nil),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (c *ledgerCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- c.datagrams
+	ch <- c.lines
 	ch <- c.records
 	ch <- c.beside
 	ch <- c.closes
@@ -63,6 +68,12 @@ func (c *ledgerCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(c.datagrams, a.Datagrams.Decoded, "decoded", "")
 		gauge(c.datagrams, a.Datagrams.Parked, "parked", "")
 		gauge(c.datagrams, a.Datagrams.Queued, "queued", "")
+		if a.Lines.Received > 0 {
+			for term, v := range map[string]uint64{"received": a.Lines.Received, "read": a.Lines.Read, "not_flow": a.Lines.NotFlow,
+				"rejected": a.Lines.Rejected, "queued": a.Lines.Queued, "lost": a.Lines.Lost} {
+				gauge(c.lines, v, term)
+			}
+		}
 		gauge(c.records, a.Records.Decoded, "decoded", "")
 		gauge(c.records, a.Records.Written, "written", "")
 		gauge(c.records, a.Records.Duplicate, "duplicate", "")

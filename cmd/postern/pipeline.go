@@ -17,6 +17,7 @@ import (
 	"github.com/postern/postern/enrich"
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest"
+	"github.com/postern/postern/ingest/kafka"
 	"github.com/postern/postern/sink"
 )
 
@@ -66,6 +67,9 @@ type pipeline struct {
 	queued      map[flow.Addr]uint64 // datagrams of the open unit not yet decoded
 	storing     map[*block]struct{}
 	judgedSoFar tally
+
+	unpack   *kafka.Decoder // of lines, decoded before they came to the spool; nil until there are any
+	unpacked *flow.Batch
 }
 
 // unit names a piece of input: every insert of it carries its token and a number.

@@ -23,6 +23,7 @@ import (
 
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest"
+	"github.com/postern/postern/ingest/intake"
 	"github.com/postern/postern/ingest/kafka"
 	"github.com/postern/postern/policy"
 	"github.com/postern/postern/sink"
@@ -75,6 +76,7 @@ type service struct {
 
 	spool     *ingest.Spool
 	listeners []*ingest.Listener
+	intake    *intake.Intake // logs
 	answering *admin
 
 	cursor    uint64 // segment the pipeline is in; guarded by pipe.gate
@@ -136,6 +138,7 @@ func (s *service) run(ctx context.Context) (err error) {
 	for _, l := range s.listeners {
 		sources.Go(func() error { return l.Run(sctx) })
 	}
+	sources.Go(func() error { return s.intake.Run(sctx) })
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
@@ -331,7 +334,10 @@ func (s *service) listen(ctx context.Context) error {
 		}
 		s.listeners = append(s.listeners, listener)
 	}
-	var err error
+	err := s.openIntake(ctx)
+	if err != nil {
+		return err
+	}
 	s.answering, err = openAdmin(&s.cfg, s, s.log)
 	return err
 }
@@ -390,6 +396,10 @@ func (s *service) segment(ctx context.Context, seg *ingest.Segment) error {
 			err = s.pipe.tick(ctx, e.Time)
 		case ingest.EntryPolicy:
 			err = s.activate(ctx, e.Payload)
+		case ingest.EntryLines:
+			if l, ok := e.Lines(); ok {
+				err = s.pipe.lines(ctx, &l)
+			}
 		}
 		if err != nil {
 			return err
@@ -435,7 +445,14 @@ func (s *service) takeIn(seg *ingest.Segment) {
 			s.pipe.admit(e.Exporter, 1)
 		case ingest.EntryRefused:
 			s.pipe.refuse(e.Exporter, e.Reason, e.Count)
+		case ingest.EntryLines:
+			if l, ok := e.Lines(); ok {
+				s.pipe.admitLines(e.Exporter, l.Counts.Sum())
+			}
 		}
+	}
+	for exporter, n := range seg.LostLines() {
+		s.pipe.loseLines(exporter, n)
 	}
 	for exporter, n := range seg.Lost() {
 		s.pipe.refuse(exporter, flow.RejectSpoolLost, n)
@@ -468,6 +485,11 @@ func (s *service) ledger() flow.Ledger {
 			d := &l.Of(exporter).Datagrams
 			d.Received += n
 			d.Queued += n
+		}
+		for exporter, n := range waiting.Lines {
+			a := &l.Of(exporter).Lines
+			a.Received += n
+			a.Queued += n
 		}
 		for exporter, r := range waiting.Refused {
 			d := &l.Of(exporter).Datagrams

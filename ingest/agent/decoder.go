@@ -293,3 +293,28 @@ func ofJSON(read func(v *fastjson.Value, e *entry) error) func(*Decoder) parser 
 
 // Rename goes on with another table of names: what was decoded before keeps the old one.
 func (d *Decoder) Rename(names *flow.Names) { d.names = names }
+
+// DecodeSyslog is [Decoder.Decode] for a message as syslog carried it: its header is taken
+// off, and the host that it names is the observer. Formats that are syslog's own, such as the
+// kernel's, read the header themselves: their lines have no time but the header's.
+func (d *Decoder) DecodeSyslog(message []byte, pos uint64, o *Origin, out *flow.Batch) error {
+	d.entry = entry{d: d, o: o}
+	h, text := d.entry.syslog(message)
+	isJSON := len(text) > 0 && text[0] == '{'
+	if !isJSON && (d.format == nil || readsHeader(d.format.Name)) {
+		return d.Decode(message, pos, o, out)
+	}
+	from := *o
+	if len(h.host) > 0 {
+		from.Observer = string(h.host)
+	}
+	return d.Decode(text, pos, &from, out)
+}
+
+func readsHeader(format string) bool {
+	switch format {
+	case "conntrack", "netfilter", "cef", "guardicore":
+		return true
+	}
+	return false
+}

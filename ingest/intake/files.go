@@ -369,8 +369,8 @@ func (f *follower) take(ctx context.Context, file *followed) (again bool, err er
 			return cut, err
 		}
 	}
-	buf := append(f.buf[:0], file.rest...)
-	buf = slices.Grow(buf, fileChunk)
+	f.buf = append(f.buf[:0], file.rest...)
+	buf := slices.Grow(f.buf, fileChunk)
 	n, err := io.ReadFull(file.source(), buf[len(buf):len(buf)+fileChunk])
 	buf = buf[:len(buf)+n]
 	f.buf = buf

@@ -197,7 +197,7 @@ func unpack(body io.Reader, encoding string) (io.ReadCloser, error) {
 		}
 		return z.IOReadCloser(), nil
 	}
-	return nil, fmt.Errorf("Content-Encoding %q is not known; use gzip, zstd or none", encoding) //nolint:staticcheck // a header's name
+	return nil, fmt.Errorf("Content-Encoding %q is not known; use gzip, zstd or none", encoding)
 }
 
 // lazyGzip reads the header with the first byte, so that a bad one is an error of reading.
@@ -353,4 +353,3 @@ func (c *capped) Read(b []byte) (int, error) {
 	c.left -= int64(n)
 	return n, err
 }
-

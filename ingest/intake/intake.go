@@ -199,6 +199,7 @@ type reader struct {
 	origin agent.Origin
 	key    [16]byte
 	dec    *agent.Decoder
+	decode func(line []byte, pos uint64, o *agent.Origin, out *flow.Batch) error // dec's
 	table  *table
 	batch  *flow.Batch
 	counts ingest.LineCounts
@@ -229,7 +230,7 @@ func (in *Intake) newReader(way, format string, origin agent.Origin, key [16]byt
 	if err != nil {
 		return nil, err
 	}
-	return &reader{in: in, way: way, origin: origin, key: key, dec: dec, table: t, batch: flow.NewBatch(BatchRecords, nil), why: map[string]uint64{}}, nil
+	return &reader{in: in, way: way, origin: origin, key: key, dec: dec, decode: dec.Decode, table: t, batch: flow.NewBatch(BatchRecords, nil), why: map[string]uint64{}}, nil
 }
 
 // line takes a line in; pos is its place in the input.
@@ -238,7 +239,7 @@ func (r *reader) line(line []byte, pos uint64, tooLong error) {
 	before := len(r.batch.Records)
 	err := tooLong
 	if err == nil {
-		err = r.dec.Decode(line, pos, &r.origin, r.batch)
+		err = r.decode(line, pos, &r.origin, r.batch)
 	}
 	var not agent.NotFlow
 	switch {
@@ -251,7 +252,9 @@ func (r *reader) line(line []byte, pos uint64, tooLong error) {
 			r.why[string(not)]++
 		}
 	default:
+		// Of a line with several flows some may be good.
 		r.counts.Rejected++
+		r.flows += uint64(len(r.batch.Records) - before)
 		if len(r.errs) < maxLineErrors {
 			r.errs = append(r.errs, lineError{r.lines, pos, err.Error()})
 		}

@@ -12,10 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/leodido/go-syslog/v4"
-	"github.com/leodido/go-syslog/v4/rfc3164"
-	"github.com/leodido/go-syslog/v4/rfc5424"
-
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest/agent"
 )
@@ -139,7 +135,7 @@ func (d *syslogDoor) serve(ctx context.Context, conn net.Conn, peer netip.Addr) 
 	if err != nil {
 		return err
 	}
-	c := &syslogConn{stream: s, in5424: rfc5424.NewParser(rfc5424.WithBestEffort()), in3164: rfc3164.NewParser(rfc3164.WithBestEffort())}
+	s.decode = s.dec.DecodeSyslog
 	messages := make(chan []byte, 256)
 	failed := make(chan error, 1)
 	go func() {
@@ -157,16 +153,18 @@ func (d *syslogDoor) serve(ctx context.Context, conn net.Conn, peer netip.Addr) 
 		select {
 		case m, ok := <-messages:
 			if !ok {
-				return errors.Join(c.flush(last), quiet(<-failed))
+				return errors.Join(s.flush(last), quiet(<-failed))
 			}
-			c.message(m)
-			if c.full() {
-				if err := c.flush(last); err != nil {
+			s.origin.Received = d.in.opts.Clock()
+			s.line(m, s.at, nil)
+			s.at++
+			if s.full() {
+				if err := s.flush(last); err != nil {
 					return err
 				}
 			}
 		case <-tick.C:
-			if err := c.flush(last); err != nil {
+			if err := s.flush(last); err != nil {
 				return err
 			}
 		}
@@ -180,48 +178,6 @@ func quiet(err error) error {
 		return nil
 	}
 	return err
-}
-
-// syslogConn is the stream of one connection.
-type syslogConn struct {
-	*stream
-	in5424, in3164 syslog.Machine
-}
-
-// message takes a message in: its header says who sent it, the rest is a line.
-func (c *syslogConn) message(m []byte) {
-	host, text := c.header(m)
-	c.origin.Observer, c.origin.Received = host, c.in.opts.Clock()
-	c.line(text, c.at, nil)
-	c.at++
-}
-
-// header cuts a message into the host that its header names and what it says. Formats that
-// need the header's time (kernel logs have none of their own) get the whole message.
-func (c *syslogConn) header(m []byte) (host string, text []byte) {
-	base := func(b *syslog.Base) []byte {
-		if b.Hostname != nil && *b.Hostname != "-" {
-			host = *b.Hostname
-		}
-		if b.Message == nil {
-			return nil
-		}
-		return []byte(*b.Message)
-	}
-	// A version behind the priority is RFC 5424's.
-	if parsed, err := c.in5424.Parse(m); err == nil {
-		if msg, ok := parsed.(*rfc5424.SyslogMessage); ok {
-			text = base(&msg.Base)
-		}
-	} else if parsed, err := c.in3164.Parse(m); err == nil {
-		if msg, ok := parsed.(*rfc3164.SyslogMessage); ok {
-			text = base(&msg.Base)
-		}
-	}
-	if text == nil || c.dec.WantsHeader() {
-		return host, m
-	}
-	return host, text
 }
 
 // frames reads messages: by their length where one begins with a number, else by line feed

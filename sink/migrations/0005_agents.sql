@@ -12,3 +12,11 @@ ALTER TABLE {{.Database}}.flows
 
 ALTER TABLE {{.Database}}.exporters
     MODIFY COLUMN source Enum8('unknown' = 0, 'netflow_v5' = 1, 'netflow_v9' = 2, 'ipfix' = 3, 'sflow_v5' = 4, 'hubble' = 5, 'zeek' = 6, 'suricata' = 7, 'aws_vpc' = 8, 'azure_vnet' = 9, 'azure_nsg' = 10, 'gcp_vpc' = 11, 'gcp_firewall' = 12, 'calico' = 13, 'sysmon' = 14, 'wfp' = 15, 'illumio' = 16, 'guardicore' = 17, 'cef' = 18, 'conntrack' = 19, 'netfilter' = 20, 'ocsf' = 21, 'ecs' = 22, 'custom' = 23) COMMENT 'the format it exports' CODEC(ZSTD(1));
+
+ALTER TABLE {{.Database}}.ledger
+    ADD COLUMN IF NOT EXISTS lines_received UInt64 COMMENT '= read + not_flow + rejected + queued + lost' CODEC(ZSTD(1)) AFTER inserted_at,
+    ADD COLUMN IF NOT EXISTS lines_read UInt64 COMMENT 'lines of logs that told flows' CODEC(ZSTD(1)) AFTER lines_received,
+    ADD COLUMN IF NOT EXISTS lines_not_flow UInt64 COMMENT 'lines that told something else' CODEC(ZSTD(1)) AFTER lines_read,
+    ADD COLUMN IF NOT EXISTS lines_rejected UInt64 COMMENT 'lines that could not be read' CODEC(ZSTD(1)) AFTER lines_not_flow,
+    ADD COLUMN IF NOT EXISTS lines_queued UInt64 COMMENT 'lines in the spool' CODEC(ZSTD(1)) AFTER lines_rejected,
+    ADD COLUMN IF NOT EXISTS lines_lost UInt64 COMMENT 'lines that were in the spool and could not be read back' CODEC(ZSTD(1)) AFTER lines_queued;

@@ -1,0 +1,283 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/postern/postern/flow"
+	"github.com/postern/postern/ingest"
+	"github.com/postern/postern/ingest/agent"
+	"github.com/postern/postern/ingest/intake"
+	"github.com/postern/postern/ingest/kafka"
+)
+
+// encodeLines writes the flows of a log for the spool, in the form that the flows topic has.
+func encodeLines(names *flow.Names) intake.Encode {
+	enc := kafka.NewEncoder(names)
+	return func(dst []byte, key [16]byte, number uint64, records []flow.Record) []byte {
+		return enc.Append(dst, kafka.Header{Producer: key, Seq: number}, records)
+	}
+}
+
+// openIntake makes the ways in for logs and takes their addresses.
+func (s *service) openIntake(ctx context.Context) (err error) {
+	cfg := s.cfg.Ingest.Logs
+	var token string
+	if cfg.HTTP.Listen != "" && cfg.HTTP.Token == "" {
+		if token, err = keptToken(s.cfg.Data, "logs.token"); err != nil {
+			return fmt.Errorf("ingest.logs.http.token: %w", err)
+		}
+	}
+	s.intake, err = intake.New(cfg, intake.Options{
+		Log: s.spool, Encoder: encodeLines, Clock: wallClock, Resolve: resolveSecret, Token: token,
+		Rejected: filepath.Join(s.cfg.Data, "rejected-lines.ndjson"), Stdin: os.Stdin,
+		Logger: s.log.With("intake", "logs"), Registerer: s.registry,
+	})
+	if err == nil {
+		err = s.intake.Bind(ctx)
+	}
+	if err != nil {
+		err = fmt.Errorf("ingest.logs.%w", err)
+	}
+	return err
+}
+
+// lines takes a batch of a log's lines of the open unit. It blocks while the store is behind.
+func (p *pipeline) lines(ctx context.Context, l *ingest.Lines) error {
+	p.gate.Lock()
+	a := p.totals[l.Exporter]
+	a.Lines.Queued -= min(a.Lines.Queued, l.Counts.Sum())
+	a.Lines.Read += uint64(l.Counts.Read)
+	a.Lines.NotFlow += uint64(l.Counts.NotFlow)
+	a.Lines.Rejected += uint64(l.Counts.Rejected)
+	p.totals[l.Exporter] = a
+	p.gate.Unlock()
+	if len(l.Records) == 0 {
+		return nil
+	}
+	if p.unpack == nil {
+		p.unpack, p.unpacked = kafka.NewDecoder(p.names), flow.NewBatch(intake.BatchRecords, nil)
+	}
+	p.unpacked.Reset()
+	if _, err := p.unpack.Decode(l.Records, p.unpacked); err != nil {
+		return fmt.Errorf("the spool holds flows of a log in a way that this postern does not read: %w", err)
+	}
+	return p.records(ctx, func(b *flow.Batch) { b.Records = append(b.Records, p.unpacked.Records...) })
+}
+
+// admitLines counts lines of the unit about to be worked through.
+func (p *pipeline) admitLines(exporter flow.Addr, n uint64) {
+	a := p.totals[exporter]
+	a.Lines.Received += n
+	a.Lines.Queued += n
+	p.totals[exporter] = a
+}
+
+// loseLines counts lines that were in the spool and could not be read back.
+func (p *pipeline) loseLines(exporter flow.Addr, n uint64) {
+	a := p.totals[exporter]
+	a.Lines.Received += n
+	a.Lines.Lost += n
+	p.totals[exporter] = a
+}
+
+// logFile is a log that is read from its beginning to its end.
+type logFile struct {
+	cfg    intake.Config
+	format string
+	names  *flow.Names
+	diag   io.Writer
+	seed   uint64
+
+	lines    flow.LineAccount
+	why      string
+	notFlow  map[string]uint64
+	rejected map[string]uint64
+}
+
+// maxReasons bounds how many reasons of one kind are told apart.
+const maxReasons = 100
+
+// each calls do with the flows of a file, some lines' at a time; do empties the batch.
+func (l *logFile) each(ctx context.Context, path string, do func(*flow.Batch) error) (err error) {
+	src, size, closeFile, err := openLog(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeFile()) }()
+	dcfg := l.cfg.Decode
+	dcfg.BelieveClock = true
+	dec, err := agent.NewDecoder(l.format, dcfg, l.names)
+	if err != nil {
+		return err
+	}
+	if l.notFlow == nil {
+		l.notFlow, l.rejected = map[string]uint64{}, map[string]uint64{}
+	}
+	bar := newProgress(l.diag, path, size, true)
+	defer bar.done()
+	split := agent.Splitter{MaxItem: int(l.cfg.MaxLine)}
+	batch := flow.NewBatch(flow.BatchSize, nil)
+	origin := agent.Origin{Seed: l.seed}
+	var buf []byte
+	var at uint64
+	for end := false; !end; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		buf = slices.Grow(buf, 1<<20)
+		n, rerr := io.ReadFull(src, buf[len(buf):len(buf)+1<<20])
+		buf = buf[:len(buf)+n]
+		end = errors.Is(rerr, io.EOF) || errors.Is(rerr, io.ErrUnexpectedEOF)
+		if rerr != nil && !end {
+			return fmt.Errorf("%s: %w", path, rerr)
+		}
+		rest := buf
+		for len(rest) > 0 {
+			item, n, serr := split.Next(rest, end)
+			if n == 0 {
+				break
+			}
+			if serr != nil || len(item) > 0 {
+				l.take(dec, item, at, serr, &origin, batch)
+			}
+			at += uint64(n)
+			rest = rest[n:]
+			if len(batch.Records) >= flow.BatchSize/2 {
+				if err := do(batch); err != nil {
+					return err
+				}
+				batch.Reset()
+			}
+		}
+		buf = append(buf[:0], rest...)
+		bar.set(int64(at), size)
+	}
+	if format, why := dec.Format(); why != "" {
+		l.why = fmt.Sprintf("%s is taken for %s: %s", path, format, why)
+	}
+	err = do(batch)
+	batch.Reset()
+	return err
+}
+
+func (l *logFile) take(dec *agent.Decoder, item []byte, at uint64, err error, o *agent.Origin, batch *flow.Batch) {
+	l.lines.Received++
+	if err == nil {
+		err = dec.Decode(item, at, o, batch)
+	}
+	count := func(m map[string]uint64, why string) {
+		if _, known := m[why]; !known && len(m) >= maxReasons {
+			why = "further reasons"
+		}
+		m[why]++
+	}
+	var not agent.NotFlow
+	switch {
+	case err == nil:
+		l.lines.Read++
+	case errors.As(err, &not):
+		l.lines.NotFlow++
+		count(l.notFlow, string(not))
+	default:
+		l.lines.Rejected++
+		count(l.rejected, err.Error())
+	}
+}
+
+// openLog opens a log, unpacked; - is standard input. size is 0 where it is not known.
+func openLog(path string) (src io.Reader, size int64, done func() error, err error) {
+	done = func() error { return nil }
+	src = os.Stdin
+	if path != "-" {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, 0, nil, err
+		}
+		if st, err := f.Stat(); err == nil {
+			size = st.Size()
+		}
+		src, done = f, f.Close
+	}
+	b := bufio.NewReaderSize(src, 64<<10)
+	if magic, err := b.Peek(2); err == nil && bytes.Equal(magic, []byte{0x1f, 0x8b}) {
+		z, err := gzip.NewReader(b)
+		if err != nil {
+			return nil, 0, nil, errors.Join(err, done())
+		}
+		return z, 0, done, nil
+	}
+	return b, size, done, nil
+}
+
+// decodeLogs writes the flows of logs to out and what became of their lines to diag.
+func decodeLogs(ctx context.Context, cfg intake.Config, format string, files []string, out, diag io.Writer) error {
+	l := &logFile{cfg: cfg, format: format, names: flow.NewNames(0), diag: diag}
+	w := bufio.NewWriterSize(out, 1<<16)
+	var line []byte
+	ledger := flow.Ledger{}
+	err := func() error {
+		for i, file := range files {
+			l.seed = uint64(i)
+			l.why = ""
+			if err := l.each(ctx, file, func(b *flow.Batch) error {
+				texts := l.names.Texts()
+				for i := range b.Records {
+					r := &ledger.Of(b.Records[i].Exporter).Records
+					r.Decoded++
+					r.Written++ // printed is as far as they go
+					line = append(b.Records[i].AppendJSON(line[:0], texts), '\n')
+					if _, err := w.Write(line); err != nil {
+						return err
+					}
+				}
+				return nil
+			}); err != nil {
+				return err
+			}
+			if l.why != "" {
+				fmt.Fprintln(diag, l.why)
+			}
+		}
+		return nil
+	}()
+	if ferr := w.Flush(); err == nil {
+		err = ferr
+	}
+	ledger.Of(flow.Addr{}).Lines.Add(&l.lines)
+	return errors.Join(err, l.summary(diag, ledger))
+}
+
+// summary writes what became of lines, first for people, then as one JSON line for programs.
+func (l *logFile) summary(w io.Writer, ledger flow.Ledger) error {
+	fmt.Fprintf(w, "lines:     %d read, %d told flows, %d were no flows, %d rejected\n", l.lines.Received, l.lines.Read, l.lines.NotFlow, l.lines.Rejected)
+	for _, why := range slices.Sorted(maps.Keys(l.notFlow)) {
+		fmt.Fprintf(w, "  no flow, %s: %d\n", why, l.notFlow[why])
+	}
+	for _, why := range slices.Sorted(maps.Keys(l.rejected)) {
+		fmt.Fprintf(w, "  rejected, %s: %d\n", why, l.rejected[why])
+	}
+	t := ledger.Total()
+	fmt.Fprintf(w, "records:   %d decoded\n", t.Records.Decoded)
+	raw, err := json.Marshal(struct {
+		Lines    flow.LineAccount  `json:"lines"`
+		NotFlows map[string]uint64 `json:"not_flows"`
+		Rejected map[string]uint64 `json:"rejected"`
+		Flows    uint64            `json:"flows"`
+	}{l.lines, l.notFlow, l.rejected, t.Records.Decoded})
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(w, "%s\n", raw)
+	return err
+}

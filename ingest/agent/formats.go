@@ -32,6 +32,8 @@ var formats = []Format{
 	{"aws", "AWS VPC flow logs", newAWS, knownAWS},
 	{"azure", "Azure: flow logs of virtual networks and of network security groups", ofJSON(azure), knownAzure},
 	{"gcp", "Google Cloud: VPC flow logs and firewall rules logs", newGCP, knownGCP},
+	{"guardicore", "Guardicore Centra, in CEF", newGuardicore, knownGuardicore},
+	{"cef", "Common Event Format", newCEF, knownCEF},
 	{"conntrack", "conntrack events and lists", newConntrack, knownConntrack},
 	{"netfilter", "nftables and iptables log lines", newNetfilter, knownNetfilter},
 	{"windows", "Windows: Sysmon 3, Security 5156 and 5157", newWindows, knownWindows},

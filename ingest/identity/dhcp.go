@@ -441,8 +441,7 @@ func (s *leases) merge(h *history, partial bool) *told {
 	for _, addr := range gone {
 		g := s.table[addr]
 		delete(s.table, addr)
-		if g.endAt(h.now) {
-			g.Fact.UntilSlack = s.sinceLast(g, h.now)
+		if s.lost(&g, h.now) {
 			out.add(g)
 		}
 	}
@@ -452,8 +451,15 @@ func (s *leases) merge(h *history, partial bool) *told {
 // mergeOne carries what was known of an address over into what a whole read shows of
 // it: list is altered in place. start is where in list the holders begin that are news.
 func (s *leases) mergeOne(before holder, list []holder, out *told, now flow.Time) (start int) {
-	// The one that began just then, else, since a clean-up leaves the last entry of each
-	// lease, the first that can be the same.
+	if list[0].Fact.Since > before.Heard {
+		// The last entry that was read is not there any more: a clean-up took it away, and
+		// whoever had the address between. That the next is the same client says nothing.
+		if s.lost(&before, list[0].Fact.Since) {
+			out.add(before)
+		}
+		return 0
+	}
+	// The one that began just then, else the first that can be the same.
 	i := slices.IndexFunc(list, func(n holder) bool { return n.Fact.Since == before.Fact.Since && sameLease(before, n) })
 	if i < 0 {
 		i = slices.IndexFunc(list, func(n holder) bool { return sameLease(before, n) })
@@ -477,26 +483,37 @@ func (s *leases) mergeOne(before holder, list []holder, out *told, now flow.Time
 		list[i] = m
 		return i + 1
 	}
-	// The file does not speak of that lease any more. What is older was told before it.
-	start = slices.IndexFunc(list, func(n holder) bool {
-		return n.Fact.Since >= before.Fact.Since || n.Fact.Until == 0 || n.Fact.Until > now
-	})
+	// The file speaks of older leases and not of that one: it is another file, or one
+	// that was restored. What still holds in it counts.
+	start = slices.IndexFunc(list, func(n holder) bool { return n.Fact.Since >= before.Fact.Since || n.Fact.Until == 0 || n.Fact.Until > now })
+	end := now
 	if start < 0 {
-		if before.endAt(now) {
-			before.Fact.UntilSlack = s.sinceLast(before, now)
-			out.add(before)
-		}
-		return len(list)
+		start = len(list)
+	} else {
+		end = list[start].Fact.Since
 	}
-	if before.endAt(list[start].Fact.Since) {
+	if s.lost(&before, end) {
 		out.add(before)
 	}
 	return start
 }
 
-// sinceLast is how far before now a lease may have ended that was held at the last read.
-func (s *leases) sinceLast(h holder, now flow.Time) time.Duration {
-	return max(now.Sub(max(s.last, h.Fact.Since)), 0)
+// lost ends a lease of which nothing more is known at a time at the latest, and says
+// whether that changed anything. It was held at the last read, unless it had ended; when
+// after that it ended is uncertain.
+func (s *leases) lost(h *holder, at flow.Time) bool {
+	if h.Over {
+		return h.endAt(at)
+	}
+	h.Over = true
+	if h.Fact.Until != 0 {
+		at = min(at, h.Fact.Until)
+	}
+	if at = max(at, h.Fact.Since); at == h.Fact.Until && at <= s.last {
+		return false // it had expired before
+	}
+	h.Fact.Until, h.Fact.UntilSlack = at, max(at.Sub(max(s.last, h.Fact.Since)), 0)
+	return true
 }
 
 // sameLease says whether b goes on what a was: one client with one name, without a gap.

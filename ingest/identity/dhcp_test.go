@@ -383,6 +383,7 @@ func TestKeaRandom(t *testing.T) {
 				}
 			}
 		}
+		follow()
 		for _, a := range addrs {
 			if h := s.holder[a]; h != nil {
 				s.truth[a] = append(s.truth[a], *h)

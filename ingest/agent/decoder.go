@@ -154,7 +154,8 @@ type entry struct {
 	o     *Origin
 	seed  uint64
 	out   *flow.Batch
-	first int // of its flows in out
+	first int  // of its flows in out
+	timed bool // the format has settled the times by itself
 }
 
 // flow adds a flow. It has what the way in knows; the format fills in the rest.
@@ -229,6 +230,21 @@ const clockUnusable = 24 * time.Hour
 // settle completes a record that the format has filled: formats say what a line says, this
 // says what it lacks.
 func (d *Decoder) settle(r *flow.Record) {
+	if !d.entry.timed {
+		d.settleTimes(r)
+	}
+	if !r.All(flow.HasSrc | flow.HasDst) {
+		r.Quality |= flow.QualityAddressMissing
+	}
+	if !r.Any(flow.HasBytes | flow.HasPackets) {
+		r.Quality |= flow.QualityCounterMissing
+	}
+	if r.NamesFull() {
+		r.Quality |= flow.QualityNamesFull
+	}
+}
+
+func (d *Decoder) settleTimes(r *flow.Record) {
 	r.Start, r.End = max(r.Start, 0), max(r.End, 0) // before 1970 is no time
 	switch {
 	case r.Start == 0 && r.End == 0:
@@ -255,15 +271,6 @@ func (d *Decoder) settle(r *flow.Record) {
 			r.Quality |= flow.QualityClockSkew
 			r.Skew = int32(ahead.Milliseconds())
 		}
-	}
-	if !r.All(flow.HasSrc | flow.HasDst) {
-		r.Quality |= flow.QualityAddressMissing
-	}
-	if !r.Any(flow.HasBytes | flow.HasPackets) {
-		r.Quality |= flow.QualityCounterMissing
-	}
-	if r.NamesFull() {
-		r.Quality |= flow.QualityNamesFull
 	}
 }
 

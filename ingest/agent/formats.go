@@ -36,6 +36,7 @@ var formats = []Format{
 	{"cef", "Common Event Format", newCEF, knownCEF},
 	{"conntrack", "conntrack events and lists", newConntrack, knownConntrack},
 	{"netfilter", "nftables and iptables log lines", newNetfilter, knownNetfilter},
+	{"goflow2", "goflow2 JSON, 2.x and 1.x", newGoflow2, knownGoflow2},
 	{"windows", "Windows: Sysmon 3, Security 5156 and 5157", newWindows, knownWindows},
 	{"suricata", "Suricata EVE", ofJSON(suricata), knownSuricata},
 	{"calico", "Calico flow logs", ofJSON(calico), knownCalico},

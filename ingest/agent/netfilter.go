@@ -179,9 +179,10 @@ func netfilter(h *header, msg []byte, e *entry) error {
 func quoted(b []byte) int {
 	depth := 0
 	for i, c := range b {
-		if c == '[' {
+		switch c {
+		case '[':
 			depth++
-		} else if c == ']' {
+		case ']':
 			if depth--; depth == 0 {
 				return i + 1
 			}
@@ -239,21 +240,21 @@ func netfilterVerdict(tag []byte) flow.Observed {
 		if n > len(word) {
 			continue
 		}
-		said := flow.ObservedUnknown
+		var says flow.Observed
 		switch string(word[:n]) {
 		case "DROP", "DROPS", "DROPPED", "DENY", "DENIED", "BLOCK", "BLOCKED", "REJECT", "REJECTED":
-			said = flow.ObservedDeny
+			says = flow.ObservedDeny
 		case "ACCEPT", "ACCEPTED", "ALLOW", "ALLOWED", "PASS", "PASSED", "PERMIT", "PERMITTED":
-			said = flow.ObservedAllow
+			says = flow.ObservedAllow
 		case "AUDIT", "NO", "NOT", "NON", "WOULD", "TEST", "DRY":
 			return flow.ObservedUnknown
 		default:
 			continue
 		}
-		if verdict != flow.ObservedUnknown && verdict != said {
+		if verdict != flow.ObservedUnknown && verdict != says {
 			return flow.ObservedUnknown
 		}
-		verdict = said
+		verdict = says
 	}
 	return verdict
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/postern/postern/flow"
+	"github.com/postern/postern/ingest/agent"
 	"github.com/postern/postern/ingest/kafka"
 )
 
@@ -23,11 +24,12 @@ func collectCommand() *cobra.Command {
 where detectors read it. While Kafka is away flows wait in the spool on disk and go on in
 order when it is back. Nothing is judged here and no policy is read.
 
-With files (captures: pcap, pcapng, either in gzip) their flows are handed on instead, and the
+With files (captures: pcap, pcapng, either in gzip; with --format logs, see decode) their flows are handed on instead, and the
 command ends. Exporters' clocks are believed. A file that is handed on again, because the command was
 interrupted or by mistake, is recognised by its content, as long as ingest.decode and the number of
 partitions are the same.`,
 	}, func(cfg config, log *slog.Logger) (role, error) { return newCollector(cfg, log) })
+	var format string
 	receive := cmd.RunE
 	cmd.Args = cobra.ArbitraryArgs
 	cmd.RunE = func(cmd *cobra.Command, files []string) error {
@@ -38,13 +40,14 @@ partitions are the same.`,
 		if err != nil {
 			return err
 		}
-		return collectFiles(cmd.Context(), path, files, cmd.ErrOrStderr())
+		return collectFiles(cmd.Context(), path, format, files, cmd.ErrOrStderr())
 	}
+	cmd.Flags().StringVar(&format, "format", "", "the files are logs of this format, or auto")
 	return cmd
 }
 
 // collectFiles hands the flows of captures on.
-func collectFiles(ctx context.Context, path string, files []string, stderr io.Writer) (err error) {
+func collectFiles(ctx context.Context, path, format string, files []string, stderr io.Writer) (err error) {
 	cfg, err := loadConfig(path)
 	if err != nil {
 		return err
@@ -52,7 +55,7 @@ func collectFiles(ctx context.Context, path string, files []string, stderr io.Wr
 	if !cfg.Kafka.Enabled() {
 		return errNoKafka
 	}
-	r := &replayer{cfg: cfg, log: cfg.logger(), names: flow.NewNames(0), stderr: stderr, ledger: flow.Ledger{}}
+	r := &replayer{cfg: cfg, log: cfg.logger(), names: flow.NewNames(0), stderr: stderr, ledger: flow.Ledger{}, format: format}
 	client, err := kafka.Open(cfg.Kafka, resolveSecret, kafka.Options{Logger: r.log})
 	if err != nil {
 		return err
@@ -63,6 +66,12 @@ func collectFiles(ctx context.Context, path string, files []string, stderr io.Wr
 		return err
 	}
 	settings, err := yaml.Marshal(cfg.Ingest.Decode)
+	if format != "" {
+		settings, err = yaml.Marshal(struct {
+			Format string
+			Logs   agent.Config
+		}{format, cfg.Ingest.Logs.Decode})
+	}
 	if err != nil {
 		return err
 	}
@@ -71,7 +80,7 @@ func collectFiles(ctx context.Context, path string, files []string, stderr io.Wr
 	if err := r.run(ctx, files, newDividedTopic(client, r.names, r.log, source.producer, n), source); err != nil {
 		return err
 	}
-	if err := decodeSummary(stderr, r.stats, r.ledger); err != nil {
+	if err := r.told(stderr); err != nil {
 		return err
 	}
 	return r.ledger.Check()

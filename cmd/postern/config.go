@@ -171,7 +171,7 @@ func (c *config) validate() error {
 	if n := c.Ingest.Spool.ChunkRows; n > sink.MaxFlowRows { // it would be recorded with what waits, and refused for ever
 		check("ingest.spool", fmt.Errorf("chunkRows is %d; an insert may have %d rows at most", n, sink.MaxFlowRows))
 	}
-	check("ingest.kafka", c.Ingest.Kafka.Validate())
+	check("ingest.kafka", c.Ingest.Kafka.Validate(c.Ingest.Logs.Decode))
 	check("kafka", c.Kafka.Validate())
 	check("policy.judge", c.Policy.Judge.Validate())
 	check("enrich", c.Enrich.Validate())

@@ -240,11 +240,25 @@ func (d *detection) rememberedLongEnough() error {
 	return nil
 }
 
+// foreign reads the values of a topic that others write.
+type foreign interface {
+	// Decode appends the flows of one value to out and says how many of its messages were
+	// refused; only if nothing of the value can be read is err set. seed makes the ids,
+	// received stands in where a message has no time.
+	Decode(value []byte, seed uint64, received flow.Time, out *flow.Batch) (refused int, err error)
+	// Reason is why the first message that the last Decode refused was refused.
+	Reason() error
+}
+
 // foreignOf makes the reader of a topic of others, nil for our own.
-func (d *detection) foreignOf(topic string) (*kafka.Foreign, error) {
+func (d *detection) foreignOf(topic string, set stageSettings) (foreign, error) {
 	for _, t := range d.cfg.Ingest.Kafka.Topics {
-		if t.Topic == topic {
+		switch {
+		case t.Topic != topic:
+		case slices.Contains(kafka.Formats(), t.Format):
 			return kafka.NewForeign(t.Format, d.names)
+		default:
+			return newLogValues(t.Format, set.Logs, d.cfg.Ingest.Logs.MaxLine, d.names)
 		}
 	}
 	return nil, nil

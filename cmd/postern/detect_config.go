@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/postern/postern/flow"
+	"github.com/postern/postern/ingest/agent"
 	"github.com/postern/postern/ingest/kafka"
 )
 
@@ -23,7 +24,7 @@ type kafkaIngestConfig struct {
 type foreignTopic struct {
 	// Topic is its name.
 	Topic string `yaml:"topic"`
-	// Format is what its values are: goflow2-protobuf or goflow2-json.
+	// Format is what its values are: goflow2-protobuf, goflow2-json, or a format of logs (docs/agents), whose lines a value holds one or several of.
 	Format string `yaml:"format"`
 }
 
@@ -37,13 +38,13 @@ func defaultKafkaIngest() kafkaIngestConfig {
 }
 
 // Validate says what is wrong with c.
-func (c kafkaIngestConfig) Validate() error {
+func (c kafkaIngestConfig) Validate(logs agent.Config) error {
 	for i, t := range c.Topics {
 		if t.Topic == "" {
 			return fmt.Errorf("topics[%d].topic: is empty; name the topic", i)
 		}
-		if !slices.Contains(kafka.Formats(), t.Format) {
-			return fmt.Errorf("topics[%d].format: %q is not known; use one of %v", i, t.Format, kafka.Formats())
+		if _, err := agent.NewDecoder(t.Format, logs, flow.NewNames(1)); err != nil && !slices.Contains(kafka.Formats(), t.Format) {
+			return fmt.Errorf("topics[%d].format: %w; of goflow2 %v", i, err, kafka.Formats())
 		}
 	}
 	if c.Linger < 10*time.Millisecond || c.Linger > time.Minute {

@@ -91,6 +91,50 @@ func (p *pipeline) loseLines(exporter flow.Addr, n uint64) {
 	p.totals[exporter] = a
 }
 
+// logValues reads the values of a topic that agents' logs come by: a value is one line or
+// several, each by itself.
+type logValues struct {
+	dec    *agent.Decoder
+	split  agent.Splitter
+	reason error
+}
+
+func newLogValues(format string, cfg agent.Config, maxLine flow.Size, names *flow.Names) (*logValues, error) {
+	dec, err := agent.NewDecoder(format, cfg, names)
+	return &logValues{dec: dec, split: agent.Splitter{MaxItem: int(maxLine)}}, err
+}
+
+// Decode implements foreign. Lines that are no flows are not refused.
+func (v *logValues) Decode(value []byte, seed uint64, received flow.Time, out *flow.Batch) (refused int, err error) {
+	v.reason = nil
+	split, read := v.split, 0
+	origin := agent.Origin{Seed: seed, Received: received}
+	for at := 0; at < len(value); {
+		item, n, err := split.Next(value[at:], true)
+		if err == nil && len(item) > 0 {
+			err = v.dec.Decode(item, uint64(at), &origin, out)
+		}
+		var not agent.NotFlow
+		switch {
+		case err != nil && !errors.As(err, &not):
+			refused++
+			if v.reason == nil {
+				v.reason = err
+			}
+		case len(item) > 0:
+			read++
+		}
+		at += n
+	}
+	if read == 0 && refused > 0 {
+		return refused, v.reason
+	}
+	return refused, nil
+}
+
+// Reason implements foreign.
+func (v *logValues) Reason() error { return v.reason }
+
 // logFile is a log that is read from its beginning to its end.
 type logFile struct {
 	cfg    intake.Config

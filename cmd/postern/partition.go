@@ -44,7 +44,7 @@ type partition struct {
 	take    func(ctx context.Context, r *kafka.Record) error
 
 	decoder *kafka.Decoder // our own topic
-	foreign *kafka.Foreign // a topic of others
+	foreign foreign        // a topic of others
 	scratch *flow.Batch
 	away    *handing             // what belongs to other partitions
 	reg     *prometheus.Registry // of the stages
@@ -343,7 +343,7 @@ func (w *partition) build() (err error) {
 		w.changed = true
 	}
 	cfg := pipelineConfig{names: w.names, log: w.log}
-	if w.foreign, err = w.foreignOf(w.a.Topic); err != nil {
+	if w.foreign, err = w.foreignOf(w.a.Topic, set); err != nil {
 		return err
 	}
 	if w.foreign != nil {

@@ -37,19 +37,22 @@ type replayOptions struct {
 	flows    string
 	noStore  bool
 	notify   bool
+	format   string
 }
 
 func replayCommand() *cobra.Command {
 	var o replayOptions
 	cmd := &cobra.Command{
-		Use:   "replay [-c postern.yaml] [--policy DIR] FILE…",
-		Short: "Send captures through the whole pipeline",
+		Use:   "replay [-c postern.yaml] [--policy DIR] [--format NAME] FILE…",
+		Short: "Send captures or logs through the whole pipeline",
 		Long: `Reads captures (pcap, pcapng, either in gzip) and does with their flows what the service does: orients,
 judges, detects, stores. Exporters' clocks are believed, and each file is an input of its own.
 
 Rows go to the ClickHouse of the configuration, which may be that of a running service. Replaying the
 same file under the same policy changes nothing; under another policy the file's earlier rows are
 replaced, and the summary says so. --no-store needs no ClickHouse and no configuration.
+
+With --format the files are logs (see decode), plain or in gzip.
 
 Webhooks are sent only with --notify: what happened long ago is seldom news.`,
 		Args: cobra.MinimumNArgs(1),
@@ -64,6 +67,7 @@ Webhooks are sent only with --notify: what happened long ago is seldom news.`,
 	f.StringVar(&o.findings, "findings", "", "write findings to this file as JSON lines; - is standard output")
 	f.StringVar(&o.flows, "flows", "", "write every judged flow to this file as JSON lines; - is standard output")
 	f.BoolVar(&o.noStore, "no-store", false, "store nothing; needs no ClickHouse and no configuration")
+	f.StringVar(&o.format, "format", "", "the files are logs of this format, or auto")
 	f.BoolVar(&o.notify, "notify", false, "send the findings to the configured webhooks as well")
 	return cmd
 }
@@ -77,7 +81,7 @@ func replay(ctx context.Context, o replayOptions, files []string, stdout, stderr
 		cfg.Policy.Dir = o.policy
 	}
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: max(cfg.Log.Level, slog.LevelWarn)}))
-	r := &replayer{cfg: cfg, log: log, names: flow.NewNames(0), stderr: stderr, ledger: flow.Ledger{}}
+	r := &replayer{cfg: cfg, log: log, names: flow.NewNames(0), stderr: stderr, ledger: flow.Ledger{}, format: o.format}
 	if err := r.loadPolicy(o.policyAt); err != nil {
 		return err
 	}
@@ -120,6 +124,8 @@ type replayer struct {
 	since    flow.Time
 	detector *detect.Detector
 	stderr   io.Writer
+	format   string // of logs; empty: captures
+	logs     logFile
 
 	onFlow func(*flow.Batch) error
 
@@ -146,6 +152,9 @@ func (r *replayer) loadPolicy(at string) error {
 	}
 	r.hash, r.source = p.Hash(), p.Source()
 	r.key = r.hash
+	if r.format != "" {
+		r.key += "/" + r.format
+	}
 	if at != "" {
 		r.key += "@" + r.since.String()
 	}
@@ -320,14 +329,8 @@ func (r *replayer) feed(ctx context.Context, p *pipeline, file string, u unit, l
 		p.begin(u)
 	}
 	begin()
-	stats, err := eachDatagram(ctx, file, r.stderr, func(d *ingest.Datagram) error {
-		p.gate.Lock()
-		p.admit(d.Exporter, 1)
-		p.gate.Unlock()
-		if err := p.datagram(ctx, d); err != nil {
-			return err
-		}
-		if inUnit++; inUnit < unitDatagrams {
+	took := func(n, most int) error {
+		if inUnit += n; inUnit < most {
 			return nil
 		}
 		inUnit = 0
@@ -337,15 +340,66 @@ func (r *replayer) feed(ctx context.Context, p *pipeline, file string, u unit, l
 		}
 		begin()
 		return nil
-	})
-	addStats(&r.stats, stats)
-	if err != nil {
-		return err
+	}
+	if r.format != "" {
+		if err := r.feedLog(ctx, p, file, u.Input, took); err != nil {
+			return err
+		}
+	} else {
+		stats, err := eachDatagram(ctx, file, r.stderr, func(d *ingest.Datagram) error {
+			p.gate.Lock()
+			p.admit(d.Exporter, 1)
+			p.gate.Unlock()
+			if err := p.datagram(ctx, d); err != nil {
+				return err
+			}
+			return took(1, unitDatagrams)
+		})
+		addStats(&r.stats, stats)
+		if err != nil {
+			return err
+		}
 	}
 	if err := p.drain(ctx, last); err != nil {
 		return err
 	}
 	return p.end(ctx, nil, nil, nil)
+}
+
+// unitFlows is unitDatagrams for logs, whose flows are counted.
+const unitFlows = 1_000_000
+
+// feedLog sends the flows of a log through p.
+func (r *replayer) feedLog(ctx context.Context, p *pipeline, file, input string, took func(n, most int) error) error {
+	l := &r.logs
+	before := l.lines
+	l.cfg, l.format, l.names, l.diag, l.seed, l.why = r.cfg.Ingest.Logs, r.format, r.names, r.stderr, sourceID(input), ""
+	err := l.each(ctx, file, func(b *flow.Batch) error {
+		if err := p.records(ctx, func(to *flow.Batch) { to.Records = append(to.Records, b.Records...) }); err != nil {
+			return err
+		}
+		return took(len(b.Records), unitFlows)
+	})
+	p.gate.Lock()
+	a := p.totals[flow.Addr{}]
+	a.Lines.Received += l.lines.Received - before.Received
+	a.Lines.Read += l.lines.Read - before.Read
+	a.Lines.NotFlow += l.lines.NotFlow - before.NotFlow
+	a.Lines.Rejected += l.lines.Rejected - before.Rejected
+	p.totals[flow.Addr{}] = a
+	p.gate.Unlock()
+	if l.why != "" {
+		r.notes = append(r.notes, l.why)
+	}
+	return err
+}
+
+// told says what was read.
+func (r *replayer) told(w io.Writer) error {
+	if r.format != "" {
+		return r.logs.summary(w, r.ledger)
+	}
+	return decodeSummary(w, r.stats, r.ledger)
 }
 
 // keep remembers the newest revision of every finding.
@@ -363,7 +417,7 @@ func (r *replayer) summary(w io.Writer) error {
 	for _, n := range r.notes {
 		fmt.Fprintln(w, n)
 	}
-	if err := decodeSummary(w, r.stats, r.ledger); err != nil {
+	if err := r.told(w); err != nil {
 		return err
 	}
 	fmt.Fprint(w, r.verdicts.table())

@@ -11,6 +11,7 @@ import (
 	"github.com/postern/postern/enrich"
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest"
+	"github.com/postern/postern/ingest/agent"
 )
 
 // stageSettings is the part of the configuration that decides what the stages make
@@ -20,12 +21,13 @@ import (
 // through under the settings they were begun with.
 type stageSettings struct {
 	Decode ingest.DecoderConfig `yaml:"decode"`
+	Logs   agent.Config         `yaml:"logs"`
 	Enrich enrich.Config        `yaml:"enrich"`
 	Detect detect.Config        `yaml:"detect"`
 }
 
 func (c *config) stageSettings() (stageSettings, string, error) {
-	s := stageSettings{c.Ingest.Decode, c.Enrich, c.Detect}
+	s := stageSettings{c.Ingest.Decode, c.Ingest.Logs.Decode, c.Enrich, c.Detect}
 	text, err := yaml.Marshal(s)
 	return s, string(text), err
 }

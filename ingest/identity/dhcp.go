@@ -485,7 +485,9 @@ func (s *leases) mergeOne(before holder, list []holder, out *told, now flow.Time
 	}
 	// The file speaks of older leases and not of that one: it is another file, or one
 	// that was restored. What still holds in it counts.
-	start = slices.IndexFunc(list, func(n holder) bool { return n.Fact.Since >= before.Fact.Since || n.Fact.Until == 0 || n.Fact.Until > now })
+	start = slices.IndexFunc(list, func(n holder) bool {
+		return n.Fact.Since >= before.Fact.Since || n.Fact.Until == 0 || n.Fact.Until > now
+	})
 	end := now
 	if start < 0 {
 		start = len(list)

@@ -315,7 +315,7 @@ func (s *keaSim) clean() {
 // luck, no address is ever credited to a client that did not hold it then, outside what
 // is said to be uncertain (THREATS 14); and while it looks often, who holds one is known.
 func TestKeaRandom(t *testing.T) {
-	for seed := range uint64(40) {
+	for seed := range uint64(12) {
 		rng := rand.New(rand.NewPCG(seed, 9))
 		dir := t.TempDir()
 		s := &keaSim{rng: rng, path: filepath.Join(dir, "kea-leases4.csv"), now: 1_000_000, holder: map[string]*simLease{}, truth: map[string][]simLease{}, kept: map[string]string{}}

@@ -501,6 +501,15 @@ func inventoryRow(columns []string, line string, comma rune) (e entry, where fun
 	fields, cerr := r.Read()
 	if cerr != nil {
 		column := csvColumn(cerr)
+		// Read generously, it may still say which addresses it is about.
+		r = csv.NewReader(strings.NewReader(line))
+		r.Comma, r.FieldsPerRecord, r.LazyQuotes = comma, -1, true
+		fields, _ := r.Read() // nothing, if it cannot be read like this either
+		for i, v := range fields {
+			if i < len(columns) {
+				e.set(columns[i], v)
+			}
+		}
 		return e, func(string) int { return column }, &fieldError{"", "the quotes do not fit", `put the whole field in quotes and write "" for one within it`}
 	}
 	where = func(field string) int {
@@ -584,7 +593,7 @@ func readInventoryYAML(path, text string, facts []flow.Fact, partial *partialErr
 	if t, what := screenYAML(tokens); t != nil {
 		return nil, wrong(t, "%s; write plain values", what)
 	}
-	file, perr := parser.Parse(tokens, 0)
+	file, perr := parser.Parse(tokens, 0, parser.AllowDuplicateMapKey())
 	if perr != nil {
 		if syntax, ok := errors.AsType[yaml.Error](perr); ok {
 			message, _, _ := strings.Cut(syntax.GetMessage(), "\n")

@@ -42,8 +42,8 @@ type partialError struct {
 	entries  int // how many
 	addrs    map[flow.Addr]bool
 	subjects map[string]bool
-	// all is set where an entry does not even say what it is about; then nothing that
-	// is missing counts as gone.
+	// all is set where an entry does not even say what it is about; then nothing that is
+	// missing counts as gone, unless other entries speak of the same address or subject.
 	all bool
 	err error // the first few of them
 }
@@ -54,9 +54,13 @@ func (e *partialError) Error() string {
 
 func (e *partialError) Unwrap() error { return e.err }
 
-func (e *partialError) keeps(f *flow.Fact) bool {
-	return e != nil && (e.all || e.addrs[f.Addr] && !f.Addr.IsZero() || e.subjects[f.Subject] && f.Subject != "")
+// keeps says whether f, which is missing, stays. spoken is what the other entries are about.
+func (e *partialError) keeps(f *flow.Fact, spoken map[factIdentity]bool) bool {
+	return e != nil && (e.all && !spoken[aboutOf(f)] || e.addrs[f.Addr] && !f.Addr.IsZero() || e.subjects[f.Subject] && f.Subject != "")
 }
+
+// aboutOf is the address or subject of a fact alone.
+func aboutOf(f *flow.Fact) factIdentity { return factIdentity{addr: f.Addr, subject: f.Subject} }
 
 // maxPartialErrors is how many bad entries are told one by one; the others are counted.
 const maxPartialErrors = 8
@@ -265,6 +269,10 @@ func (p *polled) diff(facts []flow.Fact, partial *partialError, now flow.Time) *
 	}
 	change := &pendingTell{}
 	seen := make(map[factKey]bool, len(facts))
+	var spoken map[factIdentity]bool
+	if partial != nil {
+		spoken = make(map[factIdentity]bool, len(facts))
+	}
 	var added []heldFact
 	for i := range facts {
 		f := facts[i]
@@ -278,6 +286,9 @@ func (p *polled) diff(facts []flow.Fact, partial *partialError, now flow.Time) *
 			continue // said twice
 		}
 		seen[key] = true
+		if partial != nil {
+			spoken[aboutOf(&f)] = true
+		}
 		before, known := p.held[key]
 		switch {
 		case !known:
@@ -292,7 +303,7 @@ func (p *polled) diff(facts []flow.Fact, partial *partialError, now flow.Time) *
 	}
 	var gone []heldFact
 	for key, f := range p.held {
-		if !seen[key] && !partial.keeps(&f) {
+		if !seen[key] && !partial.keeps(&f, spoken) {
 			gone = append(gone, heldFact{key, f})
 		}
 	}
@@ -303,7 +314,7 @@ func (p *polled) diff(facts []flow.Fact, partial *partialError, now flow.Time) *
 	// What begins must not share its identity with what goes on.
 	taken := make(map[factIdentity]factKey, len(p.held)+len(added))
 	for key, f := range p.held {
-		if seen[key] || partial.keeps(&f) {
+		if seen[key] || partial.keeps(&f, spoken) {
 			taken[identityOf(&f)] = key
 		}
 	}

@@ -1,0 +1,267 @@
+package identity
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/postern/postern/flow"
+)
+
+func TestInventoryCSV(t *testing.T) {
+	for _, c := range []struct {
+		name, text string
+		want       []string
+		complaints string // of entries
+		err        string // of the file
+	}{
+		{"commas", "address,workload,device,user,account,groups,posture,since,until\n" +
+			"10.0.0.1,web,lap-1,alice,svc-web,\"staff, admins\",managed,2026-01-01T00:00:00Z,2026-02-01T01:00:00+01:00\n" +
+			"\n# a comment\n" +
+			"2001:DB8::1,db,,,,,,,\n" +
+			"\"10.0.0.2 ::ffff:10.0.0.3\",\"a \"\"b\"\"\",,,,,,,\n",
+			[]string{
+				`lease 10.0.0.1 workload=web device=lap-1 user=alice account=svc-web groups=admins,staff posture=managed since=2026-01-01T00:00:00.000Z until=2026-02-01T00:00:00.000Z disabled=false`,
+				`static 10.0.0.2 workload=a "b" device= user= account= groups= posture= since= until= disabled=false`,
+				`static 10.0.0.3 workload=a "b" device= user= account= groups= posture= since= until= disabled=false`,
+				`static 2001:db8::1 workload=db device= user= account= groups= posture= since= until= disabled=false`,
+			}, "", ""},
+		{"semicolons, a byte order mark, CR LF, capitals", "\ufeffWorkload;Addresses\r\nweb;10.0.0.1, 10.0.0.2\r\n",
+			[]string{`static 10.0.0.1 workload=web device= user= account= groups= posture= since= until= disabled=false`,
+				`static 10.0.0.2 workload=web device= user= account= groups= posture= since= until= disabled=false`}, "", ""},
+		{"bad rows lose no neighbour", "address,workload,since\n" +
+			"10.0.0.1/24,a,\n" +
+			"10.0.0.2,b,2026-01-01\n" +
+			"10.0.0.300,c,\n" +
+			"10.0.0.4,d,,e\n" +
+			"10.0.0.5,\"quoted\n" +
+			"10.0.0.6,,\n" +
+			",g,\n" +
+			"10.0.0.8,h\x00h,\n" +
+			"0.0.0.0,i,\n" +
+			"fe80::1%eth0,j,\n" +
+			"10.0.0.11,k,\n",
+			[]string{`static 10.0.0.11 workload=k device= user= account= groups= posture= since= until= disabled=false`},
+			`f.csv:2:1: "10.0.0.1/24" is a prefix; write single addresses, such as 10.0.0.1; what holds for a whole prefix is a segment of the policy
+f.csv:3:12: since "2026-01-01" is no time; times carry a zone: write 2026-01-01T00:00:00Z
+f.csv:4:1: "10.0.0.300" is no address; write one such as 10.1.2.3 or 2001:db8::3
+f.csv:5:13: the row has 4 fields, the header 3; put a field with the delimiter in it in quotes
+f.csv:6:17: the quotes do not fit; put the whole field in quotes and write "" for one within it
+f.csv:7:10: it says nothing about its address; write a workload, device, user, account, groups or posture
+f.csv:8:1: it names no address; write one, such as 10.1.2.3 or 2001:db8::3
+f.csv:9:10: workload "h\x00h" holds what cannot be seen; write it without control and formatting characters
+10 entries could not be read`, ""},
+		{"an unknown column", "address,worklod\n10.0.0.1,a\n", nil, "", `f.csv:1:9: there is no column "worklod"; did you mean "workload"? It is one of address, addresses, workload`},
+		{"twice", "address;user;user\n", nil, "", `f.csv:1:14: the column "user" is there twice; keep one of them`},
+		{"no address", "workload,user\n", nil, "", "f.csv:1:1: no column is address"},
+		{"empty", "", nil, "", "f.csv:1:1: there is no header"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			partial := &partialError{}
+			facts, err := readInventory("f.csv", []byte(c.text), nil, partial)
+			checkInventory(t, facts, partial, err, c.want, c.complaints, c.err)
+		})
+	}
+}
+
+func checkInventory(t *testing.T, facts []flow.Fact, partial *partialError, err error, want []string, complaints, wrong string) {
+	t.Helper()
+	if err != nil || wrong != "" {
+		if err == nil || wrong == "" || !strings.Contains(err.Error(), wrong) {
+			t.Fatalf("%v; want %q", err, wrong)
+		}
+		return
+	}
+	if diff := cmp.Diff(want, factTexts(facts)); diff != "" {
+		t.Errorf("facts (-want +got):\n%s", diff)
+	}
+	var got string
+	if partial.entries > 0 {
+		got = partial.err.Error()
+		if partial.entries > maxPartialErrors {
+			got += fmt.Sprintf("\n%d entries could not be read", partial.entries)
+		}
+	}
+	if diff := cmp.Diff(complaints, got); diff != "" {
+		t.Errorf("complaints (-want +got):\n%s", diff)
+	}
+}
+
+func TestInventoryYAML(t *testing.T) {
+	for _, c := range []struct {
+		name, text string
+		want       []string
+		complaints string
+		err        string
+	}{
+		{"entries", `# who is where
+inventory:
+  - address: 10.0.0.1
+    workload: web
+    groups: [staff, admins]
+    since: 2026-01-01T00:00:00Z
+  - {addresses: [10.0.0.2, "2001:db8::2"], user: 1234, posture: managed}
+`, []string{
+			`lease 10.0.0.1 workload=web device= user= account= groups=admins,staff posture= since=2026-01-01T00:00:00.000Z until= disabled=false`,
+			`static 10.0.0.2 workload= device= user=1234 account= groups= posture=managed since= until= disabled=false`,
+			`static 2001:db8::2 workload= device= user=1234 account= groups= posture=managed since= until= disabled=false`,
+		}, "", ""},
+		{"a list alone", "- address: 10.0.0.1\n  workload: a\n", []string{`static 10.0.0.1 workload=a device= user= account= groups= posture= since= until= disabled=false`}, "", ""},
+		{"nothing yet", "inventory:\n", nil, "", ""},
+		{"bad entries lose no neighbour", `- address: 10.0.0.1
+  worklaod: a
+- address: 10.0.0.2
+  workload: {a: b}
+- 10.0.0.3
+- address: 10.0.0.4
+  until: yesterday
+  workload: x
+- address: 10.0.0.5
+  workload: e
+- address: 10.0.0.6
+  workload: f
+  workload: g
+- workload: h
+`, []string{`static 10.0.0.5 workload=e device= user= account= groups= posture= since= until= disabled=false`},
+			`f.yaml:2:3: there is no key "worklaod"; did you mean "workload"? It is one of address, addresses, workload, device, user, account, groups, posture, since, until
+f.yaml:4:13: workload is no plain value; write one value, or, of addresses and groups, a list of values
+f.yaml:5:3: this entry is not keys with values; write it such as address: 10.1.2.3
+f.yaml:7:10: until "yesterday" is no time; write it as 2026-10-01T09:00:00Z
+f.yaml:13:3: the key "workload" is there twice; keep one of them
+f.yaml:14:3: it names no address; write one, such as 10.1.2.3 or 2001:db8::3`, ""},
+		{"another key", "inventry:\n  - address: 10.0.0.1\n", nil, "", `f.yaml:1:1: the key "inventry" is not known here; write inventory:`},
+		{"two keys", "inventory: []\nhosts: []\n", nil, "", `f.yaml:2:1: the key "hosts" is not known here`},
+		{"no list", "inventory: 5\n", nil, "", "f.yaml:1:12: this is no list"},
+		{"syntax", "inventory: [\n", nil, "", "f.yaml:1:"},
+		{"anchors", "inventory:\n  - &a {address: 10.0.0.1, workload: x}\n  - *a\n", nil, "", "f.yaml:2:5: an anchor, alias or merge key is not part of an inventory"},
+		{"deep", strings.Repeat("[", 5000), nil, "", "nested deeper"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			partial := &partialError{}
+			facts, err := readInventory("f.yaml", []byte(c.text), nil, partial)
+			checkInventory(t, facts, partial, err, c.want, c.complaints, c.err)
+		})
+	}
+}
+
+// TestInventoryFollowed: a changed row is told when the file was left alone for a while,
+// a row that cannot be read ends nothing, and a file that is none at all says so.
+func TestInventoryFollowed(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "hosts.csv")
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("hosts.csv", "address,workload\n10.0.0.1,a\n10.0.0.2,b\n")
+	if err := os.Chtimes(path, time.Time{}, time.Now().Add(-time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	write("notes.txt", "not an inventory")
+	write(".hidden.csv", "what\n")
+	cfg := DefaultInventoryConfig()
+	cfg.Name, cfg.Path, cfg.Every = "hosts", dir, time.Minute
+	sources, err := New(Config{Inventory: []InventoryConfig{cfg}}, Options{StateDir: filepath.Join(dir, "state")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rec recorder
+	stop := running(t, sources[0], rec.tell)
+	await(t, &rec, "10.0.0.1", time.Second, "read at the start", func(f []flow.Fact) bool { return len(f) == 1 && f[0].Workload == "a" && f[0].SinceSlack == 0 })
+
+	write("hosts.csv", "address,workload\n10.0.0.1,c\n10.0.0.2,bro") // an editor at work
+	time.Sleep(500 * time.Millisecond)
+	write("hosts.csv", "address,workload\n10.0.0.1,c\n10.0.0.2,\"broken\n")
+	write("more.yaml", "- {address: 10.0.0.3, workload: d}\n")
+	facts := await(t, &rec, "10.0.0.1", 10*time.Second, "changed", func(f []flow.Fact) bool { return len(f) == 2 })
+	if facts[0].Until != facts[1].Since || facts[0].UntilSlack < time.Second || facts[0].UntilSlack != facts[1].SinceSlack {
+		t.Errorf("the border: %+v", facts)
+	}
+	if f := rec.of("10.0.0.2"); len(f) != 1 || f[0].Until != 0 || f[0].Workload != "b" {
+		t.Errorf("a row that cannot be read: %+v", f)
+	}
+	if f := rec.of("10.0.0.3"); len(f) != 1 {
+		t.Errorf("another file: %+v", f)
+	}
+	if err := stop(); err == nil || t.Context().Err() != nil {
+		t.Error(err)
+	}
+
+	write("more.yaml", "adresses: x\n")
+	sources, err = New(Config{Inventory: []InventoryConfig{cfg}}, Options{StateDir: filepath.Join(dir, "state")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = sources[0].Run(t.Context(), rec.tell)
+	if err == nil || !strings.Contains(err.Error(), "more.yaml:1:1: the key \"adresses\"") {
+		t.Errorf("a file that is no inventory, at the start: %v", err)
+	}
+}
+
+func TestConfigValidate(t *testing.T) {
+	inv, dhcp := DefaultInventoryConfig(), DefaultDHCPConfig()
+	inv.Name, inv.Path = "a", "hosts.txt"
+	dhcp.Name, dhcp.Server, dhcp.Socket, dhcp.User = "a", "isc", "/run/x", "u"
+	err := Config{Inventory: []InventoryConfig{inv}, DHCP: []DHCPConfig{dhcp, {}}}.Validate()
+	for _, want := range []string{
+		"inventory[0].path: files that end in .txt are not known", "dhcp[0].leases: is empty; ISC dhcpd has a lease file only",
+		"dhcp[0].name: \"a\" is also that of inventory[0]", "dhcp[0].user: goes with password", "dhcp[1].name:", "dhcp[1].server: \"\" is not known", "dhcp[1].every:",
+	} {
+		if err == nil || !slices.ContainsFunc(strings.Split(err.Error(), "\n"), func(s string) bool { return strings.HasPrefix(s, want) }) {
+			t.Errorf("no %s in\n%v", want, err)
+		}
+	}
+	for name, c := range map[string]DHCPConfig{
+		"kea file":   {Server: "kea", Leases: "/var/lib/kea/kea-leases4.csv"},
+		"kea socket": {Server: "kea", Socket: "/run/kea/kea4-ctrl-socket"},
+		"kea agent":  {Server: "kea", URL: "https://kea.example:8000/", User: "u", Password: "env:P", Family: 6},
+		"isc":        {Server: "isc", Leases: "/var/lib/dhcp/dhcpd.leases"},
+	} {
+		d := DefaultDHCPConfig()
+		c.Name, c.Timeout, c.Every, c.StaleAfter = "x", d.Timeout, d.Every, d.StaleAfter
+		if c.Family == 0 {
+			c.Family = 4
+		}
+		if err := c.Validate(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := New(Config{DHCP: []DHCPConfig{{}}}, Options{}); err == nil {
+		t.Error("a configuration that is none was taken")
+	}
+}
+
+func FuzzInventory(f *testing.F) {
+	f.Add("f.csv", "address;workload;groups\n10.0.0.1;a;\"x|y\"\n\"::1 10.0.0.2\";b\n")
+	f.Add("f.yaml", "inventory:\n  - address: 10.0.0.1\n    workload: a\n  - {addresses: [::2], groups: [b]}\n")
+	f.Add("f.yaml", "- - - a\n- [[{x: y}]]\n")
+	f.Fuzz(func(t *testing.T, path, text string) {
+		if path = "f.csv"; len(text)%2 == 0 {
+			path = "f.yaml"
+		}
+		partial := &partialError{}
+		facts, err := readInventory(path, []byte(text), nil, partial)
+		if err != nil && !strings.HasPrefix(err.Error(), path+":") {
+			t.Fatalf("it does not say where: %v", err)
+		}
+		if partial.entries > 0 && (partial.err == nil || !partial.all && len(partial.addrs) == 0) {
+			t.Fatalf("%+v", partial)
+		}
+		for i := range facts {
+			checkFact(t, &facts[i])
+		}
+		var p *partialError
+		if e := partial.orNil(); (e == nil) != (partial.entries == 0) || e != nil && !errors.As(e, &p) {
+			t.Fatal(e)
+		}
+	})
+}

@@ -157,6 +157,7 @@ func (a *aws) text(line []byte, e *entry) error {
 	if len(line) > 0 && line[0] >= 'a' && line[0] <= 'z' && bytes.Contains(line, []byte("addr")) && a.header(line) {
 		return NotFlow("a header")
 	}
+	line = awsExported(line)
 	a.row = [awsFields][]byte{}
 	n := 0
 	for rest := line; len(rest) > 0; n++ {
@@ -177,6 +178,18 @@ func (a *aws) text(line []byte, e *entry) error {
 		return fmt.Errorf("%d fields; the header names %d", n, len(a.columns))
 	}
 	return a.read(e)
+}
+
+// awsExported takes off the time that an export of CloudWatch Logs to S3 puts before a line.
+func awsExported(line []byte) []byte {
+	if len(line) > 20 && line[4] == '-' && line[10] == 'T' {
+		if word, rest := cut(line); len(rest) > 0 {
+			if _, ok := when(word); ok {
+				return rest
+			}
+		}
+	}
+	return line
 }
 
 // maxAWSColumns bounds what a header can make us keep; version 10 has 42 fields.
@@ -333,6 +346,7 @@ func knownAWS(line []byte, v *fastjson.Value) string {
 
 // awsLine says whether a line is a header, or a record of the default format.
 func awsLine(line []byte) bool {
+	line = awsExported(line)
 	fields := bytes.Fields(line[:min(len(line), 4096)])
 	if len(fields) == len(awsDefault) && len(fields[0]) <= 2 && decimal(fields[0]) {
 		switch string(fields[13]) {

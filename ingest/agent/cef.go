@@ -175,7 +175,7 @@ func (c *cef) parse(line []byte, e *entry) error {
 	return nil
 }
 
-// cefBegin is where CEF: and a version stand.
+// cefBegin is where CEF: and a version stand, with a space between as some write it.
 func cefBegin(line []byte) int {
 	for from := 0; ; {
 		i := bytes.Index(line[from:], []byte("CEF:"))
@@ -183,7 +183,8 @@ func cefBegin(line []byte) int {
 			return -1
 		}
 		i += from
-		if from = i + 4; from+1 < len(line) && line[from] >= '0' && line[from] <= '9' && line[from+1] == '|' {
+		from = i + 4
+		if v := bytes.TrimPrefix(line[from:], []byte{' '}); len(v) > 1 && v[0] >= '0' && v[0] <= '9' && v[1] == '|' {
 			return i
 		}
 	}
@@ -487,7 +488,7 @@ func (e *entry) stampYear(b []byte) (flow.Time, int) {
 
 func knownCEF(line []byte, v *fastjson.Value) string {
 	if i := cefBegin(line); v == nil && i >= 0 && i < 512 {
-		return "a line with CEF:" + string(line[i+4]) + "|"
+		return "a line with CEF: and a version"
 	}
 	return ""
 }

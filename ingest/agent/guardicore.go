@@ -112,8 +112,9 @@ func knownGuardicore(line []byte, v *fastjson.Value) string {
 	if v != nil || i < 0 || i >= 512 {
 		return ""
 	}
-	if vendor := line[i+6:]; len(vendor) > 11 && bytes.EqualFold(vendor[:11], []byte("Guardicore|")) {
-		return "a line with CEF:" + string(line[i+4]) + "|Guardicore|"
+	_, vendor, _ := bytes.Cut(line[i:], []byte{'|'})
+	if len(vendor) > 11 && bytes.EqualFold(vendor[:11], []byte("Guardicore|")) {
+		return "CEF of the vendor Guardicore"
 	}
 	return ""
 }

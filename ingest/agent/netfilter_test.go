@@ -11,7 +11,7 @@ import (
 func FuzzNetfilter(f *testing.F) { fuzzFormat(f, "netfilter") }
 
 func BenchmarkNetfilter(b *testing.B) {
-	benchLines(b, "netfilter", "netfilter.log", 0, 2, 5, 6, 8, 12, 14)
+	benchLines(b, "netfilter", "netfilter.log", 0, 2, 4, 5, 8, 11, 12, 17, 18)
 }
 
 // TestSyslogYear says which year a stamp without one is of, and which zone.

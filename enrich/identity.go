@@ -1,7 +1,6 @@
 package enrich
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 	"sync"
@@ -234,48 +233,6 @@ func (l *lost) covers(at, cut flow.Time) bool {
 	return l.known != 0 && (at >= l.from && at < l.to || cut < l.known)
 }
 
-// beat is a heartbeat.
-type beat struct {
-	at    flow.Time
-	limit flow.Time // milliseconds of silence until stale; 0: never
-}
-
-// source is what is known of a source itself.
-type source struct {
-	name  string
-	id    flow.Name
-	order uint8
-	beats []beat // ascending
-	// Heartbeats before this time were dropped: what is asked as of before it finds the
-	// source stale.
-	forgotten flow.Time
-}
-
-// heard gives the last heartbeat by the cut. known is false if the source never gave one
-// by then, which is fresh unless it is forgotten.
-func (s *source) heard(cut flow.Time) (b beat, known, forgotten bool) {
-	n := len(s.beats)
-	if n == 0 {
-		return beat{}, false, false
-	}
-	if s.beats[n-1].at <= cut {
-		return s.beats[n-1], true, false
-	}
-	i, found := slices.BinarySearchFunc(s.beats, cut, func(b beat, t flow.Time) int { return cmp.Compare(b.at, t) })
-	if !found {
-		i--
-	}
-	if i < 0 {
-		return beat{}, false, cut < s.forgotten
-	}
-	return s.beats[i], true, false
-}
-
-func (s *source) stale(at, cut flow.Time) bool {
-	b, known, forgotten := s.heard(cut)
-	return forgotten || known && b.limit != 0 && at-b.at > b.limit
-}
-
 // NewIdentity makes an empty Identity. names is the table that answers' names come from;
 // reg may be nil.
 func NewIdentity(cfg IdentityConfig, names *flow.Names, reg prometheus.Registerer) (*Identity, error) {
@@ -334,18 +291,12 @@ func (s *Identity) beat(b flow.Heartbeat) {
 	if b.At < src.forgotten {
 		return
 	}
-	i, found := slices.BinarySearchFunc(src.beats, b.At, func(b beat, t flow.Time) int { return cmp.Compare(b.at, t) })
-	if found { // two limits at one time: the stricter, whichever came first
-		if old := src.beats[i].limit; old == 0 || limit != 0 && limit < old {
-			src.beats[i].limit = limit
-		}
-	} else {
-		src.beats = slices.Insert(src.beats, i, beat{b.At, limit})
-	}
+	src.add(beat{b.At, limit})
 	if len(src.beats) > s.beatsLimit {
 		n := len(src.beats) / 4
 		src.beats = slices.Clone(src.beats[n:])
 		src.forgotten = src.beats[0].at
+		src.index()
 		s.m.beatsDropped.Add(float64(n))
 	}
 	s.m.beats.WithLabelValues(b.Source).Set(float64(src.beats[len(src.beats)-1].at) / 1000)
@@ -420,43 +371,58 @@ func (v View) Close() { v.s.mu.RUnlock() }
 // before at counts as at: nothing is known of what has not happened yet.
 func (v View) Lookup(addr flow.Addr, at, cut flow.Time, a *Answer) {
 	s := v.s
+	h := s.places.find(addr.Canonical())
+	if h == nil {
+		s.miss(at, cut, a)
+		return
+	}
+	s.answer(h, h.at(at), at, cut, a)
+}
+
+// miss answers for an address of which nothing is held.
+func (s *Identity) miss(at, cut flow.Time, a *Answer) {
+	*a = Answer{Staleness: -1}
+	switch {
+	case at < s.horizon:
+		a.Why, a.GroupsWhy = WhyExpired, WhyExpired
+	case s.lost.covers(at, max(at, cut)):
+		a.Why = WhyFull
+	default:
+		a.Why = WhyUnknown
+	}
+}
+
+// answer answers with what holds at a time, b of h.
+func (s *Identity) answer(h *holder, b *body, at, cut flow.Time, a *Answer) {
 	*a = Answer{Staleness: -1}
 	cut = max(at, cut)
 	if at < s.horizon {
 		a.Why, a.GroupsWhy = WhyExpired, WhyExpired
 		return
 	}
-	h := s.places.find(addr.Canonical())
-	if h == nil {
-		a.Why = WhyUnknown
-		if s.lost.covers(at, cut) {
-			a.Why = WhyFull
-		}
+	var silence [2]int64
+	if cut < b.settled || b.flags&slowBody != 0 || !s.fresh(b, at, cut, &silence) {
+		s.lookupSlow(h, b, at, cut, a)
 		return
 	}
-	b := h.at(at)
-	if cut < b.settled || b.flags&slowBody != 0 || !s.fresh(b, at, cut) {
-		s.lookupSlow(h, b, at, cut, a)
-	} else {
-		a.Workload, a.Device, a.User, a.Account, a.Posture = b.workload, b.device, b.user, b.account, b.posture
-		a.Why, a.Confidence = b.why, b.confidence
-		if b.flags&noIdentity == 0 {
-			a.Identity = b.user
-			if b.user == flow.NoName {
-				a.Identity = b.account
-			}
+	a.Workload, a.Device, a.User, a.Account, a.Posture = b.workload, b.device, b.user, b.account, b.posture
+	a.Why, a.Confidence = b.why, b.confidence
+	if b.flags&noIdentity == 0 {
+		a.Identity = b.user
+		if b.user == flow.NoName {
+			a.Identity = b.account
 		}
-		if i := b.flags >> placeShift & 3; i != 0 {
-			s.credit(&a.Source, b.sources[i-1]-1, at, cut, a)
-		}
-		if i := b.flags >> userShift & 3; i != 0 {
-			s.credit(&a.UserSource, b.sources[i-1]-1, at, cut, a)
-		}
-		if a.Identity != flow.NoName {
-			s.join(at, cut, a)
-			if b.groups != 0 {
-				s.groups.list(b.groups, a)
-			}
+	}
+	if i := b.flags >> placeShift & 3; i != 0 {
+		a.Source, a.Staleness = s.sources[b.sources[i-1]-1].id, silence[i-1]
+	}
+	if i := b.flags >> userShift & 3; i != 0 {
+		a.UserSource, a.Staleness = s.sources[b.sources[i-1]-1].id, max(a.Staleness, silence[i-1])
+	}
+	if a.Identity != flow.NoName {
+		s.join(at, cut, a)
+		if b.groups != 0 {
+			s.groups.list(b.groups, a)
 		}
 	}
 }
@@ -498,14 +464,21 @@ func (v View) Resolve(user flow.Name, at, cut flow.Time, a *Answer) {
 // It does not allocate for a name it has seen.
 func (s *Identity) Canonical(user flow.Name) flow.Name { return s.canonical.of(s, user) }
 
-// fresh says whether none of the sources that b hangs on is stale.
-func (s *Identity) fresh(b *body, at, cut flow.Time) bool {
-	for _, i := range b.sources {
+// fresh says whether none of the sources that b hangs on is stale, and for how long each
+// had been silent.
+func (s *Identity) fresh(b *body, at, cut flow.Time, silence *[2]int64) bool {
+	for n, i := range b.sources {
 		if i == 0 {
 			return true
 		}
-		if s.sources[i-1].stale(at, cut) {
+		beat, known, forgotten := s.sources[i-1].heard(cut)
+		switch {
+		case forgotten || known && beat.silent(at):
 			return false
+		case known:
+			silence[n] = max(0, int64(at-beat.at))
+		default:
+			silence[n] = -1
 		}
 	}
 	return true
@@ -562,7 +535,8 @@ func (s *Identity) join(at, cut flow.Time, a *Answer) {
 		return
 	}
 	b := h.at(at)
-	if cut < b.settled || b.flags&slowBody != 0 || !s.fresh(b, at, cut) {
+	var silence [2]int64
+	if cut < b.settled || b.flags&slowBody != 0 || !s.fresh(b, at, cut, &silence) {
 		s.joinSlow(h.past, at, cut, a)
 		return
 	}
@@ -573,7 +547,7 @@ func (s *Identity) join(at, cut flow.Time, a *Answer) {
 		a.Posture, a.postureOfIdentity = b.posture, true
 	}
 	if i := b.flags >> placeShift & 3; i != 0 {
-		s.credit(&a.GroupSource, b.sources[i-1]-1, at, cut, a)
+		a.GroupSource, a.Staleness = s.sources[b.sources[i-1]-1].id, max(a.Staleness, silence[i-1])
 	}
 	if b.groups != 0 {
 		s.groups.list(b.groups, a)

@@ -6,11 +6,11 @@ import "github.com/prometheus/client_golang/prometheus"
 type took int
 
 const (
-	tookNew       took = iota
-	tookAgain          // told before, or an end put off in time
-	tookInvalid        // no source, address, subject or time of knowing
-	tookExpired        // it ended before what is kept
-	tookFull           // no more may be held
+	tookNew     took = iota
+	tookAgain        // told before, or an end put off in time
+	tookInvalid      // no source, address, subject or time of knowing
+	tookExpired      // it ended before what is kept
+	tookFull         // no more may be held
 	tookOutcomes
 )
 

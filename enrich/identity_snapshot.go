@@ -118,6 +118,7 @@ func (s *Identity) restore(b []byte) error {
 			}
 			src.beats = append(src.beats, beat{last, limit})
 		}
+		src.index()
 	}
 	for range d.count(20) {
 		var key [16]byte

@@ -444,7 +444,7 @@ func (s *Identity) rebuild(h *holder, lo, hi flow.Time) {
 	}
 	h.starts = slices.Replace(h.starts, i, j, x.starts...)
 	h.bodies = slices.Replace(h.bodies, i, j, x.bodies...)
-	h.from, h.newest = h.starts[len(h.starts)-1], h.bodies[len(h.bodies)-1]
+	h.setNewest()
 }
 
 // selection gives p with only the versions that can matter in [from, to).

@@ -19,6 +19,7 @@ func (s *Identity) sweep() {
 		k, _ := slices.BinarySearchFunc(src.beats, horizon+1, func(b beat, t flow.Time) int { return cmp.Compare(b.at, t) })
 		if k > 1 {
 			src.beats = slices.Clone(src.beats[k-1:])
+			src.index()
 		}
 	}
 	if s.lost.known != 0 && s.lost.to <= horizon && s.lost.known <= horizon {

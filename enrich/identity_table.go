@@ -41,16 +41,31 @@ const (
 	moreBody = 1 << userShift // of a subject, which has no users
 )
 
-// holder is what is known of one address, or of one subject of directories. Its key and
-// the newest span are one line of memory, all else is the next.
+// holder is what is known of one address, or of one subject of directories: two lines of
+// memory, the first with the newest span in which somebody held it.
 type holder struct {
-	key    flow.Addr   // of a subject: the name in Lo
-	from   flow.Time   // where the newest span begins
-	newest body        // the last of bodies again
-	starts []flow.Time // where the spans begin, ascending, the first at earliest
-	bodies []body
-	past   *past
-	_      uint64
+	key      flow.Addr   // of a subject: the name in Lo
+	from, to flow.Time   // of the newest span
+	newest   body        // one of bodies again
+	starts   []flow.Time // where the spans begin, ascending, the first at earliest
+	bodies   []body
+	past     *past
+}
+
+// setNewest picks the span that most lookups want: the last in which anybody held it. After
+// a lease that says when it will end comes a span in which nobody does, mostly in the future.
+func (h *holder) setNewest() {
+	i, n := len(h.bodies)-1, len(h.bodies)
+	for i > 0 && i > n-4 && h.bodies[i].sources[0] == 0 {
+		i--
+	}
+	if h.bodies[i].sources[0] == 0 {
+		i = n - 1
+	}
+	h.from, h.to, h.newest = h.starts[i], latest, h.bodies[i]
+	if i+1 < n {
+		h.to = h.starts[i+1]
+	}
 }
 
 // past is what the spans were made of.
@@ -64,11 +79,11 @@ type past struct {
 
 // at gives what holds at t.
 func (h *holder) at(t flow.Time) *body {
-	if t >= h.from {
+	if t >= h.from && t < h.to {
 		return &h.newest
 	}
 	starts := h.starts
-	i := len(starts) - 2
+	i := len(starts) - 1
 	if i >= 24 {
 		lo, hi := 0, i // the last start that is not after t lies in [lo, hi]
 		for lo < hi {
@@ -106,7 +121,10 @@ func hashAddr(a flow.Addr) uint64 {
 
 // find gives the holder of an address, nil if there is none; until the next add.
 func (t *table) find(a flow.Addr) *holder {
-	x := hashAddr(a)
+	return t.findHashed(a, hashAddr(a))
+}
+
+func (t *table) findHashed(a flow.Addr, x uint64) *holder {
 	mask := uint64(len(t.slots) - 1)
 	tag := uint32(x) >> 24
 	for i := x >> t.shift; ; i++ {
@@ -118,6 +136,17 @@ func (t *table) find(a flow.Addr) *holder {
 			if h := &t.holders[v&(1<<24-1)-1]; h.key == a {
 				return h
 			}
+		}
+	}
+}
+
+// likely gives the place in holders, + 1, of the first whose hash looks like x; 0 if none does.
+func (t *table) likely(x uint64) uint32 {
+	mask := uint64(len(t.slots) - 1)
+	tag := uint32(x) >> 24
+	for i := x >> t.shift; ; i++ {
+		if v := t.slots[i&mask]; v == 0 || v>>24 == tag {
+			return v & (1<<24 - 1)
 		}
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -755,5 +754,3 @@ func TestIdentityRetention(t *testing.T) {
 		t.Errorf("only %d lookups were of times no longer kept", expired)
 	}
 }
-
-var _ = strings.Contains

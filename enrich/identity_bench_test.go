@@ -1,0 +1,260 @@
+package enrich
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/postern/postern/flow"
+)
+
+// The benchmarks' company: 200,000 addresses that each had 8 leases one after the other,
+// every other with a session, 20,000 users of whom a directory tells groups.
+const (
+	benchAddrs  = 200_000
+	benchLeases = 8
+	benchUsers  = 20_000
+	benchStart  = flow.Time(1_700_000_000_000)
+	benchLease  = flow.Time(24 * 3600 * 1000)
+	benchEnd    = benchStart + benchLeases*benchLease
+)
+
+func benchAddr(i int) flow.Addr { return flow.AddrFrom4(0x0a000000 + uint32(i)) }
+
+func benchFacts(yield func([]flow.Fact)) {
+	var facts []flow.Fact
+	for u := range benchUsers {
+		f := flow.Fact{Source: "ad", Kind: flow.FactDirectory, Subject: fmt.Sprint("user", u), Since: benchStart, Known: benchStart}
+		for g := range 1 + u%6 {
+			f.Groups = append(f.Groups, fmt.Sprint("group", g, "-", u%500))
+		}
+		facts = append(facts, f)
+	}
+	for n := range benchLeases {
+		since := benchStart + flow.Time(n)*benchLease
+		for i := range benchAddrs {
+			device := fmt.Sprint("dev", (i+n)%50000)
+			facts = append(facts, flow.Fact{Source: "dhcp", Kind: flow.FactLease, Addr: benchAddr(i), Since: since, Until: since + benchLease - 1000,
+				Known: since + 2000, Device: device, Workload: device})
+			if i%2 == 0 {
+				facts = append(facts, flow.Fact{Source: "logons", Kind: flow.FactSession, Addr: benchAddr(i), Since: since + 60_000, Until: since + benchLease/2,
+					Known: since + 61_000, User: fmt.Sprint("user", (i+n)%benchUsers), Session: "s"})
+			}
+			if len(facts) >= 4096 {
+				yield(facts)
+				facts = facts[:0]
+			}
+		}
+	}
+	yield(facts)
+}
+
+var bench = sync.OnceValue(func() *Identity {
+	cfg := DefaultIdentityConfig()
+	cfg.MaxFacts = 4 << 20
+	s, err := NewIdentity(cfg, flow.NewNames(0), nil)
+	if err != nil {
+		panic(err)
+	}
+	benchFacts(func(f []flow.Fact) { s.Take(f, flow.Heartbeat{}) })
+	for _, source := range []string{"dhcp", "logons", "ad"} {
+		for at := benchStart; at <= benchEnd; at += 30_000 {
+			s.Take(nil, flow.Heartbeat{Source: source, At: at, StaleAfter: 10 * time.Minute})
+		}
+	}
+	return s
+})
+
+func questions(ask func(r *rand.Rand) Question) []Question {
+	r := rand.New(rand.NewPCG(1, 2))
+	qs := make([]Question, 1<<16)
+	for i := range qs {
+		qs[i] = ask(r)
+	}
+	return qs
+}
+
+func benchmarkLookup(b *testing.B, late flow.Time, ask func(r *rand.Rand) Question) {
+	s := bench()
+	qs := questions(ask)
+	runtime.GC()
+	v := s.View()
+	defer v.Close()
+	var a Answer
+	var found, identities, groups int
+	for i := range qs {
+		qs[i].Cut = qs[i].At + 60_000 + late
+	}
+	b.Run("one", func(b *testing.B) {
+		b.ReportAllocs()
+		i := 0
+		for b.Loop() {
+			q := &qs[i&(1<<16-1)]
+			v.Lookup(q.Addr, q.At, q.Cut, &a)
+			i++
+		}
+	})
+	b.Run("all", func(b *testing.B) {
+		b.ReportAllocs()
+		as := make([]Answer, 256)
+		i := 0
+		for left := b.N; left > 0; left -= len(as) { // ns/op is by lookup
+			v.LookupAll(qs[i&(1<<16-1):][:len(as)], as)
+			i += len(as)
+		}
+	})
+	for i := range qs {
+		v.Lookup(qs[i].Addr, qs[i].At, qs[i].At+60_000+late, &a)
+		if a.Workload != flow.NoName {
+			found++
+		}
+		if a.Identity != flow.NoName {
+			identities++
+		}
+		if a.Groups[0] != flow.NoName {
+			groups++
+		}
+	}
+	b.Logf("of %d: workload %d, identity %d, groups %d", len(qs), found, identities, groups)
+}
+
+func anyAddr(r *rand.Rand) flow.Addr { return benchAddr(r.IntN(benchAddrs)) }
+
+// BenchmarkIdentityNewest: live flows of the last lease, by all addresses alike.
+func BenchmarkIdentityNewest(b *testing.B) {
+	benchmarkLookup(b, 0, func(r *rand.Rand) Question {
+		return Question{Addr: anyAddr(r), At: benchEnd - benchLease/2 + flow.Time(r.IntN(int(benchLease/2-300_000)))}
+	})
+}
+
+// BenchmarkIdentityNewestFew: the same by the 2,000 addresses that speak most.
+func BenchmarkIdentityNewestFew(b *testing.B) {
+	benchmarkLookup(b, 0, func(r *rand.Rand) Question {
+		return Question{Addr: benchAddr(r.IntN(2000) * 100), At: benchEnd - benchLease/2 + flow.Time(r.IntN(int(benchLease/2-300_000)))}
+	})
+}
+
+// BenchmarkIdentityRandomTime: late flows from anywhere in the eight leases.
+func BenchmarkIdentityRandomTime(b *testing.B) {
+	benchmarkLookup(b, 0, func(r *rand.Rand) Question {
+		return Question{Addr: benchAddr(r.IntN(benchAddrs/2)*2 + 1), At: benchStart + flow.Time(r.IntN(int(benchLease*benchLeases)))}
+	})
+}
+
+// BenchmarkIdentityGroupJoin: random times at which a user is logged on, groups joined.
+func BenchmarkIdentityGroupJoin(b *testing.B) {
+	benchmarkLookup(b, 0, func(r *rand.Rand) Question {
+		return Question{Addr: benchAddr(r.IntN(benchAddrs/2) * 2), At: benchStart + flow.Time(r.IntN(benchLeases))*benchLease + 70_000 + flow.Time(r.IntN(int(benchLease/2-200_000)))}
+	})
+}
+
+// BenchmarkIdentityMiss: addresses nobody speaks of.
+func BenchmarkIdentityMiss(b *testing.B) {
+	benchmarkLookup(b, 0, func(r *rand.Rand) Question {
+		return Question{Addr: flow.AddrFrom4(0xc0000000 + uint32(r.IntN(1<<24))), At: benchEnd - benchLease/2}
+	})
+}
+
+// BenchmarkIdentitySlow: asked as of before the facts became known, so that all of them
+// are gone through.
+func BenchmarkIdentitySlow(b *testing.B) {
+	benchmarkLookup(b, -60_000, func(r *rand.Rand) Question {
+		return Question{Addr: anyAddr(r), At: benchStart + flow.Time(r.IntN(benchLeases))*benchLease + flow.Time(r.IntN(1500))}
+	})
+}
+
+// BenchmarkIdentityStale: a minute after the last heartbeat's limit, sessions and leases.
+func BenchmarkIdentityStale(b *testing.B) {
+	benchmarkLookup(b, 0, func(r *rand.Rand) Question {
+		return Question{Addr: anyAddr(r), At: benchEnd + 700_000}
+	})
+}
+
+// BenchmarkIdentityResolve: users that the flow's own agent told.
+func BenchmarkIdentityResolve(b *testing.B) {
+	s := bench()
+	users := make([]flow.Name, 1<<14)
+	r := rand.New(rand.NewPCG(3, 4))
+	for i := range users {
+		users[i] = s.names.Intern(fmt.Sprint("User", r.IntN(benchUsers)))
+	}
+	v := s.View()
+	defer v.Close()
+	var a Answer
+	b.ReportAllocs()
+	i := 0
+	for b.Loop() {
+		a = Answer{}
+		v.Resolve(users[i&(1<<14-1)], benchEnd-1000, benchEnd, &a)
+		i++
+	}
+	if a.Groups[0] == flow.NoName {
+		b.Fatal("no groups")
+	}
+}
+
+// BenchmarkIdentityParallel: all cores look up in batches of 4,096, with a fact coming in
+// every few batches.
+func BenchmarkIdentityParallel(b *testing.B) {
+	s := bench()
+	qs := questions(func(r *rand.Rand) Question {
+		return Question{Addr: anyAddr(r), At: benchStart + flow.Time(r.IntN(int(benchLease*benchLeases)))}
+	})
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		var a Answer
+		for i := 0; ; {
+			v := s.View()
+			for range flow.BatchSize {
+				if !pb.Next() {
+					v.Close()
+					return
+				}
+				q := &qs[i&(1<<16-1)]
+				v.Lookup(q.Addr, q.At, q.At+60_000, &a)
+				i++
+			}
+			v.Close()
+		}
+	})
+}
+
+// BenchmarkIdentityTake: leases that follow one another, 200,000 addresses; ns a fact.
+func BenchmarkIdentityTake(b *testing.B) {
+	var batches [][]flow.Fact
+	n := 0
+	benchFacts(func(f []flow.Fact) {
+		batches = append(batches, append([]flow.Fact(nil), f...))
+		n += len(f)
+	})
+	b.ReportAllocs()
+	for b.Loop() {
+		cfg := DefaultIdentityConfig()
+		cfg.MaxFacts = 4 << 20
+		s, err := NewIdentity(cfg, flow.NewNames(0), nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, f := range batches {
+			s.Take(f, flow.Heartbeat{})
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/fact")
+}
+
+// BenchmarkIdentitySnapshot: of all the company; what it takes in memory is told too.
+func BenchmarkIdentitySnapshot(b *testing.B) {
+	s := bench()
+	size := 0
+	for b.Loop() {
+		snap, err := s.Snapshot()
+		if err != nil {
+			b.Fatal(err)
+		}
+		size = len(snap)
+	}
+	b.ReportMetric(float64(size)/float64(s.facts), "bytes/fact")
+}

@@ -38,9 +38,9 @@ var formats = []Format{
 	{"netfilter", "nftables and iptables log lines", newNetfilter, knownNetfilter},
 	{"goflow2", "goflow2 JSON, 2.x and 1.x", newGoflow2, knownGoflow2},
 	{"windows", "Windows: Sysmon 3, Security 5156 and 5157", newWindows, knownWindows},
+	{"illumio", "Illumio traffic flow summaries", ofJSON(illumio), knownIllumio},
 	{"suricata", "Suricata EVE", ofJSON(suricata), knownSuricata},
 	{"calico", "Calico flow logs", ofJSON(calico), knownCalico},
-	{"illumio", "Illumio traffic flow summaries", ofJSON(illumio), knownIllumio},
 	{"ocsf", "OCSF network activity", ofJSON(ocsf), knownOCSF},
 	{"ecs", "Elastic Common Schema", ofJSON(ecs), knownECS},
 }

@@ -235,7 +235,33 @@ lease 10.0.0.6 {
 	}
 }
 
-// step is what a random DHCP server does at a second, and what is then true.
+// TestISCReal reads what dhcpd 4.4.3-P1 wrote while one client was given its only address,
+// renewed it and gave it back at 18:45:35, and another got it, and vanished.
+func TestISCReal(t *testing.T) {
+	b, err := os.ReadFile("testdata/dhcpd-4.4.3-P1.leases")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := newHistory(flow.TimeOf(time.Date(2026, 11, 21, 19, 0, 0, 0, time.UTC)))
+	leases, complaints := parsed(t, &iscParser{file: "f"}, string(b))
+	for _, l := range leases {
+		if err := h.add(l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var got []string
+	for _, c := range h.holders[flow.MustParseAddr("10.98.0.50")] {
+		got = append(got, fmt.Sprint(c.Fact.Workload, " ", c.Fact.Device, " ", c.Fact.Since, " ", c.Fact.Until, " ", c.Fact.UntilSlack))
+	}
+	if diff := cmp.Diff([]string{
+		"alpha 02:00:00:00:00:0a 2026-11-21T18:45:16.000Z 2026-11-21T18:45:35.000Z 0s",
+		"beta 02:00:00:00:00:0b 2026-11-21T18:45:38.000Z 2026-11-21T18:46:08.000Z 0s",
+	}, got); diff != "" || len(complaints) > 0 || len(leases) != 5 {
+		t.Errorf("%d leases, %v (-want +got):\n%s", len(leases), complaints, diff)
+	}
+}
+
+// keaSim is a DHCP server that does random things, and what is then true.
 type keaSim struct {
 	rng    *rand.Rand
 	path   string

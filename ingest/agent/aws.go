@@ -61,6 +61,8 @@ var awsDefault = []awsField{
 	awsStart, awsEnd, awsAction, awsStatus,
 }
 
+var awsRejected = []byte("reject")
+
 // aws is a stream of lines.
 type aws struct {
 	d       *Decoder
@@ -273,7 +275,7 @@ func (a *aws) read(e *entry) error {
 	case "REJECT":
 		r.Enforced = flow.ObservedDeny
 		if why := row[awsReject]; why != nil {
-			r.EnforcedBy = e.path([]byte("reject"), why)
+			r.EnforcedBy = e.path(awsRejected, why)
 		}
 	}
 	for _, f := range [...]awsField{awsInterface, awsAttachment, awsGateway} {

@@ -13,6 +13,8 @@ import (
 // https://learn.microsoft.com/azure/network-watcher/vnet-flow-logs-overview and
 // https://learn.microsoft.com/azure/network-watcher/nsg-flow-logs-overview
 
+var azureEncryption, azureBegun = []byte("encryption"), []byte("B")
+
 // azure reads a record. Each holds tuples of many flows; one that is no good costs itself.
 func azure(v *fastjson.Value, e *entry) error {
 	var p parts
@@ -105,7 +107,7 @@ func (e *entry) azureVNet(t []byte, observer, by flow.Name) error {
 	if string(f[7]) == "D" {
 		r.Enforced = flow.ObservedDeny
 		if by == flow.NoName { // for want of encryption
-			r.EnforcedBy = e.path([]byte("encryption"), f[8])
+			r.EnforcedBy = e.path(azureEncryption, f[8])
 		}
 	}
 	return nil
@@ -129,7 +131,7 @@ func (e *entry) azureNSG(t []byte, observer, by flow.Name) error {
 	}
 	state := f[8] // nil in version 1
 	if n == 8 {
-		state = []byte("B")
+		state = azureBegun // version 1 tells each once
 	}
 	if err := e.azureFlow(r, &f, f[6], state, f[9:13]); err != nil {
 		return err

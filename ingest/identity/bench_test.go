@@ -79,7 +79,7 @@ func BenchmarkInventory(b *testing.B) {
 	var text, yaml strings.Builder
 	text.WriteString("address,workload,device,user,groups\n")
 	for i := range benchHosts {
-		fmt.Fprintf(&text, "%s,workload-%d,device-%d,user-%d,\"staff,team-%d\"\n", benchAddr(i), i, i, i, i%100)
+		fmt.Fprintf(&text, "%s,workload-%d,device-%d,user-%d,staff|team-%d\n", benchAddr(i), i, i, i, i%100)
 		if i < benchHosts/20 {
 			fmt.Fprintf(&yaml, "- address: %s\n  workload: workload-%d\n  groups: [staff, team-%d]\n", benchAddr(i), i, i%100)
 		}

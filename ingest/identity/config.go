@@ -147,7 +147,7 @@ func (c Config) Validate() error {
 
 // prefixed puts a key before each of the errors that were joined.
 func prefixed(key string, err error) []error {
-	joined, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // the outermost error is the one that was joined
+	joined, ok := err.(interface{ Unwrap() []error })
 	if !ok {
 		return []error{fmt.Errorf("%s%w", key, err)}
 	}

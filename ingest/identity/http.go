@@ -680,7 +680,7 @@ func linkNext(headers []string) string {
 					break
 				}
 			}
-			for _, param := range strings.Split(rest[:end], ";") {
+			for param := range strings.SplitSeq(rest[:end], ";") {
 				name, value, _ := strings.Cut(strings.TrimSpace(param), "=")
 				if strings.EqualFold(strings.TrimSpace(name), "rel") &&
 					slices.ContainsFunc(strings.Fields(strings.Trim(strings.TrimSpace(value), `"`)), func(s string) bool { return strings.EqualFold(s, "next") }) {
@@ -706,61 +706,61 @@ func (r *httpReader) get(ctx context.Context, u *url.URL, method string) (body a
 		if r.pages++; r.pages > r.cfg.MaxPages {
 			return nil, nil, fmt.Errorf("more than %d requests would be needed (maxPages); nothing of this read counts", r.cfg.MaxPages)
 		}
-		b, resp, err := r.request(ctx, u, method)
+		b, status, header, err := r.request(ctx, u, method)
 		if err != nil {
 			return nil, nil, err
 		}
 		switch {
-		case resp.StatusCode == http.StatusOK:
-		case resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable:
-			wait := r.comeAgain(resp.Header)
+		case status == http.StatusOK:
+		case status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable:
+			wait := r.comeAgain(header)
 			if wait <= 0 || wait > maxPatience || waits >= maxWaits {
-				return nil, nil, fmt.Errorf("the server answered %d %s", resp.StatusCode, http.StatusText(resp.StatusCode))
+				return nil, nil, fmt.Errorf("the server answered %d %s", status, http.StatusText(status))
 			}
-			r.log.Info("the server asks to be left alone", "status", resp.StatusCode, "for", wait.String())
+			r.log.Info("the server asks to be left alone", "status", status, "for", wait.String())
 			select {
 			case <-ctx.Done():
 				return nil, nil, ctx.Err()
 			case <-time.After(wait):
 			}
 			continue
-		case resp.StatusCode/100 == 3:
-			return nil, nil, fmt.Errorf("the server answered %d %s; redirects to other hosts are not followed, since the token would go with them; change the url", resp.StatusCode, http.StatusText(resp.StatusCode))
+		case status/100 == 3:
+			return nil, nil, fmt.Errorf("the server answered %d %s; redirects to other hosts are not followed, since the token would go with them; change the url", status, http.StatusText(status))
 		default:
-			return nil, nil, fmt.Errorf("the server answered %d %s: %s", resp.StatusCode, http.StatusText(resp.StatusCode), quoted(string(b)))
+			return nil, nil, fmt.Errorf("the server answered %d %s: %s", status, http.StatusText(status), quoted(string(b)))
 		}
 		if err := json.Unmarshal(b, &body); err != nil {
 			return nil, nil, fmt.Errorf("the answer is no JSON: %w", err)
 		}
-		return body, resp.Header, nil
+		return body, header, nil
 	}
 }
 
-func (r *httpReader) request(ctx context.Context, u *url.URL, method string) ([]byte, *http.Response, error) {
+func (r *httpReader) request(ctx context.Context, u *url.URL, method string) (answer []byte, status int, header http.Header, err error) {
 	var content io.Reader
 	if method == http.MethodPost {
 		content = strings.NewReader(r.cfg.Body)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), content)
 	if err != nil {
-		return nil, nil, errors.New("the request cannot be built")
+		return nil, 0, nil, errors.New("the request cannot be built")
 	}
 	req.Header = r.header.Clone()
 	resp, err := r.client.Do(req)
 	if err != nil {
-		return nil, nil, withoutURL(err)
+		return nil, 0, nil, withoutURL(err)
 	}
 	defer resp.Body.Close()
 	limit := min(int64(r.cfg.MaxPage), int64(r.cfg.MaxBytes)-r.bytes)
 	b, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
 	if err != nil {
-		return nil, nil, withoutURL(err)
+		return nil, 0, nil, withoutURL(err)
 	}
 	if int64(len(b)) > limit {
-		return nil, nil, fmt.Errorf("the answers are larger than maxPage (%v) or, together, maxBytes (%v); nothing of this read counts", r.cfg.MaxPage, r.cfg.MaxBytes)
+		return nil, 0, nil, fmt.Errorf("the answers are larger than maxPage (%v) or, together, maxBytes (%v); nothing of this read counts", r.cfg.MaxPage, r.cfg.MaxBytes)
 	}
 	r.bytes += int64(len(b))
-	return b, resp, nil
+	return b, resp.StatusCode, resp.Header, nil
 }
 
 // withoutURL takes the URL, whose query may be a secret, out of an error.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -95,7 +94,7 @@ func (f readFunc) read(context.Context) ([]flow.Fact, error) { return f() }
 
 func clockNow() flow.Time { return flow.TimeOf(time.Now()) }
 
-func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // running runs a source until stop is called.
 func running(t *testing.T, s Source, tell Tell) (stop func() error) {

@@ -395,7 +395,7 @@ func TestIdentityConfig(t *testing.T) {
 
 // TestIdentityBatch: many lookups at once answer as one by one do, and neither allocates.
 func TestIdentityBatch(t *testing.T) {
-	s := smallCompany(t)
+	s := smallCompany(t, 64, 12)
 	v := s.View()
 	defer v.Close()
 	var qs []Question
@@ -423,13 +423,13 @@ func TestIdentityBatch(t *testing.T) {
 	}
 }
 
-// smallCompany makes 64 addresses with leases and sessions.
-func smallCompany(t testing.TB) *Identity {
+// smallCompany makes addresses with leases one after the other and sessions.
+func smallCompany(t testing.TB, addrs, leases int) *Identity {
 	s, _ := newTestIdentity(t, nil)
 	s.Take([]flow.Fact{memberOf("00:00", "00:00", "u1", "staff"), memberOf("02:00", "02:00", "u1", "admins", "staff"), memberOf("00:00", "00:00", "u2", "staff")},
 		flow.Heartbeat{Source: "ad", At: clock("02:00"), StaleAfter: 4 * time.Hour})
-	for i := range 64 {
-		for n := range 12 {
+	for i := range addrs {
+		for n := range leases {
 			addr, since := flow.AddrFrom4(0x0a000000+uint32(i)), clock("01:00")+flow.Time(n*1_800_000)
 			s.Take([]flow.Fact{{Source: "dhcp", Kind: flow.FactLease, Addr: addr, Since: since, Until: since + 1_700_000, UntilSlack: 30 * time.Second, Known: since + 1000, Device: fmt.Sprint("d", n)},
 				{Source: "logons", Kind: flow.FactSession, Addr: addr, Since: since + 60_000, Known: since + 61_000, User: fmt.Sprint("u", (i+n)%4)},
@@ -441,7 +441,7 @@ func smallCompany(t testing.TB) *Identity {
 }
 
 func FuzzIdentityRestore(f *testing.F) {
-	b, err := smallCompany(f).Snapshot()
+	b, err := smallCompany(f, 2, 2).Snapshot()
 	if err != nil {
 		f.Fatal(err)
 	}

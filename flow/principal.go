@@ -45,12 +45,13 @@ func NewDomains(def string, aliases map[string]string) *Domains {
 	}
 	d := &Domains{alias: make(map[string]string, len(next))}
 	for from := range next {
-		to, more := from, true
+		to := next[from]
 		for range len(next) {
-			if to, more = next[to], next[next[to]] != ""; !more {
+			if next[to] == "" {
 				d.alias[from] = to
 				break
 			}
+			to = next[to]
 		}
 	}
 	d.def = d.resolve(domainText(def))

@@ -51,8 +51,13 @@ type Config struct {
 	// ZoneOffset is how far ahead of UTC the clocks of hosts are whose stamps have no zone
 	// (RFC 3164), such as 2h or -5h. It does not follow summer time.
 	ZoneOffset time.Duration `yaml:"zoneOffset"`
+	// Custom are formats of the user's own. They are named like the others, and auto does not
+	// guess them.
+	Custom []CustomConfig `yaml:"custom"`
 	// BelieveClock takes every time as it is written, for files.
 	BelieveClock bool `yaml:"-"`
+
+	customs []*customFormat // of Custom, after Compile
 }
 
 // Decoder turns the lines of one stream into records. What comes out depends on the lines
@@ -68,14 +73,23 @@ type Decoder struct {
 	entry  entry
 }
 
-// NewDecoder makes a decoder of lines of the named format, or of [Auto]. Names are
+// NewDecoder makes a decoder of lines of the named format, one of cfg.Custom or of [Formats],
+// or of [Auto]. Names are
 // interned in names, as from the network: they are cut at its bounds.
 func NewDecoder(format string, cfg Config, names *flow.Names) (*Decoder, error) {
 	d := &Decoder{cfg: cfg, names: names}
 	if format == Auto {
 		return d, nil
 	}
-	f, err := formatOf(format)
+	custom, err := cfg.customNamed(format)
+	switch {
+	case err != nil:
+		return nil, err
+	case custom != nil:
+		d.use(&Format{Name: custom.name, Title: "of the configuration", new: custom.new})
+		return d, nil
+	}
+	f, err := formatOf(format, cfg.Custom)
 	if err != nil {
 		return nil, err
 	}

@@ -56,7 +56,7 @@ func Formats() []Format {
 }
 
 // formatOf finds a format by its name; the error names the nearest one.
-func formatOf(name string) (*Format, error) {
+func formatOf(name string, custom []CustomConfig) (*Format, error) {
 	nearest, distance := "", 4
 	for i := range formats {
 		f := &formats[i]
@@ -70,6 +70,12 @@ func formatOf(name string) (*Format, error) {
 	var all []string
 	for _, f := range Formats() {
 		all = append(all, f.Name)
+	}
+	for i := range custom {
+		all = append(all, custom[i].Name)
+		if d := levenshtein.ComputeDistance(custom[i].Name, name); d < distance {
+			nearest, distance = custom[i].Name, d
+		}
 	}
 	hint := "use one of " + strings.Join(all, ", ") + " or auto"
 	if nearest != "" {

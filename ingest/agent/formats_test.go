@@ -33,8 +33,13 @@ type decoded struct {
 // decodeAll decodes a whole input.
 func decodeAll(t testing.TB, format string, raw []byte) *decoded {
 	t.Helper()
+	return decodeWith(t, format, Config{BelieveClock: true}, raw)
+}
+
+func decodeWith(t testing.TB, format string, cfg Config, raw []byte) *decoded {
+	t.Helper()
 	out := &decoded{names: flow.NewNames(0), batch: flow.NewBatch(64, nil), notFlow: map[string]int{}, rejected: map[string]int{}}
-	d, err := NewDecoder(format, Config{BelieveClock: true}, out.names)
+	d, err := NewDecoder(format, cfg, out.names)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,323 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/itchyny/gojq"
+	"github.com/valyala/fastjson"
+)
+
+// customPath is where a value is found: at a plain path, in a program's first result, or in the
+// configuration itself.
+type customPath struct {
+	plain    string
+	constant []byte
+	code     *gojq.Code
+
+	// A condition may compare a plain path.
+	compare  bool
+	negate   bool
+	compared []byte
+}
+
+// compilePath compiles a plain path, a text in quotes or a jq program.
+func compilePath(s string) (*customPath, error) {
+	s = strings.TrimSpace(s)
+	if s == "" {
+		return nil, errors.New("it is empty; want a path such as src.ip, a text in quotes or a jq program")
+	}
+	if p, ok := plainPath(s); ok {
+		return &customPath{plain: p}, nil
+	}
+	var constant string
+	if s[0] == '"' && !strings.Contains(s, `\(`) && json.Unmarshal([]byte(s), &constant) == nil {
+		return &customPath{constant: []byte(constant)}, nil
+	}
+	code, err := compileJQ(s)
+	if err != nil {
+		return nil, err
+	}
+	return &customPath{code: code}, nil
+}
+
+// plainPath takes a path of plain names, with or without the dot that jq begins them with.
+func plainPath(s string) (string, bool) {
+	dot := strings.HasPrefix(s, ".")
+	s = strings.TrimPrefix(s, ".")
+	var quoted string // ."Source IP"
+	if len(s) > 1 && s[0] == '"' && json.Unmarshal([]byte(s), &quoted) == nil {
+		return quoted, dot && !strings.Contains(s, `\(`)
+	}
+	for part := range strings.SplitSeq(s, ".") {
+		if part == "" {
+			return "", false
+		}
+		for _, c := range []byte(part) {
+			if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '_' && c != '-' && c != '@' {
+				return "", false
+			}
+		}
+	}
+	return s, true
+}
+
+// compileCondition compiles a condition; that a plain path equals a text or a whole number
+// needs no jq.
+func compileCondition(s string) (*customPath, error) {
+	for _, op := range [...]string{"==", "!="} {
+		left, right, ok := strings.Cut(s, op)
+		if !ok {
+			continue
+		}
+		path, ok := plainPath(strings.TrimSpace(left))
+		right = strings.TrimSpace(right)
+		if !ok {
+			break
+		}
+		c := &customPath{plain: path, compare: true, negate: op == "!="}
+		var word string
+		if _, err := strconv.ParseUint(right, 10, 53); err == nil {
+			c.compared = []byte(right)
+			return c, nil
+		}
+		if len(right) > 1 && right[0] == '"' && !strings.Contains(right, `\(`) && json.Unmarshal([]byte(right), &word) == nil {
+			c.compared = []byte(word)
+			return c, nil
+		}
+		break
+	}
+	if p, ok := plainPath(strings.TrimSpace(s)); ok {
+		return &customPath{plain: p}, nil
+	}
+	code, err := compileJQ(s)
+	if err != nil {
+		return nil, err
+	}
+	return &customPath{code: code}, nil
+}
+
+// jqRefused are functions that depend on something other than the line.
+var jqRefused = map[string]string{
+	"now": "a clock", "localtime": "this machine's zone", "strflocaltime": "this machine's zone",
+	"env": "the environment", "$ENV": "the environment", "input": "another input", "inputs": "another input",
+	"debug": "standard error", "stderr": "standard error", "input_filename": "another input", "input_line_number": "another input",
+	"halt": "the process", "halt_error": "the process", "get_search_list": "files", "modulemeta": "files",
+}
+
+// compileJQ compiles a program that sees its line and nothing else.
+func compileJQ(s string) (*gojq.Code, error) {
+	q, err := gojq.Parse(s)
+	if err != nil {
+		if p, ok := errors.AsType[*gojq.ParseError](err); ok {
+			before := s[:min(max(p.Offset-len(p.Token), 0), len(s))]
+			return nil, fmt.Errorf("no jq program, at its line %d, column %d: %w; want a path such as src.ip, a text in quotes or a jq program",
+				strings.Count(before, "\n")+1, len(before)-strings.LastIndexByte(before, '\n'), err)
+		}
+		return nil, fmt.Errorf("no jq program: %w; want a path such as src.ip, a text in quotes or a jq program", err)
+	}
+	if len(q.Imports) > 0 || q.Meta != nil {
+		return nil, errors.New("the jq program imports a module; want one that stands by itself")
+	}
+	if name := refusedIn(reflect.ValueOf(q)); name != "" {
+		return nil, fmt.Errorf("the jq program uses %s, which needs %s; want one that depends on the line alone", name, jqRefused[name])
+	}
+	code, err := gojq.Compile(q)
+	if err != nil {
+		return nil, fmt.Errorf("no jq program: %w", err)
+	}
+	return code, nil
+}
+
+// refusedIn looks through a program for a function that is refused.
+func refusedIn(v reflect.Value) string {
+	switch v.Kind() {
+	case reflect.Pointer, reflect.Interface:
+		if v.IsNil() {
+			return ""
+		}
+		if f, ok := reflect.TypeAssert[*gojq.Func](v); ok && jqRefused[f.Name] != "" {
+			return f.Name
+		}
+		return refusedIn(v.Elem())
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if v.Type().Field(i).IsExported() {
+				if name := refusedIn(v.Field(i)); name != "" {
+					return name
+				}
+			}
+		}
+	case reflect.Slice:
+		for i := range v.Len() {
+			if name := refusedIn(v.Index(i)); name != "" {
+				return name
+			}
+		}
+	}
+	return ""
+}
+
+// maxSteps is how many instructions a program may take on one line. Reading a member takes
+// about five, matching a regular expression some hundred. A limit by the clock would make
+// what comes out depend on the machine.
+const maxSteps = 100_000
+
+var errSteps = fmt.Errorf("the jq program takes more than %d steps; want one that does less", maxSteps)
+
+// jqSteps is a context that ends after so many steps: gojq asks it at each.
+type jqSteps struct {
+	left int
+	done chan struct{}
+}
+
+func (s *jqSteps) Done() <-chan struct{} {
+	if s.left--; s.left < 0 {
+		if s.done == nil {
+			s.done = make(chan struct{})
+			close(s.done)
+		}
+		return s.done
+	}
+	return nil
+}
+
+func (s *jqSteps) Err() error {
+	if s.left < 0 {
+		return errSteps
+	}
+	return nil
+}
+
+func (s *jqSteps) Deadline() (time.Time, bool) { return time.Time{}, false }
+func (s *jqSteps) Value(any) any               { return nil }
+
+var _ context.Context = (*jqSteps)(nil)
+
+// get is the text of a value; nil if there is none.
+func (l *customLine) get(p *customPath) ([]byte, error) {
+	switch {
+	case p.constant != nil:
+		return p.constant, nil
+	case p.code == nil:
+		return l.plain(p.plain), nil
+	}
+	v, err := l.run(p.code)
+	if err != nil {
+		return nil, err
+	}
+	n := len(l.numbers)
+	switch v := v.(type) {
+	case nil:
+		return nil, nil
+	case string:
+		return []byte(v), nil
+	case bool:
+		l.numbers = strconv.AppendBool(l.numbers, v)
+	case int:
+		l.numbers = strconv.AppendInt(l.numbers, int64(v), 10)
+	case float64:
+		if v == math.Trunc(v) && math.Abs(v) < 1<<63 {
+			l.numbers = strconv.AppendInt(l.numbers, int64(v), 10)
+		} else {
+			l.numbers = strconv.AppendFloat(l.numbers, v, 'f', -1, 64)
+		}
+	case interface{ String() string }: // a number beyond int
+		l.numbers = append(l.numbers, v.String()...)
+	default:
+		return nil, fmt.Errorf("the jq program gives %s; want a text or a number", gojq.TypeOf(v))
+	}
+	return l.numbers[n:len(l.numbers):len(l.numbers)], nil
+}
+
+// holds says whether a condition holds, as jq takes values: null and false do not.
+func (l *customLine) holds(p *customPath) (bool, error) {
+	switch {
+	case p.compare:
+		return (string(l.plain(p.plain)) == string(p.compared)) != p.negate, nil
+	case p.code != nil:
+		v, err := l.run(p.code)
+		return v != nil && v != false, err
+	case l.json != nil:
+		v := dig(l.json, p.plain)
+		return v != nil && v.Type() != fastjson.TypeFalse, nil
+	}
+	return l.plain(p.plain) != nil, nil
+}
+
+// run gives a program's first result; nil if it has none.
+func (l *customLine) run(code *gojq.Code) (any, error) {
+	if l.tree == nil {
+		l.tree = l.whole()
+	}
+	l.steps.left = maxSteps
+	v, ok := code.RunWithContext(&l.steps, l.tree).Next()
+	if !ok {
+		return nil, nil
+	}
+	if err, failed := v.(error); failed {
+		if errors.Is(err, errSteps) {
+			return nil, errSteps
+		}
+		what := err.Error()
+		if len(what) > 200 {
+			what = what[:200] + "…"
+		}
+		return nil, fmt.Errorf("the jq program fails: %q; want one that holds for every line, or a flowIf", what)
+	}
+	return v, nil
+}
+
+// whole is the line as jq sees it.
+func (l *customLine) whole() any {
+	if l.json != nil {
+		return treeOf(l.json)
+	}
+	m := make(map[string]any, len(l.parts))
+	for i, p := range l.parts {
+		switch {
+		case !l.f.pairs:
+			m[l.columns[i]] = string(p)
+		default:
+			if _, ok := m[string(l.keys[i])]; !ok { // of two pairs the first counts, as of a plain path
+				m[string(l.keys[i])] = string(p)
+			}
+		}
+	}
+	return m
+}
+
+func treeOf(v *fastjson.Value) any {
+	switch v.Type() {
+	case fastjson.TypeObject:
+		m := map[string]any{}
+		v.GetObject().Visit(func(key []byte, v *fastjson.Value) { m[string(key)] = treeOf(v) })
+		return m
+	case fastjson.TypeArray:
+		a := make([]any, 0, len(v.GetArray()))
+		for _, e := range v.GetArray() {
+			a = append(a, treeOf(e))
+		}
+		return a
+	case fastjson.TypeString:
+		return string(v.GetStringBytes())
+	case fastjson.TypeNumber:
+		if n, err := v.Int(); err == nil {
+			return n
+		}
+		f, _ := v.Float64()
+		return f
+	case fastjson.TypeTrue:
+		return true
+	case fastjson.TypeFalse:
+		return false
+	}
+	return nil
+}

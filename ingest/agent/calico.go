@@ -98,10 +98,10 @@ func calicoTime(v *fastjson.Value, key string) (flow.Time, error) {
 	if f == nil {
 		return 0, nil
 	}
-	if t, ok := epochOf(f); ok {
+	if t, ok := when(f.GetStringBytes()); ok {
 		return t, nil
 	}
-	if t, ok := when(f.GetStringBytes()); ok {
+	if t, ok := epochOf(f); ok {
 		return t, nil
 	}
 	return 0, fieldError(key, shown(f), "seconds since 1970, or RFC 3339")

@@ -213,9 +213,6 @@ func (m *goflowMessage) uint(v *fastjson.Value) (uint64, bool) {
 	var b []byte
 	switch v.Type() {
 	case fastjson.TypeNumber:
-		if n, err := v.Uint64(); err == nil {
-			return n, true
-		}
 		m.number = v.MarshalTo(m.number[:0])
 		b = m.number
 	case fastjson.TypeString:
@@ -226,6 +223,11 @@ func (m *goflowMessage) uint(v *fastjson.Value) (uint64, bool) {
 	}
 	if len(b) == 0 || len(b) > 32 || b[0] < '0' || b[0] > '9' {
 		return 0, false
+	}
+	for _, c := range b {
+		if (c < '0' || c > '9') && c != '.' && c != 'e' && c != 'E' && c != '+' && c != '-' {
+			return 0, false // a time, or a name that begins with a digit
+		}
 	}
 	x, err := strconv.ParseFloat(text(b), 64)
 	if err != nil || !(x >= 0 && x < 1<<64) {

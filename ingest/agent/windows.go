@@ -355,12 +355,13 @@ func (w *windowsEvent) time(e *entry) (flow.Time, error) {
 	}
 	// A zone has to be found: what NXLog's clock said when it read the event, in the same
 	// zone, against when the next took it in, in UTC.
+	configured := t.Add(-e.d.cfg.ZoneOffset)
 	now, ok := when(w.forwarded)
 	if !ok && !e.d.cfg.BelieveClock {
 		now, ok = e.o.Received, true
 	}
 	if !ok {
-		return t, nil
+		return configured, nil
 	}
 	then, read := when(w.read)
 	if !read {
@@ -376,7 +377,7 @@ func (w *windowsEvent) time(e *entry) (flow.Time, error) {
 	case read && w.forwarded != nil:
 		return now - (then - t), nil // by its age when NXLog read it
 	}
-	return t, nil
+	return configured, nil
 }
 
 // readMessage takes in Sysmon's rendered text, "SourceIp: 10.0.0.1" a line, where a forwarder

@@ -79,32 +79,19 @@ func (c *IdentityConfig) Validate() error {
 }
 
 // Why is a set of reasons why something about an address is not known.
-type Why uint16
+type Why = flow.Doubt
 
-// The reasons.
+// The reasons, as package flow has them.
 const (
-	WhyUnknown   Why = 1 << iota // no source ever said anything
-	WhyGap                       // it was said of other times, not of this one
-	WhyStale                     // the source had been silent for longer than its limit
-	WhyBorder                    // within the poll in which a border lies
-	WhyAmbiguous                 // several at once
-	WhyDisagree                  // sources say differently; precedence decides where it can
-	WhyFull                      // facts or names were dropped because no more may be held
-	WhyExpired                   // older than what is kept
+	WhyUnknown   = flow.DoubtUnknown
+	WhyGap       = flow.DoubtGap
+	WhyStale     = flow.DoubtStale
+	WhyBorder    = flow.DoubtBorder
+	WhyAmbiguous = flow.DoubtAmbiguous
+	WhyDisagree  = flow.DoubtDisagree
+	WhyFull      = flow.DoubtFull
+	WhyExpired   = flow.DoubtExpired
 )
-
-var whyTexts = [...]string{"unknown", "gap", "stale", "border", "ambiguous", "disagree", "full", "expired"}
-
-// Texts lists the reasons by name, in their fixed order; nil if none.
-func (w Why) Texts() []string {
-	var out []string
-	for i, t := range whyTexts {
-		if w&(1<<i) != 0 {
-			out = append(out, t)
-		}
-	}
-	return out
-}
 
 // Answer is who was behind an address at a time, as far as it was known at another. It is
 // a value of fixed size without pointers. NoName is not known, never "nobody".

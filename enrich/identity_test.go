@@ -410,7 +410,7 @@ func (o *identityOracle) directory(a *oracleAnswer, at, cut flow.Time, credit fu
 }
 
 func (o *identityOracle) sorted(why map[string]bool) (out []string) {
-	for _, t := range whyTexts {
+	for _, t := range Why(0xffff).Texts() {
 		if o.dropped && t == "unknown" && why["unknown"] {
 			t = "gap"
 		} else if !why[t] {
@@ -654,7 +654,7 @@ func TestIdentityOracle(t *testing.T) {
 		v.Close()
 	}
 	t.Logf("%d lookups: %v", lookups, known)
-	for _, w := range append([]string{"identity", "groups"}, whyTexts[:6]...) {
+	for _, w := range append([]string{"identity", "groups"}, Why(0xffff).Texts()[:6]...) {
 		if known[w] < lookups/400 {
 			t.Errorf("only %d of %d lookups had %q: the test looks past it", known[w], lookups, w)
 		}

@@ -5,16 +5,18 @@ import (
 	"time"
 
 	"github.com/postern/postern/flow"
+	"github.com/postern/postern/policy"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
 // Policy is what enrich asks of the policy: *policy.History.
 type Policy interface {
-	// JudgeRecord fills the record's segments, workloads and verdict by the
-	// version in force at its start. While r.Oriented is flow.Open it judges both
+	// JudgeRecordAs fills the record's segments, workloads and verdict by the
+	// version in force at its start and what is known of its ends. While r.Oriented is
+	// flow.Open it judges both
 	// readings; settled is false where they come out differently, and r.Oriented may
 	// then be the reading that is permitted. Judging again gives the same.
-	JudgeRecord(r *flow.Record) (settled bool)
+	JudgeRecordAs(r *flow.Record, who *policy.Who) (settled bool)
 }
 
 // Declared gives the services that the policy in force at a time declares; nil
@@ -53,12 +55,16 @@ type Pairer struct {
 	cfg      Config
 	policy   Policy
 	declared Declared
+	identity *Identity // nil: who is behind an address is what records say
 	names    *flow.Names
 	m        *metrics
 
 	window, near flow.Time // milliseconds
 
 	clock   flow.Time
+	view    View // of identity, while a batch is worked on
+	who     policy.Who
+	answer  Answer
 	members []member
 	free    []int32
 	groups  map[pairKey]group
@@ -112,6 +118,10 @@ func NewPairer(cfg Config, policy Policy, declared Declared, names *flow.Names, 
 	return p, nil
 }
 
+// Identify has records carry who is behind their ends, as of their own time, and judges them
+// by that. The facts of that time must have been taken in before, see [Identity.Cut].
+func (p *Pairer) Identify(s *Identity) { p.identity = s }
+
 func (p *Pairer) reset() {
 	p.members, p.free, p.due, p.waiting = nil, nil, nil, 0
 	p.groups, p.held = map[pairKey]group{}, map[flow.Addr]uint64{}
@@ -124,15 +134,16 @@ func (p *Pairer) reset() {
 func (p *Pairer) Process(in, out *flow.Batch) {
 	p.m.received.Add(float64(len(in.Records)))
 	before := len(out.Records)
+	defer p.look()()
 	for i := range in.Records {
 		r := &in.Records[i]
 		p.advance(p.eventTime(r), out)
-		if r.User != flow.NoName {
-			r.SrcIdentity = r.User // userName belongs to the Src end
+		if r.User != flow.NoName && !r.Any(flow.HasSrcIdentity) {
+			r.SrcIdentity, r.Has = r.User, r.Has|flow.HasSrcIdentity // userName belongs to the Src end
 		}
 		p.orient(r)
 		own, sure := r.Oriented, r.OrientationCertainty // judging may choose a reading
-		settled := p.policy.JudgeRecord(r)
+		settled := p.judge(r)
 		if key, low, ok := keyOf(r); ok && waits(r, own, settled) {
 			if p.hold(member{rec: *r, key: key, low: low, own: own, ownSure: sure}) {
 				continue
@@ -148,6 +159,7 @@ func (p *Pairer) Process(in, out *flow.Batch) {
 // appends what need not wait any longer.
 func (p *Pairer) Tick(now flow.Time, out *flow.Batch) {
 	before := len(out.Records)
+	defer p.look()()
 	p.advance(now, out)
 	p.count(out.Records[before:])
 }
@@ -155,6 +167,7 @@ func (p *Pairer) Tick(now flow.Time, out *flow.Batch) {
 // Flush decides everything that waits, as at the end of a replay.
 func (p *Pairer) Flush(out *flow.Batch) {
 	before := len(out.Records)
+	defer p.look()()
 	for len(p.due) > 0 {
 		p.step(p.due.pop(), out)
 	}
@@ -338,7 +351,7 @@ func (p *Pairer) decide(m *member, r *flow.Record) {
 	}
 	if other || oriented != m.own {
 		r.OtherHalf, r.Oriented, r.OrientationCertainty = other, oriented, certainty
-		p.policy.JudgeRecord(r)
+		p.judge(r)
 	}
 }
 

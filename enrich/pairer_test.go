@@ -10,13 +10,14 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/postern/postern/flow"
+	"github.com/postern/postern/policy"
 )
 
 // oddDenied is a policy for tests: a client whose address is odd may not reach
 // anyone, every other may. It follows the contract of Policy for open records.
 type oddDenied struct{ names *flow.Names }
 
-func (p *oddDenied) JudgeRecord(r *flow.Record) bool {
+func (p *oddDenied) JudgeRecordAs(r *flow.Record, _ *policy.Who) bool {
 	deny := func(client flow.Addr) bool { return client.Lo&1 == 1 }
 	src, dst := deny(r.Src), deny(r.Dst)
 	var denied bool

@@ -92,6 +92,10 @@ func (r *Record) AppendJSON(b []byte, names []string) []byte {
 		w.name("dst_workload", swl)
 		w.name("src_identity", cid)
 		w.name("dst_identity", sid)
+		cdoubt, sdoubt := r.Doubts()
+		csilent, ssilent := r.Silences()
+		w.doubt("src", cdoubt, csilent)
+		w.doubt("dst", sdoubt, ssilent)
 		chost, shost := r.Hosts()
 		cproc, sproc := r.Processes()
 		if r.Reporter != ReporterElsewhere {
@@ -225,6 +229,14 @@ func (w *jsonWriter) name(k string, n Name) {
 	if n != NoName {
 		w.str(k, w.text(n))
 	}
+}
+
+func (w *jsonWriter) doubt(end string, d Doubt, silence int32) {
+	if d != 0 {
+		w.key(end + "_doubt")
+		w.texts(uint32(d), doubtTexts[:])
+	}
+	w.uint(end+"_silence", uint64(max(silence, 0)), silence > 0)
 }
 
 func (w *jsonWriter) texts(set uint32, texts []string) {

@@ -69,7 +69,13 @@ type Record struct {
 	DstWorkload          Name
 	SrcIdentity          Name // user or workload identity; NoName is not known, never "nobody". Agents' logs fill it on ingest
 	DstIdentity          Name
+	SrcDoubt             Doubt // why it is not all known who is behind an end
+	DstDoubt             Doubt
 	OrientationCertainty uint8 // percent, 0–100
+
+	// SrcSilence and DstSilence are for how many seconds before the flow the source that said
+	// who is behind an end had been silent; -1 where no source said so.
+	SrcSilence, DstSilence int32
 
 	// Filled by judging.
 	Verdict Verdict
@@ -110,6 +116,9 @@ const (
 	HasInitiator
 	// HasResponder says likewise that Src is the responder: the record tells the reply.
 	HasResponder
+	// HasSrcIdentity and HasDstIdentity say that whoever told the record named the identity.
+	HasSrcIdentity
+	HasDstIdentity
 )
 
 // All says whether every field of h is present.
@@ -260,6 +269,23 @@ func (r *Record) ReporterEnd() string {
 		return "server"
 	}
 	return "client"
+}
+
+// Doubts gives why it is not all known who is behind the ends, in the order of [Record.Ends].
+func (r *Record) Doubts() (client, server Doubt) {
+	if r.swapped() {
+		return r.DstDoubt, r.SrcDoubt
+	}
+	return r.SrcDoubt, r.DstDoubt
+}
+
+// Silences gives for how many seconds the sources that said who is behind the ends had been
+// silent, in the order of [Record.Ends].
+func (r *Record) Silences() (client, server int32) {
+	if r.swapped() {
+		return r.DstSilence, r.SrcSilence
+	}
+	return r.SrcSilence, r.DstSilence
 }
 
 // Swapped says whether [Record.Ends] and its like give Dst first.

@@ -193,6 +193,26 @@ var qualityTexts = [...]string{"clock_skew", "clock_unusable", "time_missing", "
 // Texts lists the remarks by name, in their fixed order; nil if none.
 func (q Quality) Texts() []string { return setTexts(uint32(q), qualityTexts[:]) }
 
+// Doubt is a set of reasons why it is not known who is behind an address.
+type Doubt uint16
+
+// The reasons.
+const (
+	DoubtUnknown   Doubt = 1 << iota // no source ever said anything
+	DoubtGap                         // it was said of other times, not of this one
+	DoubtStale                       // the source had been silent for longer than its limit
+	DoubtBorder                      // within the poll in which a border lies
+	DoubtAmbiguous                   // several at once
+	DoubtDisagree                    // sources say differently; precedence decides where it can
+	DoubtFull                        // facts or names were dropped because no more may be held
+	DoubtExpired                     // older than what is kept
+)
+
+var doubtTexts = [...]string{"unknown", "gap", "stale", "border", "ambiguous", "disagree", "full", "expired"}
+
+// Texts lists the reasons by name, in their fixed order; nil if none.
+func (d Doubt) Texts() []string { return setTexts(uint32(d), doubtTexts[:]) }
+
 // MaxOthers is how many further exceptions a verdict lists by name.
 const MaxOthers = 8
 

@@ -328,7 +328,11 @@ func (s *Spool) load() error {
 // left at the number of datagrams.
 func (s *Spool) account(g *segmentFile, buf []byte) error {
 	g.size = int64(len(buf))
+	var group []Lines // of which the last has not come yet
 	end, datagrams, d := scanSegment(&g.segmentHeader, buf, func(e *Entry, _ []byte) {
+		if e.Kind != EntryLines {
+			group = group[:0]
+		}
 		if !g.entries {
 			g.entries, g.oldest = true, e.Time
 		}
@@ -341,7 +345,12 @@ func (s *Spool) account(g *segmentFile, buf []byte) error {
 			}
 		case EntryLines:
 			if l, ok := e.Lines(); ok {
-				s.noteLines(g, &l)
+				if group = append(group, l); !l.More {
+					for i := range group {
+						s.noteLines(g, &group[i])
+					}
+					group = group[:0]
+				}
 			}
 		}
 	})
@@ -692,33 +701,40 @@ func (s *Spool) control(e *Entry) error {
 			s.trouble(err)
 		}
 	}
-	return s.appendEntry(e, int64(s.cfg.MaxBytes))
+	return s.appendEntries([]Entry{*e}, int64(s.cfg.MaxBytes))
 }
 
-// appendEntry writes one entry that is no datagram, as long as the spool stays within limit.
-func (s *Spool) appendEntry(e *Entry, limit int64) error {
+// appendEntries writes entries that are no datagrams into one segment, as long as the spool
+// stays within limit.
+func (s *Spool) appendEntries(entries []Entry, limit int64) error {
 	if s.closed {
 		return fmt.Errorf("%w: it is closed", ErrSpoolNotWritten)
 	}
+	var need int64
+	for i := range entries {
+		need += entryHeaderLen + int64(len(entries[i].Payload))
+	}
 	g := s.open()
-	if g.entries && g.size+entryHeaderLen+int64(len(e.Payload)) > int64(s.cfg.SegmentSize) {
+	if g.entries && g.size+need > int64(s.cfg.SegmentSize) {
 		if err := s.seal(); err != nil {
 			s.trouble(err)
 			return fmt.Errorf("%w: %w", ErrSpoolNotWritten, err)
 		}
 		g = s.open()
 	}
-	if s.bytes+entryHeaderLen+int64(len(e.Payload)) > limit {
+	if s.bytes+need > limit {
 		s.full()
 		return fmt.Errorf("%w: it is full", ErrSpoolNotWritten)
 	}
-	s.buf = appendEntry(s.buf, e, s.seed, g.size, s.index)
+	for i := range entries {
+		s.buf = appendEntry(s.buf, &entries[i], s.seed, g.size+int64(len(s.buf)), s.index)
+	}
 	if err := s.write(); err != nil {
 		s.trouble(err)
 		return fmt.Errorf("%w: %w", ErrSpoolNotWritten, err)
 	}
 	if g.oldest == 0 {
-		g.oldest = e.Time
+		g.oldest = entries[0].Time
 	}
 	return nil
 }

@@ -20,6 +20,9 @@ type Lines struct {
 	Mark     Mark
 	Counts   LineCounts
 	Records  []byte // the flows that they told, in a form that the spool does not look into
+	// More says that the next batch belongs to this one: after a crash they are there
+	// together or not at all.
+	More bool
 }
 
 // LineCounts says what became of the lines of a batch.
@@ -52,7 +55,7 @@ type Mark struct {
 //	36  not flow  uint32
 //	40  rejected  uint32
 //	44  keep, s   uint32
-//	48  flags     uint8: 1 ended
+//	48  flags     uint8: 1 ended, 2 more
 const linesHeaderLen = 49
 
 // MaxLinesRecords is how long [Lines.Records] may be.
@@ -70,6 +73,9 @@ func (l *Lines) append(b []byte) []byte {
 	if l.Mark.Ended {
 		flags |= 1
 	}
+	if l.More {
+		flags |= moreFollow
+	}
 	return append(append(b, flags), l.Records...)
 }
 
@@ -85,8 +91,21 @@ func (e *Entry) Lines() (l Lines, ok bool) {
 	copy(l.Mark.Key[:], b)
 	l.Mark.To, l.Mark.Check = be.Uint64(b[16:]), be.Uint64(b[24:])
 	l.Counts = LineCounts{be.Uint32(b[32:]), be.Uint32(b[36:]), be.Uint32(b[40:])}
-	l.Mark.Keep, l.Mark.Ended = time.Duration(be.Uint32(b[44:]))*time.Second, b[48]&1 != 0
+	l.Mark.Keep, l.Mark.Ended, l.More = time.Duration(be.Uint32(b[44:]))*time.Second, b[48]&1 != 0, b[48]&moreFollow != 0
 	return l, true
+}
+
+const moreFollow = 2
+
+// unfinished says whether an entry begins a group, or the rest of one, whose last is missing.
+// next reads the entry behind into e.
+func (e *Entry) unfinished(next func(*Entry) bool) bool {
+	for l, ok := e.Lines(); ok && l.More; l, ok = e.Lines() {
+		if !next(e) || e.Kind != EntryLines {
+			return true
+		}
+	}
+	return false
 }
 
 // AppendLines appends batches behind each other and says how many were taken. Fewer than all
@@ -95,20 +114,31 @@ func (e *Entry) Lines() (l Lines, ok bool) {
 func (s *Spool) AppendLines(batches []Lines) (taken int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var payload []byte
-	for i := range batches {
-		l := &batches[i]
-		if len(l.Records) > MaxLinesRecords {
-			return taken, fmt.Errorf("spool: the flows of a batch of lines are %d bytes; at most %d fit", len(l.Records), MaxLinesRecords)
+	var entries []Entry
+	for taken < len(batches) {
+		group := batches[taken:]
+		for i := range group {
+			if !group[i].More {
+				group = group[:i+1]
+				break
+			}
 		}
-		payload = l.append(payload[:0])
-		e := Entry{Kind: EntryLines, Time: l.Received, Exporter: l.Exporter, Payload: payload}
-		if err := s.appendEntry(&e, int64(s.cfg.MaxBytes)-s.reserve); err != nil {
+		entries = entries[:0]
+		for i := range group {
+			l := &group[i]
+			if len(l.Records) > MaxLinesRecords {
+				return taken, fmt.Errorf("spool: the flows of a batch of lines are %d bytes; at most %d fit", len(l.Records), MaxLinesRecords)
+			}
+			entries = append(entries, Entry{Kind: EntryLines, Time: l.Received, Exporter: l.Exporter, Payload: l.append(nil)})
+		}
+		if err := s.appendEntries(entries, int64(s.cfg.MaxBytes)-s.reserve); err != nil {
 			return taken, err
 		}
-		s.noteLines(s.open(), l)
-		s.metrics.lines.Add(float64(l.Counts.Sum()))
-		taken++
+		for i := range group {
+			s.noteLines(s.open(), &group[i])
+			s.metrics.lines.Add(float64(group[i].Counts.Sum()))
+		}
+		taken += len(group)
 	}
 	return taken, nil
 }

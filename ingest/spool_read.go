@@ -39,13 +39,27 @@ func (g *Segment) Lost() map[flow.Addr]uint64 { return g.lost }
 // could.
 func (g *Segment) LostLines() map[flow.Addr]uint64 { return g.lostL }
 
-// Entries gives the entries in the order they were appended. It may be called
+// Entries gives the entries, without lines of a group that was not finished, in the order they were appended. It may be called
 // again for the same once more.
 func (g *Segment) Entries() iter.Seq[Entry] {
 	return func(yield func(Entry) bool) {
 		var e Entry
+		whole := 0 // up to here groups are known to be whole
 		for at := segmentHeaderLen; at < len(g.buf); {
 			at = g.header.readEntry(g.buf, at, &e)
+			if e.Kind == EntryLines && at > whole {
+				ahead, last := at, e
+				if last.unfinished(func(n *Entry) bool {
+					if ahead >= len(g.buf) {
+						return false
+					}
+					ahead = g.header.readEntry(g.buf, ahead, n)
+					return true
+				}) {
+					continue
+				}
+				whole = ahead
+			}
 			if !yield(e) {
 				return
 			}

@@ -18,7 +18,14 @@ import (
 //
 // It neither allocates nor keeps r, and is safe for concurrent use on different
 // records.
-func (h *History) JudgeRecord(r *flow.Record) (settled bool) {
+func (h *History) JudgeRecord(r *flow.Record) (settled bool) { return h.JudgeRecordAs(r, nil) }
+
+// Who is what is known of the ends of a record beside what it holds itself. Of each only
+// groups and posture are read.
+type Who struct{ Src, Dst Party }
+
+// JudgeRecordAs is JudgeRecord with what is known of the ends; nil is nothing.
+func (h *History) JudgeRecordAs(r *flow.Record, who *Who) (settled bool) {
 	line := h.line.Load()
 	x := line.at(r.Start)
 	r.SrcSegment, r.DstSegment, r.SrcWorkload, r.DstWorkload = 0, 0, 0, 0
@@ -26,9 +33,9 @@ func (h *History) JudgeRecord(r *flow.Record) (settled bool) {
 		r.Verdict = flow.Verdict{Reason: flow.ReasonUnverified, StagedReason: flow.ReasonUnverified, Observed: observed(r)}
 		return true
 	}
-	reading, settled := x.judgeRecord(r, r.Start, &r.Verdict, true)
+	reading, settled := x.judgeRecord(r, who, r.Start, &r.Verdict, true)
 	if r.Skew != 0 {
-		line.doubtBySkew(r)
+		line.doubtBySkew(r, who)
 		if r.Verdict.Reason == flow.ReasonExpiryUncertain {
 			reading = r.Oriented
 		}
@@ -50,7 +57,7 @@ const readByVerdict = 50
 
 // judgeRecord judges r as if it had begun at t. It gives the reading that the
 // verdict stands for; with fill it also writes segments and workloads into r.
-func (x *Index) judgeRecord(r *flow.Record, t flow.Time, v *flow.Verdict, fill bool) (reading flow.Orientation, settled bool) {
+func (x *Index) judgeRecord(r *flow.Record, who *Who, t flow.Time, v *flow.Verdict, fill bool) (reading flow.Orientation, settled bool) {
 	var src, dst *region
 	if r.Any(flow.HasSrc) {
 		src = x.region(r.Src)
@@ -67,13 +74,13 @@ func (x *Index) judgeRecord(r *flow.Record, t flow.Time, v *flow.Verdict, fill b
 	var c Conversation
 	switch r.Oriented {
 	case flow.Forward:
-		conversation(r, t, flow.Forward, &c)
+		conversation(r, who, t, flow.Forward, &c)
 		x.judge(&c, src, dst, v)
 	case flow.Reverse:
-		conversation(r, t, flow.Reverse, &c)
+		conversation(r, who, t, flow.Reverse, &c)
 		x.judge(&c, dst, src, v)
 	default:
-		return x.judgeOpen(r, t, src, dst, v)
+		return x.judgeOpen(r, who, t, src, dst, v)
 	}
 	trust(r, v)
 	return r.Oriented, true
@@ -82,7 +89,7 @@ func (x *Index) judgeRecord(r *flow.Record, t flow.Time, v *flow.Verdict, fill b
 // judgeOpen judges both readings of r and joins them. The reading in ascending
 // order of addresses comes first, so that both halves of a conversation come to
 // the same.
-func (x *Index) judgeOpen(r *flow.Record, t flow.Time, src, dst *region, v *flow.Verdict) (reading flow.Orientation, settled bool) {
+func (x *Index) judgeOpen(r *flow.Record, who *Who, t flow.Time, src, dst *region, v *flow.Verdict) (reading flow.Orientation, settled bool) {
 	one, other := flow.Forward, flow.Reverse
 	if cmp := r.Src.Compare(r.Dst); cmp > 0 || cmp == 0 && r.SrcPort > r.DstPort {
 		one, other = other, one
@@ -93,7 +100,7 @@ func (x *Index) judgeOpen(r *flow.Record, t flow.Time, src, dst *region, v *flow
 		reading flow.Orientation
 		v       *flow.Verdict
 	}{{one, v}, {other, &w}} {
-		conversation(r, t, each.reading, &c)
+		conversation(r, who, t, each.reading, &c)
 		if each.reading == flow.Forward {
 			x.judge(&c, src, dst, each.v)
 		} else {
@@ -164,7 +171,7 @@ func trust(r *flow.Record, v *flow.Verdict) {
 }
 
 // conversation writes one reading of r into c.
-func conversation(r *flow.Record, t flow.Time, reading flow.Orientation, c *Conversation) {
+func conversation(r *flow.Record, who *Who, t flow.Time, reading flow.Orientation, c *Conversation) {
 	*c = Conversation{Start: t, End: r.End, Proto: r.Proto, ICMPType: r.ICMPType, ICMPCode: r.ICMPCode, Observed: observed(r)}
 	if evidenceOf(r) {
 		c.Evidence = EvidenceBothWays
@@ -181,6 +188,14 @@ func conversation(r *flow.Record, t flow.Time, reading flow.Orientation, c *Conv
 		// A reply is judged as the request it answers: icmp/echo permits its replies.
 		c.ICMPType = icmpRequest(r.Proto, r.ICMPType)
 	}
+	if who != nil {
+		client, server := &who.Src, &who.Dst
+		if reading == flow.Reverse {
+			client, server = server, client
+		}
+		c.Client.attributes(client)
+		c.Server.attributes(server)
+	}
 	for _, k := range [...]struct {
 		has   flow.Has
 		known Known
@@ -189,6 +204,11 @@ func conversation(r *flow.Record, t flow.Time, reading flow.Orientation, c *Conv
 			c.Known |= k.known
 		}
 	}
+}
+
+// attributes takes over what only the store of identities knows.
+func (p *Party) attributes(q *Party) {
+	p.Posture, p.Groups, p.MoreGroups = q.Posture, q.Groups, q.MoreGroups
 }
 
 // icmpRequest gives the type of the request that an ICMP reply answers (RFC 792,
@@ -281,7 +301,7 @@ func answered(flags uint16) bool {
 
 // doubtBySkew makes the verdict expiry-uncertain where it would be another within
 // the exporter's clock error either way.
-func (l *timeline) doubtBySkew(r *flow.Record) {
+func (l *timeline) doubtBySkew(r *flow.Record, who *Who) {
 	v := &r.Verdict
 	if v.Reason == flow.ReasonUnverified {
 		return
@@ -294,7 +314,7 @@ func (l *timeline) doubtBySkew(r *flow.Record) {
 	doubt := func(x *Index, t flow.Time) bool {
 		w := flow.Verdict{Reason: flow.ReasonUnverified, StagedReason: flow.ReasonUnverified}
 		if x != nil {
-			x.judgeRecord(r, t, &w, false)
+			x.judgeRecord(r, who, t, &w, false)
 		}
 		if w.StagedReason != v.StagedReason {
 			v.Staged, v.StagedReason = flow.ExpectUnknown, flow.ReasonExpiryUncertain

@@ -125,7 +125,7 @@ func TestNativeFraming(t *testing.T) {
 	if err != nil || done.Rows != 1000 {
 		t.Fatalf("wrote %+v, %v", done, err)
 	}
-	if !strings.HasPrefix(a.body, "INSERT INTO postern.flows (time_start, time_end,") || !strings.HasSuffix(a.body, "inserted_at) VALUES") {
+	if !strings.HasPrefix(a.body, "INSERT INTO postern.flows (time_start, time_end,") || !strings.HasSuffix(a.body, ") VALUES") {
 		t.Errorf("statement %q", a.body)
 	}
 	for k, v := range insertSettings(ins.token()) {

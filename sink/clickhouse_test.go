@@ -110,7 +110,7 @@ func randomRecords(rnd *rand.Rand, names *flow.Names, n int) []flow.Record {
 			SamplingRate: []uint32{0, 1, 100, 1 << 31}[rnd.IntN(4)],
 			BytesRaw:     counter(), PacketsRaw: counter(), RevBytesRaw: counter(), RevPacketsRaw: counter(),
 			InIf: rnd.Uint32(), OutIf: rnd.Uint32(), User: name(), App: name(),
-			Has: flow.Has(rnd.Uint32N(1 << 26)), Quality: flow.Quality(rnd.Uint32N(1 << 14)), Skew: int32(rnd.Uint32()),
+			Has: flow.Has(rnd.Uint32N(1 << 28)), Quality: flow.Quality(rnd.Uint32N(1 << 14)), Skew: int32(rnd.Uint32()),
 			SrcPort: uint16(rnd.Uint32()), DstPort: uint16(rnd.Uint32()), NATSrcPort: uint16(rnd.Uint32()), NATDstPort: uint16(rnd.Uint32()),
 			TCPFlags: uint16(rnd.Uint32()), RevTCPFlags: uint16(rnd.Uint32()),
 			Proto: protos[rnd.IntN(len(protos))], Source: flow.Source(rnd.IntN(int(flow.SourceCustom) + 1)), ICMPType: uint8(rnd.Uint32()), ICMPCode: uint8(rnd.Uint32()),
@@ -118,7 +118,8 @@ func randomRecords(rnd *rand.Rand, names *flow.Names, n int) []flow.Record {
 			Oriented: flow.Orientation(rnd.IntN(3)), OtherHalf: rnd.IntN(2) == 0,
 			SrcSegment: name(), DstSegment: name(), SrcWorkload: name(), DstWorkload: name(), SrcIdentity: name(), DstIdentity: name(),
 			Observer: name(), EnforcedBy: name(), SrcHost: name(), DstHost: name(), SrcProcess: name(), DstProcess: name(),
-			Reporter:             flow.Reporter(rnd.IntN(3)),
+			Reporter: flow.Reporter(rnd.IntN(3)), SrcDoubt: flow.Doubt(rnd.IntN(256)), DstDoubt: flow.Doubt(rnd.IntN(256)),
+			SrcSilence: int32(rnd.IntN(100)) - 1, DstSilence: int32(rnd.IntN(100)) - 1,
 			OrientationCertainty: uint8(rnd.IntN(101)),
 		}
 		// What the exporter did not send is zero in a record.

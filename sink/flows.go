@@ -164,6 +164,8 @@ type flowColumns struct {
 	srcHost, dstHost           names
 	srcProcess, dstProcess     names
 	reporter                   words
+	srcDoubt, dstDoubt         sets
+	srcSilence, dstSilence     proto.ColInt32
 	observed, expected, staged words
 	stagedReason, reason       words
 	outcome                    words
@@ -193,6 +195,8 @@ func (c *flowColumns) init() {
 	c.reason = newWords(vocabulary(flow.Reason.String))
 	c.outcome = newWords(vocabulary(flow.Outcome.String))
 	c.quality = newSets(bits(func(b uint32) []string { return flow.Quality(b).Texts() }))
+	doubts := bits(func(b uint32) []string { return flow.Doubt(b).Texts() })
+	c.srcDoubt, c.dstDoubt = newSets(doubts), newSets(doubts)
 	dimensions := bits(func(b uint32) []string { return flow.Dimensions(b).Texts() })
 	c.failed, c.missing = newSets(dimensions), newSets(dimensions)
 }
@@ -274,6 +278,10 @@ func (c *flowColumns) input() proto.Input {
 		{Name: "dst_host", Data: &c.dstHost},
 		{Name: "src_process", Data: &c.srcProcess},
 		{Name: "dst_process", Data: &c.dstProcess},
+		{Name: "src_doubt", Data: &c.srcDoubt},
+		{Name: "dst_doubt", Data: &c.dstDoubt},
+		{Name: "src_silence", Data: &c.srcSilence},
+		{Name: "dst_silence", Data: &c.dstSilence},
 	}
 }
 
@@ -309,6 +317,9 @@ func (c *flowColumns) extend(n int) {
 	c.quality.extend(n)
 	c.failed.extend(n)
 	c.missing.extend(n)
+	c.srcDoubt.extend(n)
+	c.dstDoubt.extend(n)
+	c.srcSilence, c.dstSilence = extend(c.srcSilence, n), extend(c.dstSilence, n)
 	c.others.extend(n)
 	c.skew = extend(c.skew, n)
 	c.confidence = extend(c.confidence, n)
@@ -345,6 +356,10 @@ func (c *flowColumns) reset() {
 	c.quality.reset()
 	c.failed.reset()
 	c.missing.reset()
+	c.srcDoubt.reset()
+	c.dstDoubt.reset()
+	c.srcSilence.Reset()
+	c.dstSilence.Reset()
 	c.others.reset()
 	c.skew.Reset()
 	c.confidence.Reset()
@@ -491,6 +506,10 @@ func (c *flowColumns) fill(k int, rs []flow.Record, texts []string) {
 				reporter = uint8(flow.ReporterSource+flow.ReporterDestination) - reporter
 			}
 		}
+		cdoubt, sdoubt := r.Doubts()
+		c.srcDoubt.set(k+i, uint32(cdoubt))
+		c.dstDoubt.set(k+i, uint32(sdoubt))
+		c.srcSilence[k+i], c.dstSilence[k+i] = r.Silences()
 		c.reporter.set(k+i, reporter)
 		c.srcHost.set(k+i, chost, texts)
 		c.dstHost.set(k+i, shost, texts)

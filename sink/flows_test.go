@@ -72,6 +72,13 @@ func expectedRow(t *testing.T, r *flow.Record, names *flow.Names, ins Insert) ma
 	if r.Any(flow.HasBiflowDirection) {
 		row["biflow_direction"] = number(r.BiflowDirection)
 	}
+	for _, k := range []string{"src_doubt", "dst_doubt"} {
+		if _, ok := row[k]; !ok {
+			row[k] = []any{}
+		}
+	}
+	csilent, ssilent := r.Silences()
+	row["src_silence"], row["dst_silence"] = number(csilent), number(ssilent)
 	row["enforced_by"] = ""
 	if p, ok := row["policy"]; ok {
 		row["enforced_by"] = p

@@ -107,7 +107,7 @@ func newLogValues(format string, cfg agent.Config, maxLine flow.Size, names *flo
 // Decode implements foreign. Lines that are no flows are not refused.
 func (v *logValues) Decode(value []byte, seed uint64, received flow.Time, out *flow.Batch) (refused int, err error) {
 	v.reason = nil
-	split, read := v.split, 0
+	split, read, before := v.split, 0, len(out.Records)
 	origin := agent.Origin{Seed: seed, Received: received}
 	for at := 0; at < len(value); {
 		item, n, err := split.Next(value[at:], true)
@@ -126,7 +126,7 @@ func (v *logValues) Decode(value []byte, seed uint64, received flow.Time, out *f
 		}
 		at += n
 	}
-	if read == 0 && refused > 0 {
+	if read == 0 && refused > 0 && len(out.Records) == before {
 		return refused, v.reason
 	}
 	return refused, nil

@@ -253,6 +253,12 @@ func (d *Decoder) settle(r *flow.Record) {
 	if !r.Any(flow.HasBytes | flow.HasPackets) {
 		r.Quality |= flow.QualityCounterMissing
 	}
+	if r.SrcIdentity != flow.NoName {
+		r.Has |= flow.HasSrcIdentity
+	}
+	if r.DstIdentity != flow.NoName {
+		r.Has |= flow.HasDstIdentity
+	}
 	if r.NamesFull() {
 		r.Quality |= flow.QualityNamesFull
 	}

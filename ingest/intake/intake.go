@@ -267,8 +267,8 @@ func (r *reader) line(line []byte, pos uint64, tooLong error) {
 // with ten names of 256 bytes a flow is still a payload that fits.
 func (r *reader) full() bool { return len(r.batch.Records) >= BatchRecords/4 }
 
-// cut appends what was gathered to batches, with a mark at to. A batch of lines that told
-// nothing is one too: they are counted.
+// cut appends what was gathered to batches, with a mark. A batch of lines that told nothing is
+// one too: they are counted. What does not fit into one batch is several that belong together.
 func (r *reader) cut(batches []ingest.Lines, mark ingest.Mark) []ingest.Lines {
 	name, _ := r.dec.Format()
 	r.in.met.lines(name, r.counts)
@@ -280,7 +280,8 @@ func (r *reader) cut(batches []ingest.Lines, mark ingest.Mark) []ingest.Lines {
 		r.total.NotFlow += r.counts.NotFlow
 		r.total.Rejected += r.counts.Rejected
 		r.counts = ingest.LineCounts{} // the lines are counted with the first part
-		if records = records[part:]; len(records) == 0 {
+		records = records[part:]
+		if l.More = len(records) > 0; !l.More {
 			l.Mark = mark
 			batches = append(batches, l)
 			break

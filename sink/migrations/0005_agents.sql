@@ -8,7 +8,11 @@ ALTER TABLE {{.Database}}.flows
     ADD COLUMN IF NOT EXISTS src_host LowCardinality(String) COMMENT 'the client as an agent calls it' CODEC(ZSTD(1)) AFTER enforced_by,
     ADD COLUMN IF NOT EXISTS dst_host LowCardinality(String) COMMENT 'the server as an agent calls it' CODEC(ZSTD(1)) AFTER src_host,
     ADD COLUMN IF NOT EXISTS src_process LowCardinality(String) COMMENT 'the program at the client' CODEC(ZSTD(1)) AFTER dst_host,
-    ADD COLUMN IF NOT EXISTS dst_process LowCardinality(String) COMMENT 'the program at the server' CODEC(ZSTD(1)) AFTER src_process;
+    ADD COLUMN IF NOT EXISTS dst_process LowCardinality(String) COMMENT 'the program at the server' CODEC(ZSTD(1)) AFTER src_process,
+    ADD COLUMN IF NOT EXISTS src_doubt Array(Enum8('unknown' = 0, 'gap' = 1, 'stale' = 2, 'border' = 3, 'ambiguous' = 4, 'disagree' = 5, 'full' = 6, 'expired' = 7)) COMMENT 'why it is not all known who is behind the client' CODEC(ZSTD(1)) AFTER dst_process,
+    ADD COLUMN IF NOT EXISTS dst_doubt Array(Enum8('unknown' = 0, 'gap' = 1, 'stale' = 2, 'border' = 3, 'ambiguous' = 4, 'disagree' = 5, 'full' = 6, 'expired' = 7)) COMMENT 'why it is not all known who is behind the server' CODEC(ZSTD(1)) AFTER src_doubt,
+    ADD COLUMN IF NOT EXISTS src_silence Int32 COMMENT 'seconds that the source which said who is behind the client had been silent; -1 none said so' CODEC(ZSTD(1)) AFTER dst_doubt,
+    ADD COLUMN IF NOT EXISTS dst_silence Int32 COMMENT 'likewise for the server' CODEC(ZSTD(1)) AFTER src_silence;
 
 ALTER TABLE {{.Database}}.exporters
     MODIFY COLUMN source Enum8('unknown' = 0, 'netflow_v5' = 1, 'netflow_v9' = 2, 'ipfix' = 3, 'sflow_v5' = 4, 'hubble' = 5, 'zeek' = 6, 'suricata' = 7, 'aws_vpc' = 8, 'azure_vnet' = 9, 'azure_nsg' = 10, 'gcp_vpc' = 11, 'gcp_firewall' = 12, 'calico' = 13, 'sysmon' = 14, 'wfp' = 15, 'illumio' = 16, 'guardicore' = 17, 'cef' = 18, 'conntrack' = 19, 'netfilter' = 20, 'ocsf' = 21, 'ecs' = 22, 'custom' = 23) COMMENT 'the format it exports' CODEC(ZSTD(1));

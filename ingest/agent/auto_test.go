@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"testing"
@@ -8,43 +9,48 @@ import (
 	"github.com/postern/postern/flow"
 )
 
-// TestAutoTakesNoneForAnother shows `auto` each line of each sample as the first of a stream: it
-// is taken for the format it is of, or for none.
-func TestAutoTakesNoneForAnother(t *testing.T) {
+// TestAutoConfusesNone holds that a line which tells a flow in its own format is not taken for
+// one of another, whichever line comes first. Some need the lines before them to be known.
+func TestAutoConfusesNone(t *testing.T) {
 	for _, f := range Formats() {
 		files, err := filepath.Glob(filepath.Join("testdata", f.Name+"*.log"))
 		if err != nil {
 			t.Fatal(err)
 		}
+		lines, known := 0, 0
 		for _, file := range files {
 			raw, err := os.ReadFile(file)
 			if err != nil {
 				t.Fatal(err)
 			}
-			s := Splitter{MaxItem: 1 << 20}
-			known := 0
-			for at := 0; at < len(raw); {
-				line, n, err := s.Next(raw[at:], true)
-				at += n
-				if err != nil || len(line) == 0 {
+			cfg := Config{BelieveClock: true}
+			own, err := NewDecoder(f.Name, cfg, flow.NewNames(0))
+			if err != nil {
+				t.Fatal(err)
+			}
+			o := Origin{Received: 1_700_000_000_000}
+			for line := range bytes.Lines(raw) {
+				line = bytes.TrimSpace(line)
+				batch := flow.NewBatch(8, nil)
+				if own.Decode(line, 0, &o, batch) != nil {
 					continue
 				}
-				d, err := NewDecoder(Auto, Config{}, flow.NewNames(0))
+				lines++
+				auto, err := NewDecoder(Auto, cfg, flow.NewNames(0))
 				if err != nil {
 					t.Fatal(err)
 				}
-				_ = d.Decode(line, 0, &Origin{}, flow.NewBatch(8, nil)) // what it gives is TestSamples' matter
-				switch name, why := d.Format(); name {
-				case f.Name:
+				if auto.recognise(line) {
 					known++
-				case "":
-				default:
-					t.Errorf("%s: %s is taken for it: %s: %.200s", file, name, why, line)
+					if name, why := auto.Format(); name != f.Name {
+						t.Errorf("%s: a line of %s is taken for %s, because of %s: %s", file, f.Name, name, why, line)
+					}
 				}
 			}
-			if known == 0 {
-				t.Errorf("%s: no line is recognised by itself", file)
-			}
+		}
+		t.Logf("%s: %d of %d lines are known by themselves", f.Name, known, lines)
+		if lines > 0 && known == 0 && f.known != nil {
+			t.Errorf("%s: none of its lines is known", f.Name)
 		}
 	}
 }

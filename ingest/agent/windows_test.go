@@ -2,6 +2,7 @@ package agent
 
 import (
 	"testing"
+	"time"
 
 	"github.com/postern/postern/flow"
 )
@@ -82,5 +83,40 @@ func TestWindowsFixtures(t *testing.T) {
 	t.Logf("%d of 474 connections of Sysmon's are told by WFP of the same host too", both)
 	if both < 300 {
 		t.Errorf("only %d are told by both logs", both)
+	}
+}
+
+// TestWindowsZones reads times of NXLog, which have no zone.
+func TestWindowsZones(t *testing.T) {
+	const received = flow.Time(1_790_953_450_000) // 2026-10-02 15:04:10
+	for _, c := range []struct {
+		name, times string
+		cfg         Config
+		want        string
+	}{
+		{"against @timestamp", `"EventTime":"2026-10-02 11:04:05","EventReceivedTime":"2026-10-02 11:04:07","@timestamp":"2026-10-02T15:04:08.5Z"`, Config{BelieveClock: true}, "2026-10-02T15:04:05.000Z"},
+		{"Kathmandu", `"EventTime":"2026-10-02 20:49:05","EventReceivedTime":"2026-10-02 20:49:05","@timestamp":"2026-10-02T15:04:08.5Z"`, Config{BelieveClock: true}, "2026-10-02T15:04:05.000Z"},
+		{"old when it was read", `"EventTime":"2026-10-02 10:00:00","EventReceivedTime":"2026-10-02 11:04:07","@timestamp":"2026-10-02T15:04:08Z"`, Config{BelieveClock: true}, "2026-10-02T14:00:00.000Z"},
+		{"forwarded late, so by its age", `"EventTime":"2026-10-02 11:04:05","EventReceivedTime":"2026-10-02 11:04:07","@timestamp":"2026-10-02T15:30:07Z"`, Config{BelieveClock: true}, "2026-10-02T15:30:05.000Z"},
+		{"against receipt", `"EventTime":"2026-10-02 17:04:05","EventReceivedTime":"2026-10-02 17:04:09"`, Config{ClockTolerance: time.Minute}, "2026-10-02T15:04:05.000Z"},
+		{"against receipt, days late", `"EventTime":"2026-09-30 17:04:05","EventReceivedTime":"2026-09-30 17:04:09"`, Config{ClockTolerance: time.Minute, ZoneOffset: 2 * time.Hour}, "2026-09-30T15:04:05.000Z"},
+		{"in a file", `"EventTime":"2026-10-02 17:04:05","EventReceivedTime":"2026-10-02 17:04:09"`, Config{BelieveClock: true, ZoneOffset: 2 * time.Hour}, "2026-10-02T15:04:05.000Z"},
+		{"in a file, nothing configured", `"EventTime":"2026-10-02 17:04:05"`, Config{BelieveClock: true}, "2026-10-02T17:04:05.000Z"},
+		{"with a zone", `"EventTime":"2026-10-02T17:04:05.25+02:00","@timestamp":"2026-10-02T16:04:08Z"`, Config{BelieveClock: true}, "2026-10-02T15:04:05.250Z"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d, err := NewDecoder("windows", c.cfg, flow.NewNames(0))
+			if err != nil {
+				t.Fatal(err)
+			}
+			batch := flow.NewBatch(1, nil)
+			line := `{"EventID":5156,"Channel":"Security","SourceAddress":"10.0.0.1","DestAddress":"10.0.0.2",` + c.times + `}`
+			if err := d.Decode([]byte(line), 0, &Origin{Received: received}, batch); err != nil {
+				t.Fatal(err)
+			}
+			if got := batch.Records[0].Start.String(); got != c.want {
+				t.Errorf("got %s, want %s", got, c.want)
+			}
+		})
 	}
 }

@@ -558,6 +558,8 @@ const (
 	// followEvery is how often a file is looked at where the system does not tell of
 	// changes (a network file system), so that a new line is seen within a second.
 	followEvery = 500 * time.Millisecond
+	// gatherFor is how long lines are gathered after the system told of one.
+	gatherFor = 100 * time.Millisecond
 	// maxLeaseEntry bounds one entry; Kea's longest, with user context, are some 10 KB.
 	maxLeaseEntry = 256 << 10
 	leaseChunk    = 1 << 20
@@ -597,6 +599,12 @@ func (f *leaseFile) Run(ctx context.Context, tell Tell) error {
 			return f.stopped(ctx)
 		case <-timer.C:
 		case <-events:
+			// A busy server writes many lines; they are told together.
+			select {
+			case <-ctx.Done():
+				return f.stopped(ctx)
+			case <-time.After(gatherFor):
+			}
 		}
 		wait := followEvery
 		err := f.follow(ctx, tell)

@@ -164,6 +164,7 @@ func TestPolledBorders(t *testing.T) {
 			t.Errorf("a failed read told %v and %v", facts, beats)
 		}
 		time.Sleep(3 * time.Minute)
+		synctest.Wait()
 		now, fail = []flow.Fact{host("10.0.0.2", "db"), host("10.0.0.3", "dns")}, nil
 		time.Sleep(time.Minute)
 		synctest.Wait()

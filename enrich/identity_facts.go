@@ -11,7 +11,7 @@ import (
 )
 
 // version is one telling of a fact, or a run of tellings that say the same: of those by
-// whose time a lookup could not tell them apart. 88 bytes.
+// whose time a lookup could not tell them apart. 80 bytes.
 type version struct {
 	since, until           flow.Time // until is latest where no end is told
 	known, last            flow.Time // the first and the last telling
@@ -25,6 +25,7 @@ type version struct {
 	kind       flow.FactKind
 	confidence uint8
 	disabled   bool
+	middle     bool // there were tellings between the first and the last
 }
 
 // standing is how a fact stands at a time.
@@ -71,6 +72,18 @@ func (v *version) says(w *version) bool {
 // end is put off or brought forward before either end came.
 func (v *version) joins(w *version) bool {
 	return v.says(w) && v.empty() == w.empty() && (v.until == w.until && v.untilSlack == w.untilSlack || w.known <= min(v.certainEnd(), w.certainEnd()))
+}
+
+// repeats says whether w, known during the run v, is part of it: something delivered again,
+// or one more telling that fits. Of a run only the first and the last time are known and
+// what was told last, so what was known at the first or between others is taken for one of
+// them if it can be.
+func (v *version) repeats(w *version) bool {
+	if !v.says(w) || v.empty() != w.empty() {
+		return false
+	}
+	return v.until == w.until && v.untilSlack == w.untilSlack || w.known == v.known && v.known < v.last ||
+		w.known < v.last && (v.last <= w.certainEnd() || v.middle && w.known <= w.certainEnd())
 }
 
 // compareKey orders what facts are about: leases first; of a subject by source.
@@ -226,7 +239,8 @@ func (s *Identity) insert(subject bool, key flow.Addr, v version) took {
 		r := &vs[at-1] // the run before v or around it
 		switch {
 		case v.known > r.last:
-		case r.says(&v) && r.empty() == v.empty() && (r.until == v.until && r.untilSlack == v.untilSlack || r.last <= v.certainEnd()):
+		case r.repeats(&v):
+			r.middle = r.middle || v.known > r.known && v.known < r.last
 			s.groups.release(v.groups)
 			return tookAgain
 		case v.known == r.known || v.known == r.last:
@@ -244,16 +258,16 @@ func (s *Identity) insert(subject bool, key flow.Addr, v version) took {
 				at--
 				j--
 			case v.known == r.known:
-				r.known = r.last
+				r.known, r.middle = r.last, false
 				at--
 			default:
-				r.last = r.known
+				r.last, r.middle = r.known, false
 			}
 		default: // inside a run: split it
 			simple = false
 			tail := *r
-			tail.known = tail.last
-			r.last = r.known
+			tail.known, tail.middle = tail.last, false
+			r.last, r.middle = r.known, false
 			s.hold(&tail)
 			vs = slices.Insert(vs, at, tail)
 			j++
@@ -273,6 +287,7 @@ func (s *Identity) insert(subject bool, key flow.Addr, v version) took {
 	}
 	for k := min(at+1, len(vs)-1); k >= max(at, 1); k-- { // first with the one after, then with the one before
 		if a, b := &vs[k-1], &vs[k]; a.same(b) && a.joins(b) {
+			b.middle = a.known < a.last || b.known < b.last
 			b.known = a.known
 			s.groups.release(a.groups)
 			vs = slices.Delete(vs, k-1, k)

@@ -228,6 +228,9 @@ func (e *encoder) version(v *version, source uint64, groups *groupSet) {
 	if groups.more {
 		flags |= 2
 	}
+	if v.middle {
+		flags |= 8
+	}
 	until := flow.Time(0)
 	if v.until == latest {
 		flags |= 4
@@ -322,7 +325,7 @@ func (d *decoder) version(s *Identity) (v version) {
 		d.fail()
 		return v
 	}
-	v.source, v.kind, v.confidence, v.disabled = uint16(source), flow.FactKind(head[0]), head[1], head[2]&1 != 0
+	v.source, v.kind, v.confidence, v.disabled, v.middle = uint16(source), flow.FactKind(head[0]), head[1], head[2]&1 != 0, head[2]&8 != 0
 	v.since = d.time()
 	v.until = v.since + d.time()
 	if head[2]&4 != 0 {

@@ -95,6 +95,27 @@ func DefaultDHCPConfig() DHCPConfig {
 	}
 }
 
+// UnmarshalYAML begins with the defaults, so that 0s can mean what it says.
+func (c *InventoryConfig) UnmarshalYAML(unmarshal func(any) error) error {
+	type plain InventoryConfig
+	*c = DefaultInventoryConfig()
+	return unmarshal((*plain)(c))
+}
+
+// UnmarshalYAML begins with the defaults, so that 0s can mean what it says.
+func (c *DHCPConfig) UnmarshalYAML(unmarshal func(any) error) error {
+	type plain DHCPConfig
+	*c = DefaultDHCPConfig()
+	return unmarshal((*plain)(c))
+}
+
+// UnmarshalYAML begins with the defaults, so that 0s can mean what it says.
+func (c *HTTPConfig) UnmarshalYAML(unmarshal func(any) error) error {
+	type plain HTTPConfig
+	*c = DefaultHTTPConfig()
+	return unmarshal((*plain)(c))
+}
+
 var sourceNameForm = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$`)
 
 // validSourceName says what is wrong with a source's name, which is also that of files.

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/goccy/go-yaml"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/postern/postern/flow"
@@ -204,6 +205,78 @@ func TestInventoryFollowed(t *testing.T) {
 	err = sources[0].Run(t.Context(), rec.tell)
 	if err == nil || !strings.Contains(err.Error(), "more.yaml:1:1: the key \"adresses\"") {
 		t.Errorf("a file that is no inventory, at the start: %v", err)
+	}
+}
+
+// TestConfigYAML: what a configuration does not say is at its default, also within lists,
+// and what it says wrong is found where it stands.
+func TestConfigYAML(t *testing.T) {
+	var c Config
+	err := yaml.UnmarshalWithOptions([]byte(`
+inventory:
+  - {name: hosts, path: hosts.csv, staleAfter: 0s}
+dhcp:
+  - name: office
+    leases: /var/lib/kea/kea-leases4.csv
+http:
+  - name: netbox
+    preset: netbox
+    url: https://netbox.example.net
+    token: env:NETBOX_TOKEN
+    maxPage: 1MiB
+`), &c, yaml.Strict())
+	if err != nil {
+		t.Fatal(err)
+	}
+	inv, dhcp, api := DefaultInventoryConfig(), DefaultDHCPConfig(), DefaultHTTPConfig()
+	inv.Name, inv.Path, inv.StaleAfter = "hosts", "hosts.csv", 0
+	dhcp.Name, dhcp.Leases = "office", "/var/lib/kea/kea-leases4.csv"
+	api.Name, api.Preset, api.URL, api.Token, api.MaxPage = "netbox", "netbox", "https://netbox.example.net", "env:NETBOX_TOKEN", flow.MiB
+	if diff := cmp.Diff(Config{Inventory: []InventoryConfig{inv}, DHCP: []DHCPConfig{dhcp}, HTTP: []HTTPConfig{api}}, c); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if err := c.Validate(); err != nil {
+		t.Error(err)
+	}
+	err = yaml.UnmarshalWithOptions([]byte("dhcp:\n  - name: office\n    leeses: x\n"), &c, yaml.Strict())
+	var at yaml.Error
+	if !errors.As(err, &at) || at.GetToken().Value != "leeses" || at.GetToken().Position.Line != 3 || at.GetToken().Position.Column != 5 {
+		t.Errorf("an unknown key: %v", err)
+	}
+}
+
+// TestDocs: what the page about sources shows can be written like that.
+func TestDocs(t *testing.T) {
+	b, err := os.ReadFile("../../docs/identity-sources.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	configs, inventories := 0, 0
+	for block := range strings.SplitSeq(string(b), "```") {
+		partial := &partialError{}
+		switch text, found := strings.CutPrefix(block, "yaml\n"); {
+		case found && strings.Contains(text, "- name: ") && !strings.HasPrefix(text, " "):
+			var c Config
+			if err := yaml.UnmarshalWithOptions([]byte(text), &c, yaml.Strict()); err != nil {
+				t.Errorf("%v in\n%s", err, text)
+			} else if err := c.Validate(); err != nil {
+				t.Errorf("%v in\n%s", err, text)
+			}
+			configs++
+		case found && strings.HasPrefix(text, "inventory:"):
+			if facts, err := readInventory("f.yaml", []byte(text), nil, partial); err != nil || partial.entries > 0 || len(facts) != 4 {
+				t.Errorf("%d facts, %v, %v in\n%s", len(facts), err, partial.err, text)
+			}
+			inventories++
+		case strings.HasPrefix(block, "csv\n"):
+			if facts, err := readInventory("f.csv", []byte(strings.TrimPrefix(block, "csv\n")), nil, partial); err != nil || partial.entries > 0 || len(facts) != 4 {
+				t.Errorf("%d facts, %v, %v in\n%s", len(facts), err, partial.err, block)
+			}
+			inventories++
+		}
+	}
+	if configs < 7 || inventories != 2 {
+		t.Errorf("%d configurations and %d inventories were found on the page", configs, inventories)
 	}
 }
 

@@ -115,16 +115,25 @@ func host(addr, workload string) flow.Fact {
 func TestPolledBorders(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := clockNow()
+		var mu sync.Mutex
 		var now []flow.Fact
 		var fail error
+		say := func(err error, facts ...flow.Fact) {
+			mu.Lock()
+			defer mu.Unlock()
+			now, fail = facts, err
+		}
 		var rec recorder
 		reg := prometheus.NewRegistry()
 		met, err := newMetrics(reg)
 		if err != nil {
 			t.Fatal(err)
 		}
-		p := newPolled("inv", flow.FactStatic, time.Minute, 5*time.Minute, readFunc(func() ([]flow.Fact, error) { return now, fail }),
-			t.TempDir(), clockNow, quiet(), met)
+		p := newPolled("inv", flow.FactStatic, time.Minute, 5*time.Minute, readFunc(func() ([]flow.Fact, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			return now, fail
+		}), t.TempDir(), clockNow, quiet(), met)
 		want := func(what string, facts ...flow.Fact) {
 			t.Helper()
 			got, _ := rec.take()
@@ -138,7 +147,7 @@ func TestPolledBorders(t *testing.T) {
 		}
 		at := func(minutes int) flow.Time { return start.Add(time.Duration(minutes) * time.Minute) }
 
-		now = []flow.Fact{host("10.0.0.1", "web"), host("10.0.0.2", "db"), host("::ffff:10.0.0.2", "db")}
+		say(nil, host("10.0.0.1", "web"), host("10.0.0.2", "db"), host("::ffff:10.0.0.2", "db"))
 		stop := running(t, p, rec.tell)
 		synctest.Wait()
 		want("first read", fact("10.0.0.1", "web", at(0), 0, 0, 0), fact("10.0.0.2", "db", at(0), 0, 0, 0))
@@ -147,7 +156,7 @@ func TestPolledBorders(t *testing.T) {
 		synctest.Wait()
 		want("nothing changed")
 
-		now = []flow.Fact{host("10.0.0.1", "mail"), host("10.0.0.2", "db"), host("10.0.0.3", "dns")}
+		say(nil, host("10.0.0.1", "mail"), host("10.0.0.2", "db"), host("10.0.0.3", "dns"))
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		want("another holder",
@@ -155,7 +164,7 @@ func TestPolledBorders(t *testing.T) {
 			fact("10.0.0.1", "mail", at(2), 0, time.Minute, 0), fact("10.0.0.3", "dns", at(2), 0, time.Minute, 0))
 
 		// Two failures: nothing ends, no heartbeat, tried again within the minute.
-		now, fail = nil, errors.New("away")
+		say(errors.New("away"))
 		rec.take()
 		time.Sleep(time.Minute)
 		synctest.Wait()
@@ -165,7 +174,7 @@ func TestPolledBorders(t *testing.T) {
 		}
 		time.Sleep(3 * time.Minute)
 		synctest.Wait()
-		now, fail = []flow.Fact{host("10.0.0.2", "db"), host("10.0.0.3", "dns")}, nil
+		say(nil, host("10.0.0.2", "db"), host("10.0.0.3", "dns"))
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		facts, beats = rec.take()

@@ -296,6 +296,31 @@ func TestIdentityCap(t *testing.T) {
 	}
 }
 
+// TestIdentityCapDirectory: when the last word of a directory goes, what it said before
+// does not come back.
+func TestIdentityCapDirectory(t *testing.T) {
+	s, _ := newTestIdentity(t, func(c *IdentityConfig) { c.MaxFacts = 10 })
+	left := memberOf("09:00", "09:00", "alice", "staff")
+	left.Until = clock("10:00")
+	s.Take([]flow.Fact{memberOf("08:00", "08:00", "alice", "admins"), left, logon("07:00", "", "07:00", "alice")}, flow.Heartbeat{})
+	for _, c := range []struct{ at, want string }{{"08:30", "alice [admins] []"}, {"09:30", "alice [staff] []"}, {"11:00", "alice [] []"}} {
+		if got := who(s, tenFive, c.at, "12:00"); got != c.want {
+			t.Errorf("at %s: %q, want %q", c.at, got, c.want)
+		}
+	}
+	for i := range 10 {
+		s.Take([]flow.Fact{{Source: "pods", Kind: flow.FactLease, Addr: flow.AddrFrom4(uint32(1000 + i)), Since: clock("12:00"), Known: clock("12:00"), Workload: "pod"}}, flow.Heartbeat{})
+	}
+	if s.subject(s.names.Intern("alice")) != nil {
+		t.Fatal("the directory's facts are still held")
+	}
+	for _, at := range []string{"08:30", "09:30", "11:00"} {
+		if got := who(s, tenFive, at, "12:00"); got != "alice [] []" {
+			t.Errorf("at %s: %q", at, got)
+		}
+	}
+}
+
 // TestIdentityOneAddress: one address cannot take all the room, nor all the time.
 func TestIdentityOneAddress(t *testing.T) {
 	s, _ := newTestIdentity(t, nil)

@@ -252,6 +252,7 @@ func newDHCP(cfg DHCPConfig, resolve func(ref string) (string, error), stateDir 
 		return newKeaFile(cfg.Name, cfg.Leases, cfg.Every, cfg.StaleAfter, stateDir, clock, log, met), nil
 	}
 	k := &keaCommands{leases: newLeases(cfg.Name, cfg.Every, cfg.StaleAfter, stateDir, clock, log, met), v6: cfg.Family == 6, page: keaPage}
+	k.snapshots = true
 	if cfg.Socket != "" {
 		k.ask = keaSocket(cfg.Socket, cfg.Timeout)
 		return k, nil

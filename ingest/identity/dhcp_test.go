@@ -587,6 +587,39 @@ func TestKeaAnswers(t *testing.T) {
 	}
 }
 
+// TestKeaRenewedBetweenPolls: a client seen in two reads one after the other goes on with
+// its lease; after a long time without a read that is not taken for granted.
+func TestKeaRenewedBetweenPolls(t *testing.T) {
+	now, cltt := flow.Time(1_000_000_000), int64(999_990)
+	cfg := DefaultDHCPConfig()
+	cfg.Name, cfg.Socket = "kea", "/nowhere"
+	src, err := newDHCP(cfg, nil, "", func() flow.Time { return now }, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := src.(*keaCommands)
+	k.ask = func(context.Context, []byte) ([]byte, error) {
+		return fmt.Appendf(nil, `{"result":0,"arguments":{"leases":[{"ip-address":"10.0.0.1","hw-address":"02:00:00:00:00:01","hostname":"a","cltt":%d,"state":0,"valid-lft":3600}]}}`, cltt), nil
+	}
+	var rec recorder
+	poll := func(after time.Duration, renewed int64) []flow.Fact {
+		t.Helper()
+		now, cltt = now.Add(after), cltt+renewed
+		if err := k.poll(t.Context(), rec.tell); err != nil {
+			t.Fatal(err)
+		}
+		return rec.of("10.0.0.1")
+	}
+	poll(0, 0)
+	if f := poll(15*time.Second, 20); len(f) != 1 || f[0].Since != 999_990_000 || f[0].Until != 1_003_610_000 || f[0].UntilSlack != 0 {
+		t.Errorf("renewed between two reads: %+v", f)
+	}
+	f := poll(30*time.Minute, 1500)
+	if len(f) != 2 || f[1].Since != 1_001_510_000 || f[0].Until != f[1].Since || f[0].Until.Add(-f[0].UntilSlack) != 1_000_015_000 {
+		t.Errorf("after half an hour: %+v", f)
+	}
+}
+
 // TestKeaSocket: a server that accepts and says nothing is given up.
 func TestKeaSocket(t *testing.T) {
 	dir, err := os.MkdirTemp("", "sock")

@@ -13,11 +13,11 @@ import (
 // the sets base, source, destination, client, server, network, event, rule, observer, host,
 // process and user. Fields may be nested or have dots in their names.
 func ecs(v *fastjson.Value, e *entry) error {
-	src, dst, event, network := dig(v, "source"), dig(v, "destination"), dig(v, "event"), dig(v, "network")
+	src, dst, event, network := at(v, "source"), at(v, "destination"), at(v, "event"), at(v, "network")
 	f := ecsFields{v: v}
 	v.GetObject().Visit(func(key []byte, _ *fastjson.Value) { f.dots = f.dots || bytes.IndexByte(key, '.') >= 0 })
 	srcIP, dstIP := f.said(src, "source.", "ip"), f.said(dst, "destination.", "ip")
-	client, server := dig(v, "client"), dig(v, "server")
+	client, server := at(v, "client"), at(v, "server")
 	clientIP, serverIP := f.said(client, "client.", "ip"), f.said(server, "server.", "ip")
 	if srcIP == nil && dstIP == nil && clientIP != nil {
 		src, dst, srcIP, dstIP = client, server, clientIP, serverIP
@@ -57,7 +57,7 @@ func ecs(v *fastjson.Value, e *entry) error {
 		dp, ok := port16(num(f.field(dst, f.destination, "port")))
 		setDstPort(r, dp, ok)
 	}
-	if flags, ok := num(dig(v, "netflow.tcp_control_bits")); ok {
+	if flags, ok := num(f.field(at(v, "netflow"), "netflow.", "tcp_control_bits")); ok {
 		setFlags(r, uint16(flags), flags <= 0xffff)
 	}
 	f.counters(r, src, dst, network)
@@ -75,16 +75,8 @@ func ecs(v *fastjson.Value, e *entry) error {
 	}
 
 	r.Enforced = f.enforced(event)
-	if rule := dig(v, "rule"); rule != nil {
-		r.EnforcedBy = e.name(tells(rule, "id", "name", "uuid"))
-	} else {
-		r.EnforcedBy = e.name(tells(v, "rule.id", "rule.name", "rule.uuid"))
-	}
-	if app := f.said(network, "network.", "application"); app != nil {
-		r.App = e.name(app)
-	} else if app := f.said(network, "network.", "protocol"); app != nil {
-		r.App = e.name(app)
-	}
+	r.EnforcedBy = e.name(f.first(at(v, "rule"), "rule.", "id", "name", "uuid"))
+	r.App = e.name(f.first(network, "network.", "application", "protocol"))
 	r.SrcHost, r.DstHost = e.name(f.said(src, f.source, "domain")), e.name(f.said(dst, f.destination, "domain"))
 	e.ecsReporter(&f, r, network, srcIP, dstIP)
 	if u := f.said(src, f.source, "user.name"); u != nil {
@@ -116,6 +108,16 @@ func (f *ecsFields) said(set *fastjson.Value, prefix, name string) []byte {
 	return said(str(f.field(set, prefix, name)))
 }
 
+// first is the first of several fields that says something.
+func (f *ecsFields) first(set *fastjson.Value, prefix string, names ...string) []byte {
+	for _, name := range names {
+		if b := f.said(set, prefix, name); b != nil {
+			return b
+		}
+	}
+	return nil
+}
+
 // has says whether a field that is a word or a list of words has a word.
 func (f *ecsFields) has(set *fastjson.Value, prefix, name, word string) bool {
 	m := f.field(set, prefix, name)
@@ -135,12 +137,11 @@ func (f *ecsFields) has(set *fastjson.Value, prefix, name, word string) bool {
 
 // ecsOther says what an event with addresses is that tells no flow; nil if it may tell one.
 func ecsOther(f *ecsFields, v, event *fastjson.Value) error {
-	agent := tells(v, "agent.type")
 	switch kind := str(v, "type"); {
-	case string(agent) == "packetbeat" && len(kind) > 0 && string(kind) != "flow":
-		return NotFlow("a request within a flow")
 	case string(kind) == "flow":
 		return nil
+	case len(kind) > 0 && string(f.said(at(v, "agent"), "agent.", "type")) == "packetbeat":
+		return NotFlow("a request within a flow")
 	}
 	if f.field(event, "event.", "category") == nil || f.has(event, "event.", "category", "network") ||
 		f.has(event, "event.", "category", "network_traffic") || f.has(event, "event.", "category", "intrusion_detection") {
@@ -173,7 +174,7 @@ func ecsTimes(f *ecsFields, v, event *fastjson.Value, r *flow.Record) error {
 // counters fills what both ends sent. An intermediate state of Packetbeat's repeats them from
 // the beginning on: its last one tells them.
 func (f *ecsFields) counters(r *flow.Record, src, dst, network *fastjson.Value) {
-	if final := dig(f.v, "flow.final"); final != nil && final.Type() == fastjson.TypeFalse {
+	if final := f.field(at(f.v, "flow"), "flow.", "final"); final != nil && final.Type() == fastjson.TypeFalse {
 		return
 	}
 	n, ok := num(f.field(src, f.source, "bytes"))
@@ -224,17 +225,14 @@ func (f *ecsFields) enforced(event *fastjson.Value) flow.Observed {
 // ecsReporter finds where the observer sits, and sets what is told of the end it sits at.
 func (e *entry) ecsReporter(f *ecsFields, r *flow.Record, network *fastjson.Value, srcIP, dstIP []byte) {
 	v := f.v
-	observer, host := dig(v, "observer"), dig(v, "host")
-	name := tells(observer, "name", "hostname", "ip", "serial_number")
-	if name == nil {
-		name = tells(v, "observer.name", "observer.hostname", "observer.ip", "observer.serial_number")
-	}
+	host := at(v, "host")
+	name := f.first(at(v, "observer"), "observer.", "name", "hostname", "ip", "serial_number")
 	onPath := name != nil
 	if name == nil {
-		name = tells(host, "name", "hostname")
+		name = f.first(host, "host.", "name", "hostname")
 	}
 	if name == nil {
-		name = tells(v, "host.name", "host.hostname", "agent.name")
+		name = f.said(at(v, "agent"), "agent.", "name")
 	}
 	if name != nil {
 		r.Observer = e.name(name)
@@ -263,8 +261,9 @@ func (e *entry) ecsReporter(f *ecsFields, r *flow.Record, network *fastjson.Valu
 	if r.Reporter == flow.ReporterElsewhere {
 		return
 	}
-	process := e.name(tells(v, "process.executable", "process.name"))
-	user := e.account(tells(v, "user.domain"), tells(v, "user.name"))
+	process := e.name(f.first(at(v, "process"), "process.", "executable", "name"))
+	u := at(v, "user")
+	user := e.account(f.said(u, "user.", "domain"), f.said(u, "user.", "name"))
 	if r.Reporter == flow.ReporterSource {
 		r.SrcProcess, r.SrcIdentity = process, user
 	} else {

@@ -597,7 +597,7 @@ func take(r *rand.Rand, s *Identity, facts []flow.Fact, beats []flow.Heartbeat) 
 
 // TestIdentityOracle compares the store with the oracle over random worlds.
 func TestIdentityOracle(t *testing.T) {
-	worlds, lookups := 1200, 0
+	worlds, lookups := 800, 0
 	if testing.Short() {
 		worlds = 150
 	}

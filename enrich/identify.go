@@ -5,14 +5,17 @@ import (
 	"github.com/postern/postern/policy"
 )
 
-// look takes the view on identities that records are judged with until the function that it
-// returns is called.
-func (p *Pairer) look() func() {
-	if p.identity == nil {
-		return func() {}
+// look takes the view on identities that records are judged with until lookAway.
+func (p *Pairer) look() {
+	if p.identity != nil {
+		p.view = p.identity.View()
 	}
-	p.view = p.identity.View()
-	return p.view.Close
+}
+
+func (p *Pairer) lookAway() {
+	if p.identity != nil {
+		p.view.Close()
+	}
 }
 
 // judge judges a record with what is known of its ends.

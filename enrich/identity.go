@@ -54,25 +54,25 @@ const maxFacts = 1<<24 - 2
 // Validate says what is wrong with the configuration and what would be right.
 func (c *IdentityConfig) Validate() error {
 	if c.Hold < 0 || c.Hold > time.Hour {
-		return fmt.Errorf("identity.hold is %v; write a duration from 0s to 1h, such as 60s", c.Hold)
+		return fmt.Errorf("hold is %v; write a duration from 0s to 1h, such as 60s", c.Hold)
 	}
 	if c.Retention < time.Hour || c.Retention > 8760*time.Hour {
-		return fmt.Errorf("identity.retention is %v; write a duration from 1h to 8760h, such as 336h", c.Retention)
+		return fmt.Errorf("retention is %v; write a duration from 1h to 8760h, such as 336h", c.Retention)
 	}
 	if c.MaxFacts < 1 || c.MaxFacts > maxFacts {
-		return fmt.Errorf("identity.maxFacts is %d; write a number from 1 to %d", c.MaxFacts, maxFacts)
+		return fmt.Errorf("maxFacts is %d; write a number from 1 to %d", c.MaxFacts, maxFacts)
 	}
 	if len(c.Order) > 250 {
-		return fmt.Errorf("identity.order lists %d sources; list at most 250", len(c.Order))
+		return fmt.Errorf("order lists %d sources; list at most 250", len(c.Order))
 	}
 	for i, name := range c.Order {
 		if name == "" || slices.Contains(c.Order[:i], name) {
-			return fmt.Errorf("identity.order lists %q twice or without a name; list each source once", name)
+			return fmt.Errorf("order lists %q twice or without a name; list each source once", name)
 		}
 	}
 	for from, to := range c.Domains {
 		if from == "" || to == "" {
-			return fmt.Errorf("identity.domains has %q: %q; write both a name and the domain it stands for, such as CORP: corp.example.com", from, to)
+			return fmt.Errorf("domains has %q: %q; write both a name and the domain it stands for, such as CORP: corp.example.com", from, to)
 		}
 	}
 	return nil

@@ -3,6 +3,7 @@ package enrich
 import (
 	"encoding/binary"
 	"slices"
+	"strings"
 	"sync/atomic"
 
 	"github.com/postern/postern/flow"
@@ -177,10 +178,12 @@ func (g *groupSets) displace(name flow.Name, a *Answer) bool {
 
 // namesOfGroups interns a fact's groups, ascending by text, each once.
 func (s *Identity) namesOfGroups(groups []string, buf []flow.Name) (names []flow.Name, more bool) {
-	texts := groups
-	if !slices.IsSorted(texts) {
-		texts = slices.Sorted(slices.Values(texts))
+	// In lower case: directories tell no two groups apart by it, and policy is read so too.
+	texts := make([]string, len(groups))
+	for i, g := range groups {
+		texts[i] = strings.ToLower(g)
 	}
+	slices.Sort(texts)
 	for i, t := range texts {
 		if t == "" || i > 0 && t == texts[i-1] {
 			continue

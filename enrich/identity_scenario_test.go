@@ -404,11 +404,11 @@ func TestIdentityConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, change := range map[string]func(c *IdentityConfig){
-		"identity.hold":      func(c *IdentityConfig) { c.Hold = 2 * time.Hour },
-		"identity.retention": func(c *IdentityConfig) { c.Retention = time.Minute },
-		"identity.maxFacts":  func(c *IdentityConfig) { c.MaxFacts = 1 << 24 },
-		"identity.order":     func(c *IdentityConfig) { c.Order = []string{"a", "a"} },
-		"identity.domains":   func(c *IdentityConfig) { c.Domains = map[string]string{"CORP": ""} },
+		"hold ":      func(c *IdentityConfig) { c.Hold = 2 * time.Hour },
+		"retention ": func(c *IdentityConfig) { c.Retention = time.Minute },
+		"maxFacts ":  func(c *IdentityConfig) { c.MaxFacts = 1 << 24 },
+		"order ":     func(c *IdentityConfig) { c.Order = []string{"a", "a"} },
+		"domains ":   func(c *IdentityConfig) { c.Domains = map[string]string{"CORP": ""} },
 	} {
 		cfg := DefaultIdentityConfig()
 		change(&cfg)

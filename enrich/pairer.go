@@ -134,7 +134,8 @@ func (p *Pairer) reset() {
 func (p *Pairer) Process(in, out *flow.Batch) {
 	p.m.received.Add(float64(len(in.Records)))
 	before := len(out.Records)
-	defer p.look()()
+	p.look()
+	defer p.lookAway()
 	for i := range in.Records {
 		r := &in.Records[i]
 		p.advance(p.eventTime(r), out)
@@ -159,7 +160,8 @@ func (p *Pairer) Process(in, out *flow.Batch) {
 // appends what need not wait any longer.
 func (p *Pairer) Tick(now flow.Time, out *flow.Batch) {
 	before := len(out.Records)
-	defer p.look()()
+	p.look()
+	defer p.lookAway()
 	p.advance(now, out)
 	p.count(out.Records[before:])
 }
@@ -167,7 +169,8 @@ func (p *Pairer) Tick(now flow.Time, out *flow.Batch) {
 // Flush decides everything that waits, as at the end of a replay.
 func (p *Pairer) Flush(out *flow.Batch) {
 	before := len(out.Records)
-	defer p.look()()
+	p.look()
+	defer p.lookAway()
 	for len(p.due) > 0 {
 		p.step(p.due.pop(), out)
 	}

@@ -53,6 +53,16 @@ type Fact struct {
 	Confidence uint8 `json:"confidence,omitempty"`
 }
 
+// FactKey is what a fact is about: facts of one key replace one another.
+type FactKey struct {
+	Source, Subject, Session string
+	Addr                     Addr
+	Since                    Time
+}
+
+// Key is what the fact is about.
+func (f *Fact) Key() FactKey { return FactKey{f.Source, f.Subject, f.Session, f.Addr, f.Since} }
+
 // Heartbeat says that a source was heard or read whole at a time, so that what it did not
 // say since is known not to have happened. Silence for longer than StaleAfter makes all
 // that it said before unverified.

@@ -21,6 +21,8 @@ type Config struct {
 	// ImplicateFor is how long after its end an exception is still named when
 	// traffic uses it.
 	ImplicateFor time.Duration `yaml:"implicateFor"`
+	// Domains says which spellings of an account's name are the same. It may be nil.
+	Domains *flow.Domains `yaml:"-"`
 }
 
 // DefaultConfig gives the defaults.
@@ -707,7 +709,19 @@ func (c *compiler) openPart(s *Selector) openSelector {
 		}
 		return out
 	}
-	return openSelector{identity: intern(s.Identity), group: intern(s.Group), process: intern(s.Process), posture: intern(s.Posture)}
+	// Accounts in the one spelling that identities are looked up in; groups in lower case,
+	// since the directories that they come from tell no two apart by it.
+	var accounts, groups []string
+	for _, t := range s.Identity {
+		if one, kind := c.cfg.Domains.Principal(t); kind != flow.PrincipalNone {
+			t = one
+		}
+		accounts = append(accounts, t)
+	}
+	for _, g := range s.Group {
+		groups = append(groups, strings.ToLower(g))
+	}
+	return openSelector{identity: intern(accounts), group: intern(groups), process: intern(s.Process), posture: intern(s.Posture)}
 }
 
 // rankExceptions brings the exceptions into the order in which the narrowest is

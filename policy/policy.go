@@ -4,7 +4,10 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"maps"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"github.com/postern/postern/flow"
 )
@@ -205,6 +208,29 @@ type Selector struct {
 	Process  []string       `json:"process,omitempty"`
 	Posture  []string       `json:"posture,omitempty"`
 	Not      []Selector     `json:"not,omitempty"`
+}
+
+// Groups lists the groups that rules and exceptions name, in lower case and ascending order.
+func (p *Policy) Groups() []string {
+	seen := map[string]bool{}
+	var walk func(s *Selector)
+	walk = func(s *Selector) {
+		for _, g := range s.Group {
+			seen[strings.ToLower(g)] = true
+		}
+		for i := range s.Not {
+			walk(&s.Not[i])
+		}
+	}
+	for i := range p.Rules {
+		walk(&p.Rules[i].From)
+		walk(&p.Rules[i].To)
+	}
+	for i := range p.Exceptions {
+		walk(&p.Exceptions[i].From)
+		walk(&p.Exceptions[i].To)
+	}
+	return slices.Sorted(maps.Keys(seen))
 }
 
 // keys is how many keys the selector has, Any and Not left out.

@@ -108,7 +108,7 @@ func newCollector(cfg config, log *slog.Logger) (*service, error) {
 	if !cfg.Kafka.Enabled() {
 		return nil, errNoKafka
 	}
-	s := &service{cfg: cfg, log: log, registry: newRegistry(), names: flow.NewNames(0), saved: checkpoints{filepath.Join(cfg.Data, "state")}}
+	s := &service{cfg: cfg, log: log, registry: newRegistry(), names: flow.NewNames(0), saved: checkpoints{filepath.Join(cfg.Data, "state")}, stopping: make(chan struct{})}
 	client, err := kafka.Open(cfg.Kafka, resolveSecret, kafka.Options{Logger: log, Metrics: s.registry})
 	if err != nil {
 		return nil, err

@@ -31,6 +31,8 @@ type config struct {
 	Kafka kafka.Config `yaml:"kafka"`
 	// Policy is where the policy is.
 	Policy policyConfig `yaml:"policy"`
+	// Identity is who is behind addresses: where that is found out, and how it is joined.
+	Identity identityConfig `yaml:"identity"`
 	// Enrich bounds the wait for the other half of a conversation.
 	Enrich enrich.Config `yaml:"enrich"`
 	// Detect is how findings are made and told.
@@ -87,6 +89,7 @@ func defaultConfig() config {
 		},
 		Kafka:      kafka.DefaultConfig(),
 		Policy:     policyConfig{Dir: "policy", Judge: policy.DefaultConfig()},
+		Identity:   identityConfig{IdentityConfig: enrich.DefaultIdentityConfig()},
 		Enrich:     enrich.DefaultConfig(),
 		Detect:     detect.DefaultConfig(),
 		ClickHouse: sink.DefaultClickHouseConfig(),
@@ -174,6 +177,8 @@ func (c *config) validate() error {
 	check("ingest.kafka", c.Ingest.Kafka.Validate(c.Ingest.Logs.Decode))
 	check("kafka", c.Kafka.Validate())
 	check("policy.judge", c.Policy.Judge.Validate())
+	check("identity", c.Identity.IdentityConfig.Validate())
+	check("identity.sources", c.Identity.Sources.Validate())
 	check("enrich", c.Enrich.Validate())
 	check("detect", c.Detect.Validate())
 	check("clickhouse", c.ClickHouse.Validate())

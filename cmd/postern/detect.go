@@ -22,6 +22,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/postern/postern/enrich"
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest/kafka"
 	"github.com/postern/postern/policy"
@@ -46,6 +47,7 @@ type detection struct {
 	log      *slog.Logger
 	registry *prometheus.Registry
 	names    *flow.Names
+	identity *enrich.Identity
 	history  *policy.History
 	keeper   *policyKeeper
 	policy   *policyLog
@@ -103,7 +105,10 @@ func newDetection(cfg config, log *slog.Logger) (*detection, error) {
 	if d.set, d.settings, err = cfg.stageSettings(); err != nil {
 		return nil, err
 	}
-	d.history = policy.NewHistory(d.names, cfg.Policy.Judge)
+	if d.identity, err = enrich.NewIdentity(cfg.Identity.IdentityConfig, d.names, d.registry); err != nil {
+		return nil, err
+	}
+	d.history = policy.NewHistory(d.names, cfg.judging(d.identity.Domains()))
 	d.keeper = newPolicyKeeper(cfg.Policy, filepath.Join(cfg.Data, "state"), d.names, d.history, log, d.registry)
 	d.met = newDetectionMetrics(d.registry)
 	if d.client, err = kafka.Open(cfg.Kafka, resolveSecret, kafka.Options{Logger: log, Metrics: d.registry}); err != nil {

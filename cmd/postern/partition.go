@@ -354,7 +354,7 @@ func (w *partition) build() (err error) {
 	} else {
 		w.pin = &pinned{w.history}
 		reg := prometheus.WrapRegistererWith(prometheus.Labels{"partition": strconv.Itoa(w.a.Partition)}, w.reg)
-		if cfg.pairer, cfg.detector, err = judges(set, w.pin, w.names, reg); err != nil {
+		if cfg.pairer, cfg.detector, err = judges(set, w.pin, w.identity, w.names, reg); err != nil {
 			return err
 		}
 		cfg.store, cfg.blocks = w.rows, w.blocks

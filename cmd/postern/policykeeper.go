@@ -49,6 +49,8 @@ type policyKeeper struct {
 	history *policy.History
 	log     *slog.Logger
 	append  func(activation) error // durably into the spool
+	// onGroups, if set, is told the groups that a version names before flows are judged by it.
+	onGroups func([]string)
 
 	mu      sync.Mutex
 	entered []activation // in force by position, part of the checkpoint
@@ -95,6 +97,9 @@ func (k *policyKeeper) enter(a activation) error {
 	p, err := policy.ParseSource(raw)
 	if err != nil {
 		return fmt.Errorf("policy version %s: %w", a.Hash, err)
+	}
+	if k.onGroups != nil {
+		k.onGroups(p.Groups())
 	}
 	if err := k.history.Add(p, a.Since); err != nil {
 		return fmt.Errorf("policy version %s: %w", a.Hash, err)

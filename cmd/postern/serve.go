@@ -21,6 +21,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/postern/postern/enrich"
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest"
 	"github.com/postern/postern/ingest/intake"
@@ -70,6 +71,8 @@ type service struct {
 	names    *flow.Names
 	history  *policy.History
 	pipe     *pipeline
+	identity *enrich.Identity
+	facts    *factLog // nil: flows are judged elsewhere
 	keeper   *policyKeeper
 	store    backend
 	saved    checkpoints
@@ -79,7 +82,8 @@ type service struct {
 	intake    *intake.Intake // logs
 	answering *admin
 
-	cursor    uint64 // segment the pipeline is in; guarded by pipe.gate
+	stopping  chan struct{} // closed when no more is received
+	cursor    uint64        // segment the pipeline is in; guarded by pipe.gate
 	listening atomic.Bool
 
 	settings string         // of the stages at work, as the checkpoint keeps them
@@ -99,10 +103,15 @@ func newService(cfg config, log *slog.Logger) (*service, error) {
 		registry: newRegistry(),
 		names:    flow.NewNames(0),
 		saved:    checkpoints{filepath.Join(cfg.Data, "state")},
+		stopping: make(chan struct{}),
 	}
-	s.history = policy.NewHistory(s.names, cfg.Policy.Judge)
-	s.keeper = newPolicyKeeper(cfg.Policy, s.saved.dir, s.names, s.history, log, s.registry)
 	var err error
+	if s.identity, err = enrich.NewIdentity(cfg.Identity.IdentityConfig, s.names, s.registry); err != nil {
+		return nil, err
+	}
+	s.history = policy.NewHistory(s.names, cfg.judging(s.identity.Domains()))
+	s.keeper = newPolicyKeeper(cfg.Policy, s.saved.dir, s.names, s.history, log, s.registry)
+	s.keeper.onGroups = s.identity.NameGroups
 	s.store, err = newDurableStore(cfg, s.names, log, s.registry)
 	return s, err
 }
@@ -121,7 +130,12 @@ func (s *service) run(ctx context.Context) (err error) {
 	if err := s.open(ctx); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.store.close(), s.spool.Close()) }()
+	defer func() {
+		err = errors.Join(err, s.store.close(), s.spool.Close())
+		if s.facts != nil {
+			err = errors.Join(err, s.facts.close())
+		}
+	}()
 
 	// Phases of a stop: sources end with asked; what they handed on is worked
 	// through under grace; what serves others (store, outbox, admin) ends last.
@@ -139,6 +153,18 @@ func (s *service) run(ctx context.Context) (err error) {
 		sources.Go(func() error { return l.Run(sctx) })
 	}
 	sources.Go(func() error { return s.intake.Run(sctx) })
+	if s.facts != nil {
+		sources.Go(func() error {
+			return findOut(sctx, s.cfg, s.identity.Domains(), s.facts.tell, s.log.With("stage", "identity"), s.registry)
+		})
+		sources.Go(func() error {
+			return every(sctx, compactEvery, func() {
+				if err := s.facts.compact(wallClock()); err != nil {
+					s.log.Error("the log of facts cannot be written anew; it goes on growing", "err", err)
+				}
+			})
+		})
+	}
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
@@ -172,6 +198,7 @@ func (s *service) run(ctx context.Context) (err error) {
 	ended := 1
 	err = <-failed
 	s.listening.Store(false)
+	close(s.stopping)
 	s.log.Info("stopping", "grace", s.cfg.Shutdown)
 	if asked.Err() != nil { // and not because something failed: the sources have ended
 		if e := s.spool.Stop(); e != nil {
@@ -223,6 +250,11 @@ func (s *service) open(ctx context.Context) error {
 	}
 	if err := s.store.open(); err != nil {
 		return errors.Join(err, s.spool.Close())
+	}
+	if s.keeper != nil {
+		if s.facts, err = openFacts(s.cfg.Data, s.identity, s.cfg.Identity.Retention, s.log); err != nil {
+			return errors.Join(err, s.store.close(), s.spool.Close())
+		}
 	}
 	if err := s.openPipeline(); err != nil {
 		return errors.Join(err, s.store.close(), s.spool.Close())
@@ -346,8 +378,12 @@ func (s *service) listen(ctx context.Context) error {
 // when time passes without traffic is repeated by a re-read.
 func (s *service) tick(ctx context.Context) error {
 	return every(ctx, time.Second, func() {
-		if err := s.spool.Tick(wallClock()); err != nil {
+		now := wallClock()
+		if err := s.spool.Tick(now); err != nil {
 			s.log.Warn("the clock could not be noted in the spool", "error", err)
+		}
+		if s.identity != nil {
+			s.identity.Tick(now)
 		}
 	})
 }
@@ -370,10 +406,27 @@ func (s *service) consume(ctx context.Context) error {
 			}
 			continue
 		}
+		if !s.known(ctx, seg) {
+			s.log.Info("what came last stays in the spool for the next start: who was behind it may still become known")
+			return ctx.Err()
+		}
 		if err := s.segment(ctx, seg); err != nil {
 			return err
 		}
 	}
+}
+
+// known waits until all that counts of who was behind the flows of a segment has become
+// known. false is that the process stops before.
+func (s *service) known(ctx context.Context, seg *ingest.Segment) bool {
+	if s.keeper == nil || !s.cfg.Identity.enabled() {
+		return true
+	}
+	var last flow.Time
+	for e := range seg.Entries() {
+		last = max(last, e.Time)
+	}
+	return waitUntil(ctx, s.stopping, last.Add(s.cfg.Identity.Hold+factsGrace))
 }
 
 // checkpointEvery is how far apart checkpoints are at least while segments wait. It

@@ -40,7 +40,7 @@ func (s *service) stages(set stageSettings, reg prometheus.Registerer) (*ingest.
 	if s.keeper == nil { // flows are judged elsewhere
 		return decoder, nil, nil, nil
 	}
-	pairer, detector, err := judges(set, s.history, s.names, reg)
+	pairer, detector, err := judges(set, s.history, s.identity, s.names, reg)
 	return decoder, pairer, detector, err
 }
 
@@ -51,12 +51,13 @@ type versions interface {
 }
 
 // judges makes the stages behind decoding.
-func judges(set stageSettings, v versions, names *flow.Names, reg prometheus.Registerer) (*enrich.Pairer, *detect.Detector, error) {
+func judges(set stageSettings, v versions, who *enrich.Identity, names *flow.Names, reg prometheus.Registerer) (*enrich.Pairer, *detect.Detector, error) {
 	set.Enrich.ClockTolerance, set.Detect.ClockTolerance = set.Decode.ClockTolerance, set.Decode.ClockTolerance
 	pairer, err := enrich.NewPairer(set.Enrich, v, enrich.DeclaredBy(v), names, reg)
 	if err != nil {
 		return nil, nil, err
 	}
+	pairer.Identify(who)
 	detector, err := detect.New(set.Detect, detect.Versions{History: v}, names, reg)
 	return pairer, detector, err
 }

@@ -33,6 +33,9 @@ func TestStageSettingsReadBack(t *testing.T) {
 	if len(want.Decode.BiflowInitiator) == 0 {
 		got.Decode.BiflowInitiator, want.Decode.BiflowInitiator = nil, nil
 	}
+	if len(want.Logs.Custom) == 0 {
+		got.Logs.Custom, want.Logs.Custom = nil, nil
+	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("settings read back as\n%+v, were\n%+v", got, want)
 	}

@@ -1,0 +1,263 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/postern/postern/enrich"
+	"github.com/postern/postern/flow"
+	"github.com/postern/postern/ingest/identity"
+	"github.com/postern/postern/policy"
+)
+
+// identityConfig is who is behind addresses: where that is found out, and how it is joined.
+type identityConfig struct {
+	enrich.IdentityConfig `yaml:",inline"`
+	// Sources are where it is found out who is behind addresses.
+	Sources identity.Config `yaml:"sources"`
+}
+
+// enabled says whether there is a source. Flows then wait until what may still become known
+// about them has.
+func (c *identityConfig) enabled() bool {
+	s := &c.Sources
+	return len(s.Inventory)+len(s.DHCP)+len(s.HTTP)+len(s.LDAP) > 0
+}
+
+// factLog keeps what sources say, in the order in which it became known. Judging asks the
+// store for what was known by a flow's end and a hold; so it does not matter when facts are
+// read, as long as those are there.
+type factLog struct {
+	path  string
+	store *enrich.Identity
+	keep  time.Duration
+	log   *slog.Logger
+
+	mu   sync.Mutex
+	file *os.File
+	size int64
+}
+
+// toldFacts is a line of the log.
+type toldFacts struct {
+	Facts []flow.Fact     `json:"facts,omitempty"`
+	Beat  *flow.Heartbeat `json:"beat,omitempty"`
+}
+
+// maxToldFacts bounds a line: a source that knows more tells it in several.
+const maxToldFacts = 10_000
+
+func factsPath(data string) string { return filepath.Join(data, "facts", "facts.ndjson") }
+
+// openFacts reads the log into store and goes on with it.
+func openFacts(data string, store *enrich.Identity, keep time.Duration, log *slog.Logger) (*factLog, error) {
+	l := &factLog{path: factsPath(data), store: store, keep: keep, log: log}
+	if err := os.MkdirAll(filepath.Dir(l.path), 0o700); err != nil {
+		return nil, err
+	}
+	whole, err := readFacts(l.path, store.Take)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	if l.file, err = os.OpenFile(l.path, os.O_CREATE|os.O_WRONLY, 0o600); err != nil {
+		return nil, err
+	}
+	if err := l.file.Truncate(whole); err != nil { // the end that a crash left unfinished
+		return nil, errors.Join(err, l.file.Close())
+	}
+	l.size = whole
+	return l, nil
+}
+
+// readFacts reads a log and says how much of it is whole lines.
+func readFacts(path string, take func([]flow.Fact, flow.Heartbeat)) (whole int64, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	r := bufio.NewReaderSize(f, 1<<20)
+	for number := 1; ; number++ {
+		line, err := r.ReadBytes('\n')
+		if errors.Is(err, io.EOF) {
+			return whole, nil
+		}
+		if err != nil {
+			return whole, err
+		}
+		var t toldFacts
+		if err := json.Unmarshal(line, &t); err != nil {
+			return whole, fmt.Errorf("%s:%d: %w; what it says of identities cannot be left out: bring back the file, or move it away and sources tell anew what holds now", path, number, err)
+		}
+		var beat flow.Heartbeat
+		if t.Beat != nil {
+			beat = *t.Beat
+		}
+		take(t.Facts, beat)
+		whole += int64(len(line))
+	}
+}
+
+// tell implements [identity.Tell].
+func (l *factLog) tell(_ context.Context, facts []flow.Fact, beat flow.Heartbeat) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	known := wallClock()
+	for i := range facts {
+		facts[i].Known = known
+	}
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	for rest := facts; ; {
+		n := min(len(rest), maxToldFacts)
+		t := toldFacts{Facts: rest[:n]}
+		if rest = rest[n:]; len(rest) == 0 && beat.Source != "" {
+			t.Beat = &beat
+		}
+		if err := enc.Encode(t); err != nil {
+			return err
+		}
+		if len(rest) == 0 {
+			break
+		}
+	}
+	if err := l.write(b.Bytes()); err != nil {
+		return err
+	}
+	l.store.Take(facts, beat)
+	return nil
+}
+
+// write appends whole lines, all of them or none.
+func (l *factLog) write(b []byte) error {
+	if _, err := l.file.WriteAt(b, l.size); err != nil {
+		return errors.Join(err, l.file.Truncate(l.size))
+	}
+	if err := l.file.Sync(); err != nil {
+		return err
+	}
+	l.size += int64(len(b))
+	return nil
+}
+
+// compact leaves out of the log what ended longer ago than facts are kept.
+func (l *factLog) compact(now flow.Time) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	horizon := now.Add(-l.keep)
+	// What counts of a fact that was told several times is when its last telling ends.
+	ends := map[flow.FactKey]flow.Time{}
+	if _, err := readFacts(l.path, func(facts []flow.Fact, _ flow.Heartbeat) {
+		for i := range facts {
+			ends[facts[i].Key()] = facts[i].Until
+		}
+	}); err != nil {
+		return err
+	}
+	next := l.path + ".next"
+	f, err := os.OpenFile(next, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	w := bufio.NewWriterSize(f, 1<<20)
+	enc := json.NewEncoder(w)
+	var failed error
+	_, err = readFacts(l.path, func(facts []flow.Fact, beat flow.Heartbeat) {
+		var t toldFacts
+		for i := range facts {
+			if end := ends[facts[i].Key()]; end == 0 || end > horizon {
+				t.Facts = append(t.Facts, facts[i])
+			}
+		}
+		if beat.At > horizon {
+			t.Beat = &beat
+		}
+		if (len(t.Facts) > 0 || t.Beat != nil) && failed == nil {
+			failed = enc.Encode(t)
+		}
+	})
+	err = errors.Join(err, failed, w.Flush(), f.Sync())
+	st, serr := f.Stat()
+	if err = errors.Join(err, serr, f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(next, l.path); err != nil {
+		return err
+	}
+	file, err := os.OpenFile(l.path, os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	old := l.file
+	l.file, l.size = file, st.Size()
+	return old.Close()
+}
+
+func (l *factLog) close() error { return l.file.Close() }
+
+// compactEvery is how often the log of facts is looked through.
+const compactEvery = 24 * time.Hour
+
+// findOut runs the sources of a configuration until ctx ends.
+func findOut(ctx context.Context, cfg config, domains *flow.Domains, tell identity.Tell, log *slog.Logger, reg prometheus.Registerer) error {
+	list, err := identity.New(cfg.Identity.Sources, identity.Options{
+		Resolve: resolveSecret, StateDir: filepath.Join(cfg.Data, "facts", "sources"), Domains: domains,
+		Clock: wallClock, Logger: log, Metrics: reg,
+	})
+	if err != nil {
+		return fmt.Errorf("identity.sources.%w", err)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	for _, s := range list {
+		g.Go(func() error {
+			if err := s.Run(ctx, tell); err != nil {
+				return fmt.Errorf("identity.sources: %s: %w", s.Name(), err)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// factsGrace is how much later than the hold flows are judged: what became known at the last
+// moment is in the store by then.
+const factsGrace = 2 * time.Second
+
+// waitUntil waits for a time of the clock; false is that stopping was closed or ctx ended
+// before.
+func waitUntil(ctx context.Context, stopping <-chan struct{}, at flow.Time) bool {
+	left := at.Sub(wallClock())
+	if left <= 0 {
+		return true
+	}
+	t := time.NewTimer(left)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-stopping:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+// judging is the policy's configuration with the domains that names are read by.
+func (c *config) judging(domains *flow.Domains) policy.Config {
+	judge := c.Policy.Judge
+	judge.Domains = domains
+	return judge
+}

@@ -87,6 +87,7 @@ func TestKeaFollowed(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes three quarters of a minute")
 	}
+	t.Parallel()
 	k := startKea(t, "LIFETIME=20")
 	cfg := DefaultDHCPConfig()
 	cfg.Name, cfg.Leases, cfg.Every = "office", k.leases(), time.Second
@@ -167,6 +168,7 @@ func TestKeaCommands(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes some seconds")
 	}
+	t.Parallel()
 	k := startKea(t, "LIFETIME=60")
 	cfg := DefaultDHCPConfig()
 	cfg.Name, cfg.Socket, cfg.Every = "office", filepath.Join(k.dir, "kea.sock"), time.Second
@@ -205,6 +207,7 @@ func TestKeaCleanUp(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes some seconds")
 	}
+	t.Parallel()
 	k := startKea(t, "LIFETIME=300", "LFC=2")
 	cfg := DefaultDHCPConfig()
 	cfg.Name, cfg.Leases, cfg.Every = "office", k.leases(), time.Second

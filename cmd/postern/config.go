@@ -178,7 +178,7 @@ func (c *config) validate() error {
 	check("kafka", c.Kafka.Validate())
 	check("policy.judge", c.Policy.Judge.Validate())
 	check("identity", c.Identity.IdentityConfig.Validate())
-	check("identity.sources", c.Identity.Sources.Validate())
+	check("identity", c.Identity.Sources.Validate())
 	check("enrich", c.Enrich.Validate())
 	check("detect", c.Detect.Validate())
 	check("clickhouse", c.ClickHouse.Validate())

@@ -3,9 +3,11 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
+	"github.com/postern/postern/enrich"
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/policy"
 )
@@ -18,7 +20,10 @@ func explainCommand() *cobra.Command {
 		Short: "Why such a flow is judged as it is",
 		Long: `Judges a flow from SRC (the client) to DST (the server) by the policy folder and lists every rule and exception
 considered, in the order in which they count, and why each did or did not decide. The service is written as
-the policy language writes it: tcp/443, udp/53, icmp/echo, 47.`,
+the policy language writes it: tcp/443, udp/53, icmp/echo, 47.
+
+Who is behind both addresses at that time is looked up in the data directory of the configuration, with
+which source said what and how old that was; --as says it instead for the client.`,
 		Example: `  postern explain 10.50.1.23 10.20.0.11 tcp/443 --policy policy/
   postern explain 10.60.0.3 10.20.0.11 tcp/443 --as acme-support --at 2026-10-05T12:00:00Z`,
 		Args: cobra.ExactArgs(3),
@@ -36,11 +41,17 @@ the policy language writes it: tcp/443, udp/53, icmp/echo, 47.`,
 				return fmt.Errorf("the policy in %s has errors", cfg.Policy.Dir)
 			}
 			names := flow.NewNames(0)
-			idx := policy.Compile(p, names, cfg.Policy.Judge)
+			who, err := knownIdentities(cfg, names)
+			if err != nil {
+				return err
+			}
+			who.NameGroups(p.Groups())
+			idx := policy.Compile(p, names, cfg.judging(who.Domains()))
 			c, err := conversationOf(args, as, at, names)
 			if err != nil {
 				return err
 			}
+			client, server := identify(c, who)
 			e := idx.Explain(c)
 			if asJSON {
 				enc := json.NewEncoder(cmd.OutOrStdout())
@@ -55,13 +66,17 @@ the policy language writes it: tcp/443, udp/53, icmp/echo, 47.`,
 					Missing    []string      `json:"missing,omitempty"`
 					Confidence float64       `json:"confidence"`
 					Policy     string        `json:"policy_version"`
+					Client     *whoJSON      `json:"client,omitempty"`
+					Server     *whoJSON      `json:"server,omitempty"`
 					Steps      []policy.Step `json:"steps"`
 				}{
 					e.Verdict.Expected.String(), e.Verdict.Staged.String(), e.Verdict.Reason.String(), names.Text(e.Verdict.Rule),
 					names.Text(e.Verdict.Exception), e.Verdict.Failed.Texts(), e.Verdict.Missing.Texts(),
-					float64(e.Verdict.Confidence) / 100, p.Version(), e.Steps,
+					float64(e.Verdict.Confidence) / 100, p.Version(), whoOf(client, names), whoOf(server, names), e.Steps,
 				})
 			}
+			whoText(cmd.OutOrStdout(), "client", client, names)
+			whoText(cmd.OutOrStdout(), "server", server, names)
 			_, err = fmt.Fprint(cmd.OutOrStdout(), e)
 			return err
 		},
@@ -73,6 +88,43 @@ the policy language writes it: tcp/443, udp/53, icmp/echo, 47.`,
 	f.StringVar(&at, "at", "", "when the flow began (RFC 3339); by default now")
 	f.BoolVar(&asJSON, "json", false, "print the steps as JSON")
 	return cmd
+}
+
+// identify puts into c who is behind its ends, where --as does not say so.
+func identify(c *policy.Conversation, who *enrich.Identity) (client, server enrich.Explanation) {
+	cut := who.Cut(c.End)
+	client, server = who.Explain(c.Client.Addr, c.Start, cut), who.Explain(c.Server.Addr, c.Start, cut)
+	v := who.View()
+	defer v.Close()
+	if c.Client.Identity != flow.NoName {
+		v.Resolve(c.Client.Identity, c.Start, cut, &client.Answer)
+	}
+	client.Answer.Fill(&c.Client)
+	server.Answer.Fill(&c.Server)
+	return client, server
+}
+
+// whoJSON is who an address is taken for.
+type whoJSON struct {
+	Identity string              `json:"identity,omitempty"`
+	Workload string              `json:"workload,omitempty"`
+	Device   string              `json:"device,omitempty"`
+	Groups   []string            `json:"groups,omitempty"`
+	Posture  string              `json:"posture,omitempty"`
+	Doubt    []string            `json:"doubt,omitempty"`
+	Facts    []enrich.Considered `json:"facts,omitempty"`
+}
+
+func whoOf(e enrich.Explanation, names *flow.Names) *whoJSON {
+	a := &e.Answer
+	w := &whoJSON{Identity: names.Text(a.Identity), Workload: names.Text(a.Workload), Device: names.Text(a.Device), Posture: names.Text(a.Posture),
+		Doubt: (a.Why | a.GroupsWhy).Texts(), Facts: append(slices.Clip(e.Facts), e.Subject...)}
+	for _, g := range a.Groups {
+		if g != flow.NoName {
+			w.Groups = append(w.Groups, names.Text(g))
+		}
+	}
+	return w
 }
 
 // conversationOf reads what a person wrote on the command line.

@@ -12,6 +12,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -27,8 +29,7 @@ import (
 // identityConfig is who is behind addresses: where that is found out, and how it is joined.
 type identityConfig struct {
 	enrich.IdentityConfig `yaml:",inline"`
-	// Sources are where it is found out who is behind addresses.
-	Sources identity.Config `yaml:"sources"`
+	Sources               identity.Config `yaml:",inline"`
 }
 
 // enabled says whether there is a source. Flows then wait until what may still become known
@@ -219,13 +220,13 @@ func findOut(ctx context.Context, cfg config, domains *flow.Domains, tell identi
 		Clock: wallClock, Logger: log, Metrics: reg,
 	})
 	if err != nil {
-		return fmt.Errorf("identity.sources.%w", err)
+		return fmt.Errorf("identity.%w", err)
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	for _, s := range list {
 		g.Go(func() error {
 			if err := s.Run(ctx, tell); err != nil {
-				return fmt.Errorf("identity.sources: %s: %w", s.Name(), err)
+				return fmt.Errorf("identity: %s: %w", s.Name(), err)
 			}
 			return nil
 		})
@@ -260,4 +261,83 @@ func (c *config) judging(domains *flow.Domains) policy.Config {
 	judge := c.Policy.Judge
 	judge.Domains = domains
 	return judge
+}
+
+// knownIdentities is what the sources of a data directory have said, for commands that look
+// back; the service may be running.
+func knownIdentities(cfg config, names *flow.Names) (*enrich.Identity, error) {
+	who, err := enrich.NewIdentity(cfg.Identity.IdentityConfig, names, nil)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := readFacts(factsPath(cfg.Data), who.Take); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	return who, nil
+}
+
+// whoText says in words who an address is taken for, and by which facts.
+func whoText(w io.Writer, end string, e enrich.Explanation, names *flow.Names) {
+	name := func(label string, n flow.Name) string {
+		if n == flow.NoName {
+			return ""
+		}
+		return fmt.Sprintf(", %s %s", label, names.Text(n))
+	}
+	a := &e.Answer
+	if len(e.Facts)+len(e.Subject) == 0 {
+		return
+	}
+	who := name("identity", a.Identity) + name("workload", a.Workload) + name("device", a.Device) + name("posture", a.Posture)
+	for _, g := range a.Groups {
+		who += name("group", g)
+	}
+	if a.Disabled {
+		who += ", disabled"
+	}
+	if who == "" {
+		who = ", not known"
+	}
+	fmt.Fprintf(w, "%s %s at %s%s", end, e.Addr, e.At, who)
+	if why := a.Why | a.GroupsWhy; why != 0 {
+		fmt.Fprintf(w, " (%s)", strings.Join(why.Texts(), ", "))
+	}
+	fmt.Fprintln(w)
+	for _, c := range append(slices.Clip(e.Facts), e.Subject...) {
+		until := "until told otherwise"
+		if c.Until != 0 {
+			until = "until " + c.Until.String()
+		}
+		fmt.Fprintf(w, "    %s: %s from %s %s, known since %s", c.Source, factText(&c.Fact), c.Since, until, c.Known)
+		if c.Heard != 0 && c.Age > 0 {
+			fmt.Fprintf(w, ", last heard %s before", c.Age.Round(time.Second))
+		}
+		fmt.Fprintf(w, ": %s\n", c.Counts)
+	}
+}
+
+// factText is what a fact says.
+func factText(f *flow.Fact) string {
+	var parts []string
+	add := func(label, text string) {
+		if text != "" {
+			parts = append(parts, label+" "+text)
+		}
+	}
+	add("subject", f.Subject)
+	add("user", f.User)
+	add("account", f.Account)
+	add("workload", f.Workload)
+	add("device", f.Device)
+	add("posture", f.Posture)
+	if len(f.Groups) > 0 {
+		add("groups", strings.Join(f.Groups, ", "))
+	}
+	if f.Disabled {
+		parts = append(parts, "disabled")
+	}
+	if len(parts) == 0 {
+		return "nobody"
+	}
+	return strings.Join(parts, ", ")
 }

@@ -54,6 +54,9 @@ replaced, and the summary says so. --no-store needs no ClickHouse and no configu
 
 With --format the files are logs (see decode), plain or in gzip.
 
+Flows are judged by who was behind them at their time, as far as the data directory of the
+configuration knows that.
+
 Webhooks are sent only with --notify: what happened long ago is seldom news.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, files []string) error {
@@ -117,6 +120,7 @@ type replayer struct {
 	cfg      config
 	log      *slog.Logger
 	names    *flow.Names
+	identity *enrich.Identity // what this data directory knows of who is behind addresses
 	history  *policy.History
 	hash     string
 	key      string // what the rows are judged by: the policy, and since when
@@ -138,7 +142,11 @@ type replayer struct {
 
 // loadPolicy reads the folder and puts it in force always, or since at.
 func (r *replayer) loadPolicy(at string) error {
-	r.history = policy.NewHistory(r.names, r.cfg.Policy.Judge)
+	var err error
+	if r.identity, err = knownIdentities(r.cfg, r.names); err != nil {
+		return err
+	}
+	r.history = policy.NewHistory(r.names, r.cfg.judging(r.identity.Domains()))
 	r.since = policy.Always
 	if at != "" {
 		if err := r.since.UnmarshalText([]byte(at)); err != nil {
@@ -161,7 +169,7 @@ func (r *replayer) loadPolicy(at string) error {
 	if err := r.history.Add(p, r.since); err != nil {
 		return err
 	}
-	var err error
+	r.identity.NameGroups(p.Groups())
 	r.detector, err = detect.New(r.cfg.Detect, detect.Versions{History: r.history}, r.names, nil)
 	r.findings = map[string]*flow.Finding{}
 	return err
@@ -294,6 +302,7 @@ func (r *replayer) file(ctx context.Context, file string, s store, l loader, las
 		if pairer, err = enrich.NewPairer(r.cfg.Enrich, r.history, enrich.DeclaredBy(r.history), r.names, nil); err != nil {
 			return err
 		}
+		pairer.Identify(r.identity)
 	}
 	p := newPipeline(pipelineConfig{
 		names: r.names, decoder: ingest.NewDecoder(dcfg, r.names, nil), pairer: pairer, detector: r.detector,

@@ -116,6 +116,13 @@ func (c *HTTPConfig) UnmarshalYAML(unmarshal func(any) error) error {
 	return unmarshal((*plain)(c))
 }
 
+// UnmarshalYAML begins with the defaults, so that 0s can mean what it says.
+func (c *LDAPConfig) UnmarshalYAML(unmarshal func(any) error) error {
+	type plain LDAPConfig
+	*c = DefaultLDAPConfig()
+	return unmarshal((*plain)(c))
+}
+
 var sourceNameForm = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$`)
 
 // validSourceName says what is wrong with a source's name, which is also that of files.

@@ -152,7 +152,7 @@ identity:
 
 	// What was known is known after a kill; and what becomes known later rewrites nothing.
 	_ = s.kill(syscall.SIGKILL)
-	write("10.50.0.7,CORP\\mallory,," + stamp(-time.Hour) + ",")
+	write("10.50.0.7,CORP\\mallory,,"+stamp(-time.Hour)+",", "10.50.0.9,CORP\\mallory,managed,,")
 	s.start()
 	read()
 	again := []step{{"alice had it", "10.50.0.7", 1 * time.Second, 443, "permitted alice@corp []"}, {"bob had it", "10.50.0.7", 5 * time.Second, 22, "permitted bob@corp []"}}

@@ -99,6 +99,7 @@ func (c *Config) customNamed(name string) (*customFormat, error) {
 
 // customFormat is a compiled CustomConfig. It is only read and may be shared.
 type customFormat struct {
+	kind      *mappingKind
 	name      string
 	json      bool
 	pairs     bool // key=value
@@ -256,10 +257,32 @@ func customFields() []customField {
 // compileCustom makes a format of its configuration. The error names the format, the field,
 // what is wrong with it and what would be right.
 func compileCustom(c *CustomConfig) (*customFormat, error) {
+	return compileMapping(c, &flowMapping)
+}
+
+// mappingKind is what lines are mapped to: flows or session events.
+type mappingKind struct {
+	title  func(name string) string // what errors call the format
+	named  bool                     // its name has to be one that a URL can have
+	cond   string                   // the key of the condition
+	of     string                   // what its fields are fields of
+	fields func() []customField
+	must   []string
+	wanted func(field string) string // of one that must be there
+	times  []string
+}
+
+var flowMapping = mappingKind{title: func(name string) string { return fmt.Sprintf("custom format %q", name) }, named: true, cond: "flowIf", of: "a flow", fields: customFields,
+	must: []string{"src_addr", "dst_addr"}, wanted: func(string) string { return "the path of that address" }, times: []string{"time_start", "time_end"}}
+
+// compileMapping makes a format of a kind.
+func compileMapping(c *CustomConfig, kind *mappingKind) (*customFormat, error) {
 	var errs []error
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	f := &customFormat{name: c.Name, columns: c.Columns, comment: c.Comment, layout: c.Time}
-	c.compileName(fail)
+	f := &customFormat{kind: kind, name: c.Name, columns: c.Columns, comment: c.Comment, layout: c.Time}
+	if kind.named {
+		c.compileName(fail)
+	}
 	switch c.Type {
 	case "json", "":
 		f.json = true
@@ -295,14 +318,14 @@ func compileCustom(c *CustomConfig) (*customFormat, error) {
 	if c.FlowIf != "" {
 		var err error
 		if f.flowIf, err = compileCondition(c.FlowIf); err != nil {
-			fail("flowIf: %w", err)
+			fail("%s: %w", kind.cond, err)
 		}
 	}
 	f.compileFields(c, fail)
 	if err := errors.Join(errs...); err != nil {
 		// Each line names the format, so that it can stand by itself.
 		for i, e := range errs {
-			errs[i] = fmt.Errorf("custom format %q: %w", c.Name, e)
+			errs[i] = fmt.Errorf("%s: %w", kind.title(c.Name), e)
 		}
 		return nil, errors.Join(errs...)
 	}
@@ -324,15 +347,15 @@ func (c *CustomConfig) compileName(fail func(string, ...any)) {
 
 // compileFields compiles the mapping of fields.
 func (f *customFormat) compileFields(c *CustomConfig, fail func(string, ...any)) {
-	known := customFields()
-	for _, must := range [...]string{"src_addr", "dst_addr"} {
+	known := f.kind.fields()
+	for _, must := range f.kind.must {
 		if _, ok := c.Fields[must]; !ok {
-			fail("fields.%s is missing; want the path of that address", must)
+			fail("fields.%s is missing; want %s", must, f.kind.wanted(must))
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Fields)) {
 		if !slices.ContainsFunc(known, func(k customField) bool { return k.name == name }) {
-			fail("fields.%s is no field of a flow; %s", name, nearestCustom(name, known))
+			fail("fields.%s is no field of %s; %s", name, f.kind.of, nearestCustom(name, known))
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Values)) {
@@ -360,7 +383,7 @@ func (f *customFormat) compileFields(c *CustomConfig, fail func(string, ...any))
 			if value == "" {
 				return
 			}
-			e := &entry{d: scratch}
+			e := &entry{d: scratch, event: &SessionEvent{}}
 			if !k.set(f, &flow.Record{Start: 1}, e, []byte(value)) {
 				fail("%s is %q; want %s", where, value, k.want)
 			}
@@ -402,13 +425,12 @@ func nearestCustom(name string, known []customField) string {
 // compileTime checks how times are written. A layout has to have a zone, or times would be
 // those of nobody knows where.
 func (f *customFormat) compileTime(c *CustomConfig) error {
-	_, start := c.Fields["time_start"]
-	_, end := c.Fields["time_end"]
+	timed := slices.ContainsFunc(f.kind.times, func(name string) bool { _, ok := c.Fields[name]; return ok })
 	switch f.layout {
 	case "rfc3339", "s", "ms", "us", "ns":
 		return nil
 	case "":
-		if start || end {
+		if timed {
 			return errors.New("time is missing; want rfc3339, s, ms, us, ns or a layout of Go with a zone, such as 2006-01-02 15:04:05 -0700")
 		}
 		return nil
@@ -461,10 +483,13 @@ type customLine struct {
 	steps   jqSteps
 }
 
-func (f *customFormat) new(d *Decoder) parser {
+func (f *customFormat) new(d *Decoder) parser { return f.reader(d, (*customLine).read) }
+
+// reader reads lines and has read make of each what it tells.
+func (f *customFormat) reader(d *Decoder, read func(*customLine, *entry) error) parser {
 	l := &customLine{f: f, columns: f.columns}
 	comment := []byte(f.comment)
-	read := func(line []byte, e *entry) error {
+	return func(line []byte, e *entry) error {
 		if len(comment) > 0 && bytes.HasPrefix(line, comment) {
 			return NotFlow("a comment")
 		}
@@ -488,43 +513,19 @@ func (f *customFormat) new(d *Decoder) parser {
 				return err
 			}
 		}
-		return l.read(e)
+		return read(l, e)
 	}
-	return read
 }
 
 // read makes the flow of a line.
 func (l *customLine) read(e *entry) error {
-	if c := l.f.flowIf; c != nil {
-		yes, err := l.holds(c)
-		if err != nil {
-			return fmt.Errorf("flowIf: %w", err)
-		}
-		if !yes {
-			return NotFlow("a line that flowIf leaves out")
-		}
+	if err := l.meant(); err != nil {
+		return err
 	}
-	r, icmp := e.flow(flow.SourceCustom), 0
-	for i := range l.f.fields {
-		m := &l.f.fields[i]
-		b, err := l.get(m.path)
-		if err != nil {
-			return fmt.Errorf("%s: %w", m.field.name, err)
-		}
-		if to, ok := m.values[string(b)]; ok && b != nil {
-			b = said(to)
-		} else if b = said(b); b != nil && m.other {
-			b = said(m.others)
-		}
-		if b == nil {
-			continue
-		}
-		if !m.field.set(l.f, r, e, b) {
-			return fieldError(m.field.name, b, m.field.want)
-		}
-		if m.field.icmp {
-			icmp++
-		}
+	r := e.flow(flow.SourceCustom)
+	icmp, err := l.fill(r, e)
+	if err != nil {
+		return err
 	}
 	if icmp == 1 {
 		r.Has &^= flow.HasICMP
@@ -536,6 +537,48 @@ func (l *customLine) read(e *entry) error {
 		return fieldError("dst_addr", nil, "an IP address")
 	}
 	return nil
+}
+
+// meant says by the condition whether the line is one to read.
+func (l *customLine) meant() error {
+	c := l.f.flowIf
+	if c == nil {
+		return nil
+	}
+	yes, err := l.holds(c)
+	if err != nil {
+		return fmt.Errorf("%s: %w", l.f.kind.cond, err)
+	}
+	if !yes {
+		return NotFlow("a line that " + l.f.kind.cond + " leaves out")
+	}
+	return nil
+}
+
+// fill sets the fields of r, or of e's event; icmp is how many of ICMP's two there were.
+func (l *customLine) fill(r *flow.Record, e *entry) (icmp int, err error) {
+	for i := range l.f.fields {
+		m := &l.f.fields[i]
+		b, err := l.get(m.path)
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", m.field.name, err)
+		}
+		if to, ok := m.values[string(b)]; ok && b != nil {
+			b = said(to)
+		} else if b = said(b); b != nil && m.other {
+			b = said(m.others)
+		}
+		if b == nil {
+			continue
+		}
+		if !m.field.set(l.f, r, e, b) {
+			return 0, fieldError(m.field.name, b, m.field.want)
+		}
+		if m.field.icmp {
+			icmp++
+		}
+	}
+	return icmp, nil
 }
 
 // splitColumns cuts a delimited line, as RFC 4180 says of commas: fields may be in quotes, a

@@ -170,6 +170,8 @@ type entry struct {
 	out   *flow.Batch
 	first int  // of its flows in out
 	timed bool // the format has settled the times by itself
+
+	event *SessionEvent // what is filled instead, of logs of sessions
 }
 
 // flow adds a flow. It has what the way in knows; the format fills in the rest.

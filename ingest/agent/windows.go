@@ -35,22 +35,29 @@ type windowsEvent struct {
 	forwarded        []byte // when it was taken in behind NXLog, in UTC
 	message          []byte
 	numbers          []byte // the texts of numbers
+
+	also func(key string, v *fastjson.Value) // takes the fields that flows do not have; may be nil
 }
 
 func newWindows(d *Decoder) parser {
 	w := &windowsEvent{}
 	return ofJSON(func(v *fastjson.Value, e *entry) error {
 		*w = windowsEvent{numbers: w.numbers[:0]}
-		switch {
-		case v.Exists("winlog"):
-			w.beat(v)
-		case v.Exists("Event"):
-			w.xml(at(v, "Event"))
-		default:
-			w.members(v)
-		}
+		w.layout(v)
 		return w.flow(e)
 	})(d)
+}
+
+// layout takes in an event in whichever layout it is.
+func (w *windowsEvent) layout(v *fastjson.Value) {
+	switch {
+	case v.Exists("winlog"):
+		w.beat(v)
+	case v.Exists("Event"):
+		w.xml(at(v, "Event"))
+	default:
+		w.members(v)
+	}
 }
 
 // members takes in the members of an object.
@@ -111,6 +118,10 @@ func (w *windowsEvent) set(key string, v *fastjson.Value) {
 		to = &w.forwarded
 	case "Message", "message":
 		to = &w.message
+	default:
+		if w.also != nil {
+			w.also(key, v)
+		}
 	}
 	if to != nil && *to == nil {
 		*to = said(scalar(v, &w.numbers))
@@ -367,17 +378,25 @@ func (w *windowsEvent) time(e *entry) (flow.Time, error) {
 	if !read {
 		then = t
 	}
-	const quarter = flow.Time(15 * 60 * 1000)
-	offset := (then-now+14*4*quarter+quarter/2)/quarter*quarter - 14*4*quarter // to the nearest quarter of an hour
-	minutes := offset / 60_000
-	switch late := now - (then - offset); {
-	case late >= -maxForwarding && late <= maxForwarding && minutes >= -14*60 && minutes <= 14*60 &&
-		(minutes%60 == 0 || slices.Contains(oddZones[:], minutes)):
+	offset, found := zoneBetween(then, now)
+	switch {
+	case found:
 		return t - offset, nil
 	case read && w.forwarded != nil:
 		return now - (then - t), nil // by its age when NXLog read it
 	}
 	return configured, nil
+}
+
+// zoneBetween is the offset from UTC of a clock that read local at about the moment utc, in
+// milliseconds: a zone in use within two minutes.
+func zoneBetween(local, utc flow.Time) (offset flow.Time, ok bool) {
+	const quarter = flow.Time(15 * 60 * 1000)
+	offset = (local-utc+14*4*quarter+quarter/2)/quarter*quarter - 14*4*quarter // to the nearest quarter of an hour
+	minutes := offset / 60_000
+	late := utc - (local - offset)
+	return offset, late >= -maxForwarding && late <= maxForwarding && minutes >= -14*60 && minutes <= 14*60 &&
+		(minutes%60 == 0 || slices.Contains(oddZones[:], minutes))
 }
 
 // readMessage takes in Sysmon's rendered text, "SourceIp: 10.0.0.1" a line, where a forwarder

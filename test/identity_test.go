@@ -2,6 +2,7 @@ package test
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest/exporter"
+	"github.com/postern/postern/test/broker"
 	"github.com/postern/postern/test/directory"
 )
 
@@ -178,4 +180,53 @@ identity:
 	send(stale, gone, 52_000)
 	check(stale, 52_000)
 	s.stop()
+}
+
+// TestIdentityThroughKafka has a collector find out who is behind addresses, and two detectors
+// judge by it alike, also one that comes later.
+func TestIdentityThroughKafka(t *testing.T) {
+	b := broker.Shared(t)
+	d := newDeployment(t, []string{b.Addr()}, b.Topic(t, "who"), identityPolicy)
+	inventory := filepath.Join(t.TempDir(), "inventory.csv")
+	begin := time.Now().UTC().Add(-time.Hour).Format(time.RFC3339)
+	var lines strings.Builder
+	lines.WriteString("address,user,since\n")
+	for i := range 50 { // every second one is alice's
+		fmt.Fprintf(&lines, "10.50.0.%d,%s,%s\n", i, []string{"alice@corp", "mallory@corp"}[i%2], begin)
+	}
+	if err := os.WriteFile(inventory, []byte(lines.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	extra := fmt.Sprintf("identity:\n  hold: 1s\n  inventory: [{name: office, path: %s, every: 1s}]\n", inventory)
+	collector := d.role("collect", settings{extra: extra})
+	run(t, "kafka", "init", "-c", collector.config)
+	collector.start()
+	one := d.role("detect", settings{extra: extra})
+	one.start()
+	send := newDevice(t, "127.0.0.2", collector.udp, exporter.Config{Protocol: flow.SourceIPFIX, Domain: 1, Biflow: true, BiflowDirection: true})
+	round := func(n int) {
+		t.Helper()
+		var list []flow.Record
+		for i := range 50 {
+			list = append(list, session(time.Now(), fmt.Sprintf("10.50.0.%d", i), fmt.Sprintf("10.20.0.%d", i%7), uint16(1000*n+i), 443))
+		}
+		send.export(list...)
+		one.until("the flows to be stored", 60*time.Second, func() bool { return one.number("SELECT count() FROM flows") == 50*n })
+	}
+	collector.until("the inventory to be read", 30*time.Second, func() bool { return collector.metric("postern_identity_source_reads_total") > 0 })
+	round(1)
+	other := d.role("detect", settings{extra: extra})
+	other.start()
+	one.until("the detectors to share the work", 60*time.Second, func() bool { return other.partitions() > 0 && one.partitions() > 0 })
+	round(2)
+	got := map[string]int{}
+	for _, row := range one.query("SELECT reason || ' ' || src_identity AS v, count() AS n FROM flows GROUP BY v") {
+		got[row["v"].(string)] = int(row["n"].(float64))
+	}
+	if want := map[string]int{"permitted alice@corp": 50, "denied mallory@corp": 50}; !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	for _, s := range []*server{other, one, collector} {
+		s.stop()
+	}
 }

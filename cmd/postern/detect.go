@@ -48,6 +48,7 @@ type detection struct {
 	registry *prometheus.Registry
 	names    *flow.Names
 	identity *enrich.Identity
+	facts    *factTopic
 	history  *policy.History
 	keeper   *policyKeeper
 	policy   *policyLog
@@ -115,6 +116,8 @@ func newDetection(cfg config, log *slog.Logger) (*detection, error) {
 		return nil, err
 	}
 	d.policy = newPolicyLog(d.client, d.keeper, log)
+	d.keeper.onGroups = d.identity.NameGroups
+	d.facts = newFactTopic(d.client, d.identity, log)
 	topics := []string{cfg.Kafka.Topic(kafka.TopicFlows)}
 	for _, t := range cfg.Ingest.Kafka.Topics {
 		topics = append(topics, t.Topic)
@@ -165,6 +168,10 @@ func (d *detection) run(ctx context.Context) (err error) {
 		defer signal.Stop(hup)
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return d.policy.run(ctx) })
+		if d.cfg.Identity.enabled() {
+			g.Go(func() error { return d.facts.run(ctx) })
+		}
+		g.Go(func() error { return every(ctx, time.Minute, func() { d.identity.Tick(wallClock()) }) })
 		g.Go(func() error { return d.keeper.watch(ctx, hup, wallClock) })
 		g.Go(func() error { return every(ctx, reportEvery, func() { d.reportAll(ctx) }) })
 		g.Go(func() error { return d.member.Run(ctx, d.cfg.Shutdown, d.work) })
@@ -225,6 +232,11 @@ func (d *detection) ask(ctx context.Context) (err error) {
 	}
 	if err := d.divisionKept(ctx); err != nil {
 		return err
+	}
+	if d.cfg.Identity.enabled() {
+		if err := d.facts.sync(ctx); err != nil {
+			return err
+		}
 	}
 	return d.policy.catchUp(ctx)
 }

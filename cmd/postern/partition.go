@@ -396,6 +396,9 @@ func (w *partition) ranges(ctx context.Context) error {
 func (w *partition) next(ctx context.Context) ([]kafka.Record, error) {
 	if w.pos.Open != nil {
 		w.log.Info("repeating the range that was open", "from", w.pos.Offset, "to", w.pos.Open.To)
+		if _, err := w.known(ctx, nil); err != nil {
+			return nil, err
+		}
 		w.met.repeated.Inc()
 		records, err := w.again(ctx, w.pos.Offset, w.pos.Open.To)
 		if err != nil {
@@ -409,10 +412,29 @@ func (w *partition) next(ctx context.Context) ([]kafka.Record, error) {
 	if err != nil || to < 0 {
 		return nil, err
 	}
+	if known, err := w.known(ctx, records); err != nil || !known {
+		return nil, err
+	}
 	policy, versions := w.policy.now()
 	w.pin.set(versions)
 	w.pos.Open = &kafka.Range{To: to, At: max(wallClock(), w.kept.Last+1), Policy: policy, Rows: w.cfg.Ingest.Spool.ChunkRows}
 	return records, w.a.Commit(ctx, w.pos)
+}
+
+// known waits until all that counts of who was behind the flows of a range has become known
+// and was read. false is that the process stops before.
+func (w *partition) known(ctx context.Context, records []kafka.Record) (bool, error) {
+	if !w.cfg.Identity.enabled() || w.foreign != nil {
+		return true, nil
+	}
+	var last flow.Time
+	for i := range records {
+		last = max(last, flow.TimeOf(records[i].Time))
+	}
+	if last > 0 && !waitUntil(ctx, w.a.Stopping, last.Add(w.cfg.Identity.Hold+factsGrace)) {
+		return false, ctx.Err()
+	}
+	return true, w.facts.sync(ctx)
 }
 
 // busyTick and idleTick are how often time goes on for a partition without values:

@@ -153,6 +153,15 @@ func (s *service) run(ctx context.Context) (err error) {
 		sources.Go(func() error { return l.Run(sctx) })
 	}
 	sources.Go(func() error { return s.intake.Run(sctx) })
+	if s.keeper == nil && s.cfg.Identity.enabled() {
+		if topic, ok := s.store.(*flowTopic); ok {
+			told := newFactTopic(topic.client, nil, s.log)
+			domains := flow.NewDomains(s.cfg.Identity.DefaultDomain, s.cfg.Identity.Domains)
+			sources.Go(func() error {
+				return findOut(sctx, s.cfg, domains, told.tell, s.log.With("stage", "identity"), s.registry)
+			})
+		}
+	}
 	if s.facts != nil {
 		sources.Go(func() error {
 			return findOut(sctx, s.cfg, s.identity.Domains(), s.facts.tell, s.log.With("stage", "identity"), s.registry)

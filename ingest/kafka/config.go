@@ -114,6 +114,7 @@ const (
 	TopicFindings = "findings" // events of findings
 	TopicState    = "state"    // detectors' checkpoints
 	TopicPolicy   = "policy"   // policies, in the order they came into force
+	TopicFacts    = "facts"    // who is behind addresses, as sources say
 	TopicDead     = "dead"     // values that could not be decoded
 )
 

@@ -73,6 +73,8 @@ func Plan(cfg Config) []TopicSpec {
 			"Detectors' checkpoints, the newest of each key, and all of the last hour; partition by partition as flows."),
 		topic(TopicPolicy, 1, set("cleanup.policy", "compact", "segment.bytes", strconv.Itoa(16<<20)),
 			"Policies in the order they came into force, under keys that never repeat: compaction removes none, and none expires."),
+		topic(TopicFacts, 1, set("cleanup.policy", "compact", "min.compaction.lag.ms", ms(cfg.Retention), "segment.bytes", strconv.Itoa(16<<20)),
+			"What sources say of who is behind addresses, for all detectors; under keys that name address and begin, so that no former owner is lost."),
 		topic(TopicDead, 1, set("cleanup.policy", "delete", "retention.ms", ms(deadRetention), "segment.bytes", strconv.Itoa(64<<20)),
 			"Values that could not be decoded, with the reason and where they stood, until somebody has looked."),
 	}

@@ -37,6 +37,7 @@ net.edges 6 delete 129600000
 net.findings 6 delete 604800000 
 net.state 6 compact  3600000
 net.policy 1 compact  
+net.facts 1 compact  129600000
 net.dead 1 delete 1209600000 `
 	if s := strings.Join(got, "\n"); s != want {
 		t.Errorf("got\n%s\nwant\n%s", s, want)

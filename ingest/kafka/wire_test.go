@@ -31,6 +31,10 @@ var stays = map[string]string{
 	"SrcWorkload":          "filled by enrich, behind the topic",
 	"DstWorkload":          "filled by enrich, behind the topic",
 	"OrientationCertainty": "filled by enrich, behind the topic",
+	"SrcDoubt":             "filled by enrich, behind the topic",
+	"DstDoubt":             "filled by enrich, behind the topic",
+	"SrcSilence":           "filled by enrich, behind the topic",
+	"DstSilence":           "filled by enrich, behind the topic",
 	"Verdict":              "filled by judging, behind the topic",
 }
 

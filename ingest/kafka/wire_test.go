@@ -399,7 +399,7 @@ func TestErrors(t *testing.T) {
 		{column(4, []byte{colUser, encConst, 1}), "column user: value 1, it can be at most 0"},
 		{column(4, []byte{colTexts, encConst, 1}), "column texts: encoding 0, it has encoding 3"},
 		{column(4, []byte{colTexts, encTexts, 1, 3, 'a'}), "column texts: text 1 has 3 bytes, 1 are left"},
-		{column(4, append([]byte{colTexts, encTexts}, many...)), "column texts: 5121 entries, there can be 4096"},
+		{column(4, binary.AppendUvarint([]byte{colTexts, encTexts}, maxTexts+1)), "column texts: 10241 entries, there can be 10240"},
 		{column(4, []byte{colAddr4, encConst, 0, 1}), "column addr4: 0 entries, there can be 1 to 5120"},
 		{column(4, append(append([]byte{colAddr6Hi, encConst}, many...), 0)), "column addr6_hi: 5121 entries, there can be 1 to 5120"},
 		{column(4, []byte{colAddr6Hi, encConst, 2, 1}, []byte{colAddr6Lo, encConst, 1, 1}), "column addr6_lo: 1 entries, column addr6_hi has 2"},

@@ -123,6 +123,9 @@ func loadConfig(path string) (config, error) {
 	if err := c.validate(); err != nil {
 		return c, locate(path, raw, err)
 	}
+	if err := c.Ingest.Logs.Decode.Compile(); err != nil {
+		return c, locate(path, raw, keyError{"ingest.logs.decode", err})
+	}
 	return c, nil
 }
 

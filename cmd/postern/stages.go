@@ -63,7 +63,10 @@ func judges(set stageSettings, v versions, who *enrich.Identity, names *flow.Nam
 }
 
 func parseSettings(text string) (set stageSettings, err error) {
-	if err = yaml.Unmarshal([]byte(text), &set); err != nil {
+	if err = yaml.Unmarshal([]byte(text), &set); err == nil {
+		err = set.Logs.Compile()
+	}
+	if err != nil {
 		err = fmt.Errorf("the settings in the checkpoint: %w", err)
 	}
 	return set, err

@@ -169,6 +169,10 @@ func (c *Config) Validate() error {
 	if c.Stdin.Format != "" {
 		format("stdin.format", c.Stdin.Format)
 	}
+	check("decode", c.Decode.Validate())
+	if z := c.Decode.ZoneOffset; z < -14*time.Hour || z > 14*time.Hour {
+		check("decode.zoneOffset", fmt.Errorf("is %v; it must be between -14h and 14h", z))
+	}
 	if c.Decode.ClockTolerance < 0 || c.Decode.ClockTolerance > time.Hour {
 		check("decode.clockTolerance", fmt.Errorf("is %v; it must be between 0 and 1h", c.Decode.ClockTolerance))
 	}

@@ -27,7 +27,7 @@ func Divide(snapshots [][]byte, n int, partition func(a, b flow.Addr) int) ([][]
 	members := make([][]placed, n)
 	names := make([]map[string]flow.Name, n) // a Name means nothing outside its snapshot
 	for i := range out {
-		out[i] = snapshot{Version: snapshotVersion, Record: binary.Size(flow.Record{}), Names: map[uint32]string{}}
+		out[i] = snapshot{Version: snapshotVersion, Layout: layout, Names: map[uint32]string{}}
 		names[i] = map[string]flow.Name{"": flow.NoName}
 	}
 	var clock flow.Time

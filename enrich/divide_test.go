@@ -1,6 +1,7 @@
 package enrich
 
 import (
+	"encoding/json"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -111,5 +112,62 @@ func pairers(t *testing.T, n int, snapshots [][]byte) []*Pairer {
 func TestDivideRefuses(t *testing.T) {
 	if _, err := Divide([][]byte{[]byte(`{"version":99}`)}, 2, spread(2)); err == nil || !strings.Contains(err.Error(), "state 0 of 1") {
 		t.Errorf("a snapshot of another version: %v", err)
+	}
+}
+
+// TestSnapshotOfAnotherLayout reads what a program wrote whose records had other fields.
+func TestSnapshotOfAnotherLayout(t *testing.T) {
+	p, _ := newTestPairer(t, DefaultConfig())
+	for _, r := range traffic(rand.New(rand.NewPCG(7, 7)), 400) {
+		p.Process(batchOf(r), flow.NewBatch(1, nil))
+		if p.Len() > 3 {
+			break
+		}
+	}
+	if p.Len() == 0 {
+		t.Fatal("nothing waits")
+	}
+	b, err := p.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s snapshot
+	if err := json.Unmarshal(b, &s); err != nil {
+		t.Fatal(err)
+	}
+	// The other program knew nothing of observers, and a field that is gone since.
+	for i := range s.Members {
+		var rec []byte
+		rest := s.Members[i].Record
+		for _, f := range layout {
+			if !strings.HasPrefix(f, "Observer:") {
+				rec = append(rec, rest[:fieldSize(f)]...)
+			}
+			rest = rest[fieldSize(f):]
+		}
+		s.Members[i].Record = append([]byte{1, 2}, rec...)
+	}
+	s.Layout = slices.DeleteFunc(slices.Clone(layout), func(f string) bool { return strings.HasPrefix(f, "Observer:") })
+	s.Layout = append([]string{"Forgotten:2"}, s.Layout...)
+	b, err = json.Marshal(&s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q, _ := newTestPairer(t, DefaultConfig())
+	if err := q.Restore(b); err != nil {
+		t.Fatal(err)
+	}
+	want, got := flow.NewBatch(8, nil), flow.NewBatch(8, nil)
+	p.Flush(want)
+	q.Flush(got)
+	textual(want.Records, p.names)
+	textual(got.Records, q.names)
+	if diff := cmp.Diff(want.Records, got.Records); diff != "" || len(got.Records) == 0 {
+		t.Error(diff)
+	}
+	s.Members[0].Record = s.Members[0].Record[1:]
+	b, _ = json.Marshal(&s)
+	if err := q.Restore(b); err == nil || !strings.Contains(err.Error(), "its layout says") {
+		t.Error(err)
 	}
 }

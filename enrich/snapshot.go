@@ -5,7 +5,10 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/postern/postern/flow"
 )
@@ -17,7 +20,7 @@ const snapshotVersion = 1
 // means nothing outside its table.
 type snapshot struct {
 	Version int               `json:"version"`
-	Record  int               `json:"record"` // bytes of one record, a guard against another layout
+	Layout  []string          `json:"layout"` // of a record: its fields in order, each with its bytes
 	Clock   flow.Time         `json:"clock"`
 	Names   map[uint32]string `json:"names"`
 	Members []memberSnapshot  `json:"members"`
@@ -45,7 +48,7 @@ func namesOf(r *flow.Record) [25]*flow.Name {
 
 // Snapshot is the whole state; the same state gives the same bytes.
 func (p *Pairer) Snapshot() ([]byte, error) {
-	s := snapshot{Version: snapshotVersion, Record: binary.Size(flow.Record{}), Clock: p.clock,
+	s := snapshot{Version: snapshotVersion, Layout: layout, Clock: p.clock,
 		Names: map[uint32]string{}, Members: make([]memberSnapshot, 0, len(p.due))}
 	due := slices.Clone(p.due)
 	slices.SortFunc(due, func(a, b dueItem) int {
@@ -75,14 +78,81 @@ func read(b []byte) (s snapshot, err error) {
 	if err := json.Unmarshal(b, &s); err != nil {
 		return s, fmt.Errorf("reading the snapshot of enrich: %w", err)
 	}
-	if s.Version != snapshotVersion || s.Record != binary.Size(flow.Record{}) {
-		return s, fmt.Errorf("the snapshot of enrich is of version %d with records of %d bytes; this program reads version %d with %d",
-			s.Version, s.Record, snapshotVersion, binary.Size(flow.Record{}))
+	if s.Version != snapshotVersion {
+		return s, fmt.Errorf("the snapshot of enrich is of version %d; this program reads version %d", s.Version, snapshotVersion)
 	}
 	if len(s.Members) > 1<<24 {
 		return s, fmt.Errorf("the snapshot of enrich holds %d records; at most %d", len(s.Members), 1<<24)
 	}
-	return s, nil
+	return s, s.convert()
+}
+
+// layout is that of a record in this program.
+var layout = layoutOf(nil, "", reflect.TypeFor[flow.Record]())
+
+func layoutOf(out []string, path string, t reflect.Type) []string {
+	switch t.Kind() {
+	case reflect.Struct:
+		for f := range t.Fields() {
+			out = layoutOf(out, strings.TrimPrefix(path+"."+f.Name, "."), f.Type)
+		}
+	case reflect.Array:
+		for i := range t.Len() {
+			out = layoutOf(out, fmt.Sprintf("%s[%d]", path, i), t.Elem())
+		}
+	default:
+		out = append(out, fmt.Sprintf("%s:%d", path, t.Size()))
+	}
+	return out
+}
+
+// convert brings records that another version of the program wrote into the layout of this
+// one: fields keep their names, what the other did not know is zero, what this one does not
+// know is left out. So a program can be replaced while records wait.
+func (s *snapshot) convert() error {
+	if slices.Equal(s.Layout, layout) {
+		return nil
+	}
+	type place struct{ at, size int }
+	here := make(map[string]place, len(layout))
+	total := 0
+	for _, f := range layout {
+		size := fieldSize(f)
+		here[f] = place{total, size}
+		total += size
+	}
+	length := 0
+	for _, f := range s.Layout {
+		size := fieldSize(f)
+		if size <= 0 || size > 8 {
+			return fmt.Errorf("the snapshot of enrich has a record's field %q; want its name and size, such as SrcPort:2", f)
+		}
+		length += size
+	}
+	for i := range s.Members {
+		old := s.Members[i].Record
+		if len(old) != length {
+			return fmt.Errorf("record %d of the snapshot of enrich has %d bytes, its layout says %d", i, len(old), length)
+		}
+		rec := make([]byte, total)
+		for _, f := range s.Layout {
+			size := fieldSize(f)
+			if p, known := here[f]; known {
+				copy(rec[p.at:p.at+p.size], old)
+			}
+			old = old[size:]
+		}
+		s.Members[i].Record = rec
+	}
+	s.Layout = layout
+	return nil
+}
+
+// fieldSize is the size that a field of a layout says, 0 if it says none.
+func fieldSize(f string) int {
+	_, size, _ := strings.Cut(f, ":")
+	n, _ := strconv.Atoi(size)
+	return n
 }
 
 // record reads record i, its names by way of name.

@@ -1,0 +1,566 @@
+package enrich
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	"github.com/postern/postern/flow"
+)
+
+// sessionStep is the next step of a session: to be written, or to be closed.
+type sessionStep struct {
+	at    flow.Time // taken when the watermark has passed it
+	cid   uint64
+	start flow.Time
+	index int32
+	gen   uint32
+}
+
+func (a *sessionStep) before(b *sessionStep) bool {
+	switch {
+	case a.at != b.at:
+		return a.at < b.at
+	case a.cid != b.cid:
+		return a.cid < b.cid
+	case a.start != b.start:
+		return a.start < b.start
+	}
+	return a.index < b.index
+}
+
+// sessionDue is a binary heap, the earliest step first. A session that is held has one step
+// in it; steps of sessions that are no more have another gen.
+type sessionDue []sessionStep
+
+func (h *sessionDue) push(d sessionStep) {
+	s := append(*h, d)
+	for i := len(s) - 1; i > 0; {
+		up := (i - 1) / 2
+		if !s[i].before(&s[up]) {
+			break
+		}
+		s[i], s[up] = s[up], s[i]
+		i = up
+	}
+	*h = s
+}
+
+func (h *sessionDue) pop() sessionStep {
+	s := *h
+	first, n := s[0], len(s)-1
+	s[0] = s[n]
+	s = s[:n]
+	for i := 0; ; {
+		least := i
+		for c := 2*i + 1; c <= 2*i+2 && c < n; c++ {
+			if s[c].before(&s[least]) {
+				least = c
+			}
+		}
+		if least == i {
+			break
+		}
+		s[i], s[least] = s[least], s[i]
+		i = least
+	}
+	*h = s
+	return first
+}
+
+func (x *Sessions) queue(i int32, at flow.Time) {
+	s := &x.list[i]
+	s.dueAt, s.dueStart = at, s.all.start
+	x.due.push(sessionStep{at: at, cid: s.cid, start: s.dueStart, index: i, gen: s.gen})
+}
+
+// ready is what the watermark must have passed for a session to be written first: its id is
+// made of its start, and nothing in time may come that begins before.
+func (x *Sessions) ready(s *sess) flow.Time {
+	if s.exported.empty() {
+		return s.all.end + x.join
+	}
+	return s.exported.start
+}
+
+// Tick moves event time on to now, which comes from an injected clock.
+func (x *Sessions) Tick(now flow.Time) { x.clock = max(x.clock, now) }
+
+// Collect gives the sessions that are now to be written, each as of now, and what their
+// observers contradict each other in. Call it once for each input segment, after its last
+// batch. What it gives belongs to the caller.
+func (x *Sessions) Collect() ([]flow.Session, []flow.Contradiction) {
+	return x.collect(x.clock - x.lateness)
+}
+
+// Flush is Collect at the end of a replay: nothing more will come.
+func (x *Sessions) Flush() ([]flow.Session, []flow.Contradiction) { return x.collect(maxTime) }
+
+func (x *Sessions) collect(watermark flow.Time) ([]flow.Session, []flow.Contradiction) {
+	for len(x.due) > 0 && x.due[0].at < watermark {
+		// Each step is taken as if the watermark had just come to it, so that it does not
+		// matter how far it has moved since the last time.
+		d := x.due.pop()
+		if x.list[d.index].gen == d.gen {
+			x.step(d.index, d.at+1, false)
+		}
+	}
+	rows, contradictions := x.rows, x.contradictions
+	x.rows, x.contradictions = nil, nil
+	x.m.held.Set(float64(x.live))
+	x.m.unjoined.Set(float64(x.strays.live))
+	x.m.hosts.Set(float64(len(x.hosts)))
+	x.m.agents.Set(float64(len(x.agents)))
+	return rows, contradictions
+}
+
+// evict writes and forgets the session that would end next, to make room.
+func (x *Sessions) evict() {
+	for len(x.due) > 0 {
+		d := x.due.pop()
+		if x.list[d.index].gen == d.gen {
+			x.m.evicted.Inc()
+			x.step(d.index, d.at+1, true)
+			return
+		}
+	}
+}
+
+// step takes the next step of session i; over ends it whatever the time.
+func (x *Sessions) step(i int32, watermark flow.Time, over bool) {
+	s := &x.list[i]
+	idle := x.cfg.Idle.of(s.conv.Proto)
+	if s.beforeID != 0 {
+		// It is written as part of the session before the translation, and lasts as long.
+		if p := x.sessionBefore(s); p >= 0 && !over {
+			x.queue(i, max(watermark+minute, max(s.all.end, x.list[p].all.end)+idle+1))
+			return
+		}
+		if s.drawnInto != 0 || s.first < 0 {
+			x.drop(i)
+			return
+		}
+	}
+	if s.id == 0 {
+		if at := x.ready(s); at >= watermark && !over {
+			x.queue(i, at)
+			return
+		}
+		s.began = s.all.start
+		s.id = flow.SessionID(s.cid, s.began)
+		gen := s.gen
+		if s.exported.empty() {
+			x.unjoinedSession(i)
+		} else {
+			x.exportedSession(i)
+		}
+		if s = &x.list[i]; s.gen != gen {
+			return // it is part of another now
+		}
+		s.wroteAt = watermark
+		x.write(i)
+	}
+	end := s.all.end
+	if s.nPeers > 0 {
+		x.gather(i)
+		end = x.gathered.all.end
+		s.dirty = s.dirty || x.gathered.dirty
+	}
+	if close := end + idle; close < watermark || over {
+		if !over && x.suspectsUnseen(s) && end+unseenWait >= watermark {
+			x.queue(i, end+unseenWait)
+			return
+		}
+		x.unseen(i)
+		if s.dirty {
+			x.write(i)
+		}
+		x.drop(i)
+		return
+	}
+	if s.dirty && watermark > s.wroteAt+x.updateEvery {
+		s.wroteAt = watermark
+		x.write(i)
+	}
+	next := s.wroteAt + x.updateEvery
+	if next < watermark {
+		next = watermark + x.updateEvery
+	}
+	x.queue(i, min(end+idle, next))
+}
+
+// sessionBefore is the session before the translation that s is behind; -1 if it is not held.
+func (x *Sessions) sessionBefore(s *sess) int32 {
+	i, ok := x.chains[s.beforeID]
+	for ; ok && i >= 0; i = x.list[i].next {
+		p := &x.list[i]
+		if p.conv == s.before && p.all.gap(s.all) <= 0 {
+			return i
+		}
+	}
+	return -1
+}
+
+// gathering is a session with those behind its translations.
+type gathering struct {
+	all      stretch
+	obs      []obs
+	sessions []int32
+	more     []uint32
+	dirty    bool
+	extra    uint32
+	enforced uint8
+	quality  flow.Quality
+	sent     [2]bool
+	sure     [2]uint8
+	exported bool
+}
+
+// maxTranslations bounds how many translations one behind the other are followed.
+const maxTranslations = 3
+
+func (x *Sessions) gather(i int32) {
+	g := &x.gathered
+	*g = gathering{all: nothing, obs: g.obs[:0], sessions: g.sessions[:0], more: g.more[:0]}
+	x.gatherFrom(i, false, 0)
+}
+
+func (x *Sessions) gatherFrom(i int32, flip bool, depth int) {
+	g, s := &x.gathered, &x.list[i]
+	if slices.Contains(g.sessions, i) {
+		return
+	}
+	g.sessions = append(g.sessions, i)
+	g.all.grow(s.all)
+	g.dirty = g.dirty || s.dirty
+	g.extra += s.extra
+	g.enforced |= s.enforced
+	g.quality |= s.quality
+	g.exported = g.exported || !s.exported.empty()
+	a, b := ends(!flip)
+	g.sent[a], g.sent[b] = g.sent[a] || s.sent[0], g.sent[b] || s.sent[1]
+	g.sure[a], g.sure[b] = max(g.sure[a], s.sure[0]), max(g.sure[b], s.sure[1])
+	g.more = append(g.more, s.more...)
+	for k := s.first; k >= 0; k = x.obs[k].next {
+		o := x.obs[k]
+		if flip {
+			o.flip()
+		}
+		g.obs = append(g.obs, o)
+	}
+	if depth == maxTranslations {
+		return
+	}
+	for k := range s.peers[:s.nPeers] {
+		p := &s.peers[k]
+		j, ok := x.chains[p.cid]
+		for ; ok && j >= 0; j = x.list[j].next {
+			if l := &x.list[j]; l.conv == p.conv && l.beforeID == s.cid && l.before == s.conv && l.all.gap(s.all) <= 0 {
+				x.gatherFrom(j, flip != p.flip, depth+1)
+			}
+		}
+	}
+}
+
+// flip turns the ends round.
+func (o *obs) flip() {
+	swap := func(n *[2]flow.Name) { n[0], n[1] = n[1], n[0] }
+	if o.at != 0 {
+		o.at = 3 - o.at
+	}
+	o.bytes[0], o.bytes[1] = o.bytes[1], o.bytes[0]
+	o.packets[0], o.packets[1] = o.packets[1], o.packets[0]
+	o.flags[0], o.flags[1] = o.flags[1], o.flags[0]
+	o.has = o.has&(hasBytes|hasPackets)<<1 | o.has>>1&(hasBytes|hasPackets)
+	swap(&o.identity)
+	swap(&o.process)
+	swap(&o.hostName)
+}
+
+// tomb is what is left of a session that turned out to be part of another.
+func (s *sess) tomb() flow.Session {
+	t := flow.Session{ID: s.id, Conversation: s.cid, Began: s.began, Start: s.all.start, End: s.all.end, Open: true, Proto: s.conv.Proto}
+	t.Client.Addr, t.Server.Addr = s.conv.Low, s.conv.High
+	return t
+}
+
+// supersededVersion is beyond any version of a session that stands by itself.
+const supersededVersion = 1 << 63
+
+func (x *Sessions) supersede(t flow.Session, into uint64) {
+	t.Into, t.Version = into, supersededVersion
+	x.rows = append(x.rows, t)
+	x.m.superseded.Inc()
+}
+
+// write writes session i as of now.
+func (x *Sessions) write(i int32) {
+	x.gather(i)
+	g, s := &x.gathered, &x.list[i]
+	for _, j := range g.sessions {
+		l := &x.list[j]
+		l.dirty = false
+		if j == i {
+			continue
+		}
+		if l.stored {
+			x.supersede(l.tomb(), s.id)
+			l.id, l.stored = 0, false
+		}
+		l.drawnInto = s.id
+	}
+	row := x.render(s)
+	x.contradictIdentity(s, &row)
+	x.contradictVerdict(s, &row)
+	x.finish(s, &row)
+}
+
+// finish gives a row its version and takes it, with what was said of it since.
+func (x *Sessions) finish(s *sess, row *flow.Session) {
+	row.Contradictions = s.told
+	row.Version = uint64(row.Records) + uint64(s.extra) + uint64(bitsIn(uint16(s.toldOf[0])|uint16(s.toldOf[1])<<8))
+	for i := len(x.contradictions) - 1; i >= 0 && x.contradictions[i].Session.ID == row.ID; i-- {
+		x.contradictions[i].Session = *row
+	}
+	s.stored = true
+	x.rows = append(x.rows, *row)
+	x.m.written.Inc()
+}
+
+func (x *Sessions) render(s *sess) flow.Session {
+	g := &x.gathered
+	slices.SortFunc(g.obs, func(a, b obs) int {
+		switch {
+		case x.standsBefore(&a.obsKey, &b.obsKey):
+			return -1
+		case x.standsBefore(&b.obsKey, &a.obsKey):
+			return 1
+		}
+		return 0
+	})
+	row := flow.Session{ID: s.id, Conversation: s.cid, Began: s.began, Start: g.all.start, End: g.all.end,
+		Proto: s.conv.Proto, Quality: g.quality, BothWays: g.sent[0] && g.sent[1], Verdict: s.verdict}
+	client, server := 0, 1
+	switch {
+	case g.sure[0] == g.sure[1]:
+		row.Open = true
+	case g.sure[1] > g.sure[0]:
+		client, server = 1, 0
+	}
+	if !row.Open {
+		row.OrientationCertainty = max(g.sure[0], g.sure[1])
+	}
+	x.fillEnd(&row.Client, s, client)
+	x.fillEnd(&row.Server, s, server)
+	switch s.conv.Proto {
+	case flow.ProtoICMP, flow.ProtoICMPv6:
+		row.HasICMP = s.conv.LowPort != 0
+		row.ICMPType, row.ICMPCode = uint8(s.conv.LowPort>>8), uint8(s.conv.LowPort)
+		row.Client.Port, row.Server.Port = 0, 0
+	default:
+		row.HasPorts = s.conv.LowPort|s.conv.HighPort != 0
+	}
+	seen := hardest(g.enforced)
+	for i := range g.obs {
+		o := &g.obs[i]
+		row.Records += o.records
+		if hardest(o.enforced) == seen {
+			row.EnforcedBy = x.least(row.EnforcedBy, o.enforcedBy)
+		}
+		if i >= flow.MaxObservers {
+			continue
+		}
+		w := &row.Observers[i]
+		*w = flow.SessionObserver{Exporter: o.exporter, Domain: o.domain, Observer: o.observer, Source: o.source,
+			Observed: hardest(o.enforced), Records: o.records, First: o.first, Last: o.last, Skew: o.skew}
+		switch int(o.at) - 1 {
+		case client:
+			w.Reporter = flow.ReporterSource
+		case server:
+			w.Reporter = flow.ReporterDestination
+		}
+	}
+	slices.Sort(g.more)
+	row.ObserversTotal = uint16(min(64, len(g.obs)+len(slices.Compact(g.more))))
+	x.translation(&row, s, client == 1)
+	weighSession(&row, seen)
+	return row
+}
+
+// fillEnd fills one side of a session.
+func (x *Sessions) fillEnd(e *flow.SessionEnd, s *sess, k int) {
+	g := &x.gathered
+	e.Addr, e.Port = s.conv.Low, s.conv.LowPort
+	if k == 1 {
+		e.Addr, e.Port = s.conv.High, s.conv.HighPort
+	}
+	e.Segment, e.Workload = s.segment[k], s.workload[k]
+	bytes, packets := -1, -1
+	better := func(i, than int, count func(*obs) uint64) bool {
+		if than < 0 {
+			return true
+		}
+		a, b := &g.obs[i], &g.obs[than]
+		return cmp.Or(cmp.Compare(a.rank(), b.rank()), cmp.Compare(count(a), count(b))) > 0
+	}
+	for i := range g.obs {
+		o := &g.obs[i]
+		own := int(o.at) == k+1
+		e.Own = e.Own || own
+		e.TCPFlags |= o.flags[k]
+		if o.has&(hasBytes<<k) != 0 && better(i, bytes, func(o *obs) uint64 { return o.bytes[k] }) {
+			bytes = i
+		}
+		if o.has&(hasPackets<<k) != 0 && better(i, packets, func(o *obs) uint64 { return o.packets[k] }) {
+			packets = i
+		}
+	}
+	if e.HasBytes = bytes >= 0; e.HasBytes {
+		e.Bytes = g.obs[bytes].bytes[k]
+	}
+	if e.HasPackets = packets >= 0; e.HasPackets {
+		e.Packets = g.obs[packets].packets[k]
+	}
+	if c := x.claim(k); c != nil {
+		e.Identity, e.IdentityFrom, e.IdentityCertain = c.identity[k], c.observer, certaintyOf(c, k)
+	}
+	e.Process = x.ownFirst(k, func(o *obs) flow.Name { return o.process[k] })
+	e.Host = x.ownFirst(k, func(o *obs) flow.Name { return o.hostName[k] })
+}
+
+// ownFirst is what the end's own agent says, else what others say; of several the least text.
+func (x *Sessions) ownFirst(k int, of func(*obs) flow.Name) (own flow.Name) {
+	other := flow.NoName
+	for i := range x.gathered.obs {
+		o := &x.gathered.obs[i]
+		if int(o.at) == k+1 {
+			own = x.least(own, of(o))
+		} else {
+			other = x.least(other, of(o))
+		}
+	}
+	if own == flow.NoName {
+		return other
+	}
+	return own
+}
+
+// How sure an identity is, in percent, by whose word it is. The figures rank; they are not
+// measured frequencies.
+const (
+	certainByAgent    = 100 // the end's own agent
+	certainByExporter = 70  // an exporter or what is known of the address (directory, lease)
+	certainByFarAgent = 60  // the other end's agent
+)
+
+func certaintyOf(o *obs, k int) uint8 {
+	switch int(o.at) {
+	case k + 1:
+		return certainByAgent
+	case 0:
+		return certainByExporter
+	}
+	return certainByFarAgent
+}
+
+// claim is the observation whose word counts for who is at end k; nil if nobody says.
+func (x *Sessions) claim(k int) *obs {
+	var best *obs
+	for i := range x.gathered.obs {
+		o := &x.gathered.obs[i]
+		if o.identity[k] == flow.NoName {
+			continue
+		}
+		if best == nil || x.claimBefore(o, best, k) {
+			best = o
+		}
+	}
+	return best
+}
+
+func (x *Sessions) claimBefore(a, b *obs, k int) bool {
+	user := func(o *obs) int {
+		if x.principal(o.identity[k]).kind == flow.PrincipalUser {
+			return 1
+		}
+		return 0
+	}
+	c := cmp.Or(-cmp.Compare(certaintyOf(a, k), certaintyOf(b, k)), -cmp.Compare(user(a), user(b)), cmp.Compare(a.source, b.source))
+	if c == 0 && a.identity[k] != b.identity[k] {
+		c = strings.Compare(x.names.Text(a.identity[k]), x.names.Text(b.identity[k]))
+	}
+	return c < 0
+}
+
+// translation fills what is known of NAT.
+func (x *Sessions) translation(row *flow.Session, s *sess, flip bool) {
+	if s.nPeers > 0 {
+		best := &s.peers[0]
+		for k := range s.peers[1:s.nPeers] {
+			if p := &s.peers[k+1]; p.cid < best.cid {
+				best = p
+			}
+		}
+		row.NAT = flow.NATTranslated
+		row.NATClient, row.NATServer, row.NATClientPort, row.NATPort = best.conv.Low, best.conv.High, best.conv.LowPort, best.conv.HighPort
+		if best.flip != flip {
+			row.NATClient, row.NATServer, row.NATClientPort, row.NATPort = row.NATServer, row.NATClient, row.NATPort, row.NATClientPort
+		}
+		return
+	}
+	if s.natPart || x.cfg.NATPool(s.conv.Low) || x.cfg.NATPool(s.conv.High) {
+		row.NAT = flow.NATUnverified
+	}
+}
+
+// Confidence where it has to be told anew; docs/policy.md, "Confidence".
+const (
+	factorBothWays = 90
+	factorAttempt  = 80
+	factorMissing  = 80
+)
+
+// weighSession sets what is expected against what all observers saw, as policy does for a
+// record (POLICY.md, "Outcome").
+func weighSession(row *flow.Session, seen flow.Observed) {
+	v := &row.Verdict
+	v.Observed = seen
+	if row.NAT == flow.NATUnverified && v.Reason == flow.ReasonWaived {
+		// Who is behind the translation is not known, so nothing is credited to an exception.
+		v.Reason, v.Expected, v.Exception, v.ValidUntil = flow.ReasonUnverified, flow.ExpectUnknown, flow.NoName, 0
+		v.Missing |= flow.DimSource
+	}
+	outcome, confidence := flow.OutcomeNone, 0
+	switch v.Reason {
+	case flow.ReasonNone, flow.ReasonUnverified, flow.ReasonExpiryUncertain:
+		v.Outcome, v.Confidence = outcome, 0
+		return
+	case flow.ReasonUncovered:
+		v.Outcome, v.Confidence = outcome, 100
+		return
+	}
+	allowed := v.Expected == flow.ExpectAllow
+	confidence = 100
+	switch {
+	case seen == flow.ObservedDeny && allowed:
+		outcome = flow.OutcomeMisblocked
+	case seen == flow.ObservedDeny:
+		outcome = flow.OutcomeBlocked
+	case seen == flow.ObservedUnknown && !row.BothWays:
+		outcome, confidence = flow.OutcomeAttempted, factorAttempt
+	case allowed:
+		outcome = flow.OutcomePermitted
+	default:
+		outcome = flow.OutcomeEscaped
+	}
+	if seen == flow.ObservedUnknown && outcome != flow.OutcomeAttempted {
+		confidence = factorBothWays
+	}
+	if outcome == v.Outcome {
+		return // the record's own confidence knows more
+	}
+	for range bitsIn(uint16(v.Missing)) {
+		confidence = confidence * factorMissing / 100
+	}
+	v.Outcome, v.Confidence = outcome, uint8(confidence)
+}

@@ -102,10 +102,10 @@ type sess struct {
 
 	first  int32 // of its observers; -1 ends them
 	nObs   uint8
-	more   []uint32 // hashes of observers that are not listed
-	extra  uint32   // adds to the version: records of observers not listed, what was taken away
-	told   flow.Contradictions
-	toldOf [2]flow.Contradictions // by side, lower first
+	more   []uint32               // hashes of observers that are not listed
+	extra  uint32                 // adds to the version: records of observers not listed, what was taken away
+	toldOf [2]flow.Contradictions // what was found when it was written last, of the lower and the higher end
+	said   [2]flow.Contradictions // what was said already
 
 	id      uint64 // 0 until written
 	began   flow.Time
@@ -401,12 +401,16 @@ func (x *Sessions) insert(conv *flow.Conversation, cid uint64, o *obs, span stre
 	} else {
 		s.exported.grow(span)
 	}
-	s.dirty = true
 	if o != nil {
 		x.addObs(s, o)
 	}
-	if s.dueAt == 0 {
+	dirty := s.dirty
+	s.dirty = true
+	switch {
+	case s.dueAt == 0:
 		x.queue(at, x.ready(s))
+	case s.stored && !dirty && s.dueAt > s.wroteAt+x.updateEvery:
+		x.queue(at, s.wroteAt+x.updateEvery)
 	}
 	for several {
 		several = false
@@ -522,9 +526,8 @@ func (x *Sessions) merge(a, b int32) {
 	}
 	s.extra += o.extra
 	s.dirty = true
-	s.told |= o.told
 	for k := range 2 {
-		s.toldOf[k] |= o.toldOf[k]
+		s.said[k] |= o.said[k]
 		s.sent[k] = s.sent[k] || o.sent[k]
 		s.sure[k] = max(s.sure[k], o.sure[k])
 	}

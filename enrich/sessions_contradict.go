@@ -29,9 +29,26 @@ func (x *Sessions) principal(n flow.Name) principal {
 	return p
 }
 
+// contradict finds what the observers of a session tell differently, as of now, and says what
+// was not said yet, if it is time to.
+func (x *Sessions) contradict(s *sess, row *flow.Session, now bool) {
+	found := func(kind flow.Contradictions, k int, a, b *obs, claims [2]flow.Name, confidence uint8) {
+		s.toldOf[k] |= kind
+		if now && s.said[k]&kind == 0 {
+			x.say(s, row, kind, k, a, b, claims, confidence)
+		}
+	}
+	for k := range 2 {
+		s.toldOf[k] &= flow.ContradictUnseen // that is found at the end
+		x.contradictIdentity(k, found)
+	}
+	x.contradictVerdict(s, row, found)
+}
+
+type foundContradiction func(kind flow.Contradictions, k int, a, b *obs, claims [2]flow.Name, confidence uint8)
+
 func (x *Sessions) say(s *sess, row *flow.Session, kind flow.Contradictions, k int, a, b *obs, claims [2]flow.Name, confidence uint8) {
-	s.told |= kind
-	s.toldOf[k] |= kind
+	s.said[k] |= kind
 	server := k != s.clientOf(row)
 	c := flow.Contradiction{ID: flow.ContradictionID(s.id, kind, server), Kind: kind, Session: *row, Server: server,
 		Claim: claims, Confidence: confidence}
@@ -56,37 +73,32 @@ func (s *sess) clientOf(row *flow.Session) int {
 
 // contradictIdentity says where two observers name two users, or two workloads, at one end.
 // An account of the system or of a machine contradicts nobody: it acts for somebody.
-func (x *Sessions) contradictIdentity(s *sess, row *flow.Session) {
+func (x *Sessions) contradictIdentity(k int, found foundContradiction) {
 	g := &x.gathered
-	for k := range 2 {
-		if s.toldOf[k]&flow.ContradictIdentity != 0 {
+	first := x.claim(k)
+	if first == nil {
+		return
+	}
+	p := x.principal(first.identity[k])
+	if p.kind != flow.PrincipalUser {
+		return
+	}
+	var second *obs
+	for i := range g.obs {
+		o := &g.obs[i]
+		if o.identity[k] == flow.NoName || o.identity[k] == first.identity[k] {
 			continue
 		}
-		first := x.claim(k)
-		if first == nil {
+		if q := x.principal(o.identity[k]); q.kind != flow.PrincipalUser || q.workload != p.workload || q.canonical == p.canonical {
 			continue
 		}
-		p := x.principal(first.identity[k])
-		if p.kind != flow.PrincipalUser {
-			continue
+		if second == nil || x.claimBefore(o, second, k) {
+			second = o
 		}
-		var second *obs
-		for i := range g.obs {
-			o := &g.obs[i]
-			if o.identity[k] == flow.NoName || o.identity[k] == first.identity[k] {
-				continue
-			}
-			if q := x.principal(o.identity[k]); q.kind != flow.PrincipalUser || q.workload != p.workload || q.canonical == p.canonical {
-				continue
-			}
-			if second == nil || x.claimBefore(o, second, k) {
-				second = o
-			}
-		}
-		if second != nil {
-			confidence := uint8(uint(certaintyOf(first, k)) * uint(certaintyOf(second, k)) / 100)
-			x.say(s, row, flow.ContradictIdentity, k, first, second, [2]flow.Name{first.identity[k], second.identity[k]}, confidence)
-		}
+	}
+	if second != nil {
+		confidence := uint8(uint(certaintyOf(first, k)) * uint(certaintyOf(second, k)) / 100)
+		found(flow.ContradictIdentity, k, first, second, [2]flow.Name{first.identity[k], second.identity[k]}, confidence)
 	}
 }
 
@@ -98,14 +110,11 @@ const (
 
 // contradictVerdict says where the client's agent stopped all of what the other end or the
 // network saw coming from there. That the other end stops what the client let go is ordinary.
-func (x *Sessions) contradictVerdict(s *sess, row *flow.Session) {
+func (x *Sessions) contradictVerdict(s *sess, row *flow.Session, found foundContradiction) {
 	if row.Open {
 		return
 	}
 	k := s.clientOf(row)
-	if s.toldOf[k]&flow.ContradictVerdict != 0 {
-		return
-	}
 	var denies, saw *obs
 	confidence := uint8(0)
 	for i := range x.gathered.obs {
@@ -127,7 +136,7 @@ func (x *Sessions) contradictVerdict(s *sess, row *flow.Session) {
 		}
 	}
 	if denies != nil && saw != nil {
-		x.say(s, row, flow.ContradictVerdict, k, denies, saw, [2]flow.Name{}, confidence)
+		found(flow.ContradictVerdict, k, denies, saw, [2]flow.Name{}, confidence)
 	}
 }
 
@@ -138,7 +147,8 @@ type agentReports struct {
 	source   flow.Source
 	top      int64     // the newest minute
 	minutes  [2]uint64 // bit 0 of the first is top, the higher the longer ago
-	protos   uint8
+	// since is when it reported something of TCP, UDP, ICMP, other protocols first.
+	since [4]flow.Time
 }
 
 const (
@@ -153,16 +163,16 @@ const (
 	certainUnseen = 60
 )
 
-func protoBit(proto uint8) uint8 {
+func protoClass(proto uint8) int {
 	switch proto {
 	case flow.ProtoTCP:
-		return 1
+		return 0
 	case flow.ProtoUDP:
-		return 2
+		return 1
 	case flow.ProtoICMP, flow.ProtoICMPv6:
-		return 4
+		return 2
 	}
-	return 8
+	return 3
 }
 
 // tellsAll says whether an agent's log has every connection. Sysmon's is filtered by its
@@ -193,11 +203,12 @@ func (x *Sessions) reported(conv *flow.Conversation, o *obs) {
 				return
 			}
 		}
-		a = &agentReports{top: int64(o.first / minute), observer: o.observer, source: o.source}
+		a = &agentReports{top: int64(o.first / minute), observer: o.observer, source: o.source, since: [4]flow.Time{maxTime, maxTime, maxTime, maxTime}}
 		x.agents[addr] = a
 	}
 	a.note(int64(o.first / minute))
-	a.protos |= protoBit(conv.Proto)
+	class := protoClass(conv.Proto)
+	a.since[class] = min(a.since[class], o.first)
 	a.observer = x.least(a.observer, o.observer)
 	a.source = min(a.source, o.source)
 }
@@ -251,7 +262,8 @@ func (a *agentReports) healthy(span stretch) bool {
 	if silent > interval {
 		return false
 	}
-	for m := from; m <= to+interval; m++ {
+	// What ends before the wait does is known whole by now.
+	for m := from; m <= min(to+interval, int64((span.end+unseenWait)/minute)-1); m++ {
 		if a.at(m) {
 			if m > to {
 				return true
@@ -314,7 +326,7 @@ func (x *Sessions) unseen(i int32) {
 			addr = s.conv.High
 		}
 		a := x.agents[addr]
-		if a == nil || s.toldOf[k]&flow.ContradictUnseen != 0 || a.protos&protoBit(s.conv.Proto) == 0 {
+		if a == nil || s.said[k]&flow.ContradictUnseen != 0 || a.since[protoClass(s.conv.Proto)] >= g.all.start {
 			continue
 		}
 		var witness *obs
@@ -334,6 +346,7 @@ func (x *Sessions) unseen(i int32) {
 			continue
 		}
 		row := x.render(s)
+		s.toldOf[k] |= flow.ContradictUnseen
 		x.say(s, &row, flow.ContradictUnseen, k, &obs{obsKey: obsKey{observer: a.observer, source: a.source}}, witness, [2]flow.Name{}, certainUnseen)
 		s.dirty = true
 	}

@@ -70,7 +70,9 @@ func captureRecords(t testing.TB, path string, names *flow.Names) []flow.Record 
 		t.Fatal(err)
 	}
 	defer capture.Close()
-	d := ingest.NewDecoder(ingest.DefaultDecoderConfig(), names, nil)
+	cfg := ingest.DefaultDecoderConfig()
+	cfg.BelieveClock = true
+	d := ingest.NewDecoder(cfg, names, nil)
 	out := flow.NewBatch(64, nil)
 	for {
 		dg, err := capture.Next()

@@ -29,8 +29,8 @@ func (a *sessionStep) before(b *sessionStep) bool {
 	return a.index < b.index
 }
 
-// sessionDue is a binary heap, the earliest step first. A session that is held has one step
-// in it; steps of sessions that are no more have another gen.
+// sessionDue is a binary heap, the earliest step first. A step counts if its session is still
+// held (by gen) and it is the session's latest (by dueAt).
 type sessionDue []sessionStep
 
 func (h *sessionDue) push(d sessionStep) {
@@ -101,7 +101,7 @@ func (x *Sessions) collect(watermark flow.Time) ([]flow.Session, []flow.Contradi
 		// Each step is taken as if the watermark had just come to it, so that it does not
 		// matter how far it has moved since the last time.
 		d := x.due.pop()
-		if x.list[d.index].gen == d.gen {
+		if s := &x.list[d.index]; s.gen == d.gen && s.dueAt == d.at {
 			x.step(d.index, d.at+1, false)
 		}
 	}
@@ -118,7 +118,7 @@ func (x *Sessions) collect(watermark flow.Time) ([]flow.Session, []flow.Contradi
 func (x *Sessions) evict() {
 	for len(x.due) > 0 {
 		d := x.due.pop()
-		if x.list[d.index].gen == d.gen {
+		if s := &x.list[d.index]; s.gen == d.gen && s.dueAt == d.at {
 			x.m.evicted.Inc()
 			x.step(d.index, d.at+1, true)
 			return
@@ -158,7 +158,7 @@ func (x *Sessions) step(i int32, watermark flow.Time, over bool) {
 			return // it is part of another now
 		}
 		s.wroteAt = watermark
-		x.write(i)
+		x.write(i, false)
 	}
 	end := s.all.end
 	if s.nPeers > 0 {
@@ -173,20 +173,26 @@ func (x *Sessions) step(i int32, watermark flow.Time, over bool) {
 		}
 		x.unseen(i)
 		if s.dirty {
-			x.write(i)
+			x.write(i, true)
+		} else if s.toldOf != s.said {
+			x.gather(i)
+			row := x.render(s)
+			x.contradict(s, &row, true)
+			x.finish(s, &row, false)
 		}
 		x.drop(i)
 		return
 	}
-	if s.dirty && watermark > s.wroteAt+x.updateEvery {
-		s.wroteAt = watermark
-		x.write(i)
+	next := end + idle
+	if s.dirty {
+		if watermark > s.wroteAt+x.updateEvery {
+			s.wroteAt = watermark
+			x.write(i, true)
+		} else {
+			next = min(next, s.wroteAt+x.updateEvery)
+		}
 	}
-	next := s.wroteAt + x.updateEvery
-	if next < watermark {
-		next = watermark + x.updateEvery
-	}
-	x.queue(i, min(end+idle, next))
+	x.queue(i, next)
 }
 
 // sessionBefore is the session before the translation that s is behind; -1 if it is not held.
@@ -293,8 +299,9 @@ func (x *Sessions) supersede(t flow.Session, into uint64) {
 	x.m.superseded.Inc()
 }
 
-// write writes session i as of now.
-func (x *Sessions) write(i int32) {
+// write writes session i as of now. What contradicts itself is said when the session is over
+// or written again; at the first writing the rest of it may still be on its way.
+func (x *Sessions) write(i int32, say bool) {
 	x.gather(i)
 	g, s := &x.gathered, &x.list[i]
 	for _, j := range g.sessions {
@@ -310,17 +317,23 @@ func (x *Sessions) write(i int32) {
 		l.drawnInto = s.id
 	}
 	row := x.render(s)
-	x.contradictIdentity(s, &row)
-	x.contradictVerdict(s, &row)
-	x.finish(s, &row)
+	x.contradict(s, &row, say)
+	x.finish(s, &row, true)
 }
 
-// finish gives a row its version and takes it, with what was said of it since.
-func (x *Sessions) finish(s *sess, row *flow.Session) {
-	row.Contradictions = s.told
-	row.Version = uint64(row.Records) + uint64(s.extra) + uint64(bitsIn(uint16(s.toldOf[0])|uint16(s.toldOf[1])<<8))
+// finish gives a row its version and puts it into what was said about it. store writes it.
+func (x *Sessions) finish(s *sess, row *flow.Session, store bool) {
+	told := s.toldOf[0] | s.toldOf[1]
+	row.Contradictions = told
+	row.Version = uint64(row.Records) + uint64(s.extra)
+	if told&flow.ContradictUnseen != 0 {
+		row.Version++ // found at the end, without a further record
+	}
 	for i := len(x.contradictions) - 1; i >= 0 && x.contradictions[i].Session.ID == row.ID; i-- {
 		x.contradictions[i].Session = *row
+	}
+	if !store {
+		return
 	}
 	s.stored = true
 	x.rows = append(x.rows, *row)

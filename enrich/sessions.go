@@ -375,7 +375,7 @@ func (x *Sessions) insert(conv *flow.Conversation, cid uint64, o *obs, span stre
 			if s.conv != *conv {
 				continue
 			}
-			if at < 0 && x.touches(s, o, span, host, idle) {
+			if (at < 0 || s.all.start < x.list[at].all.start) && x.touches(s, o, span, host, idle) {
 				at = i
 			}
 		}
@@ -407,8 +407,10 @@ func (x *Sessions) insert(conv *flow.Conversation, cid uint64, o *obs, span stre
 	dirty := s.dirty
 	s.dirty = true
 	switch {
-	case s.dueAt == 0:
-		x.queue(at, x.ready(s))
+	case s.id == 0:
+		if ready := x.ready(s); s.dueAt == 0 || ready < s.dueAt {
+			x.queue(at, ready)
+		}
 	case s.stored && !dirty && s.dueAt > s.wroteAt+x.updateEvery:
 		x.queue(at, s.wroteAt+x.updateEvery)
 	}
@@ -545,6 +547,9 @@ func (x *Sessions) merge(a, b int32) {
 	}
 	x.settled(s)
 	x.settled(o)
+	if o.dueAt < s.dueAt {
+		x.queue(a, o.dueAt)
+	}
 	switch {
 	case o.id == 0:
 	case s.id == 0:

@@ -588,6 +588,40 @@ func TestSyslogSenders(t *testing.T) {
 	}
 }
 
+// TestSyslogStops: who never pauses holds up no end.
+func TestSyslogStops(t *testing.T) {
+	r := newRig(t, func(c *Config) {
+		c.Syslog = []SyslogConfig{{Listen: "127.0.0.1:0", Format: "zeek"}}
+	})
+	m := "<134>1 2026-10-02T15:04:05Z zeek-1 zeek 12 - - " + conn(1)
+	flood := []byte(strings.Repeat(fmt.Sprintf("%d %s", len(m), m), 500))
+	for range 20 {
+		r.start()
+		for range 4 {
+			c, err := net.Dial("tcp", r.in.SyslogAddrs()[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			go func() {
+				defer c.Close()
+				for {
+					if _, err := c.Write(flood); err != nil {
+						return
+					}
+				}
+			}()
+		}
+		time.Sleep(20 * time.Millisecond)
+		began := time.Now()
+		r.stop()
+		if took := time.Since(began); took > 5*time.Second {
+			t.Fatalf("it took %v to end", took)
+		}
+		r.taken = nil
+		r.drain()
+	}
+}
+
 func TestNamesRenewed(t *testing.T) {
 	r := newRig(t, onHTTP)
 	r.start()
@@ -606,7 +640,7 @@ func FuzzFrames(f *testing.F) {
 	f.Add([]byte("999999999 x"), 3)
 	f.Fuzz(func(t *testing.T, raw []byte, limit int) {
 		limit = 1 + limit&0xff
-		_ = frames(bytes.NewReader(raw), limit, func(m []byte) {
+		_ = frames(t.Context(), bytes.NewReader(raw), limit, func(m []byte) {
 			if len(m) > limit {
 				t.Errorf("a message of %d bytes, at most %d", len(m), limit)
 			}

@@ -139,7 +139,7 @@ func (d *syslogDoor) serve(ctx context.Context, conn net.Conn, peer netip.Addr) 
 	messages := make(chan []byte, 256)
 	failed := make(chan error, 1)
 	go func() {
-		failed <- frames(conn, int(d.in.cfg.MaxLine), func(m []byte) {
+		failed <- frames(ctx, conn, int(d.in.cfg.MaxLine), func(m []byte) {
 			d.in.met.bytes.WithLabelValues("syslog").Add(float64(len(m)))
 			messages <- m
 		})
@@ -181,11 +181,12 @@ func quiet(err error) error {
 }
 
 // frames reads messages: by their length where one begins with a number, else by line feed
-// (RFC 6587, 3.4). A message longer than limit is cut there.
-func frames(r io.Reader, limit int, got func([]byte)) error {
+// (RFC 6587, 3.4). A message longer than limit is cut there. When ctx has ended it reads no
+// more than it has.
+func frames(ctx context.Context, r io.Reader, limit int, got func([]byte)) error {
 	b := bufio.NewReaderSize(r, 64<<10)
 	for {
-		deadline(r)
+		deadline(ctx, r)
 		first, err := b.Peek(1)
 		if err != nil {
 			return err
@@ -220,9 +221,15 @@ func frames(r io.Reader, limit int, got func([]byte)) error {
 	}
 }
 
-func deadline(r io.Reader) {
-	if conn, ok := r.(net.Conn); ok {
-		_ = conn.SetReadDeadline(time.Now().Add(syslogIdle))
+// deadline bounds how long the next message may take.
+func deadline(ctx context.Context, r io.Reader) {
+	conn, ok := r.(net.Conn)
+	if !ok {
+		return
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(syslogIdle))
+	if ctx.Err() != nil { // looked at afterwards: the end may have set its own just before
+		_ = conn.SetReadDeadline(time.Now())
 	}
 }
 

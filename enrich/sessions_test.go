@@ -852,3 +852,73 @@ func TestSessionsConfig(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkSessions is what an observation costs in a steady state: connections of 30 s of
+// many hosts, exported in both directions, by one or three exporters.
+func BenchmarkSessions(b *testing.B) {
+	for _, observers := range []int{1, 3} {
+		b.Run(fmt.Sprintf("observers=%d", observers), func(b *testing.B) {
+			names := flow.NewNames(0)
+			cfg := DefaultSessionsConfig()
+			cfg.MaxSessions = 1 << 20
+			x := newTestSessions(b, cfg, names)
+			rng := rand.New(rand.NewPCG(1, 1))
+			// 1,000 observations a second of event time.
+			batch := flow.NewBatch(1000, nil)
+			second, n := 0, 0
+			fill := func() {
+				batch.Reset()
+				for len(batch.Records) < 1000 {
+					start := float64(second) + rng.Float64()
+					client, server := flow.AddrFrom4(0x0a000000|rng.Uint32N(5000)), flow.AddrFrom4(0x0a010000|rng.Uint32N(50))
+					cport := uint16(32768 + n%28000)
+					n++
+					for o := range observers {
+						for dir := range 2 {
+							r := batch.Next()
+							*r = flow.Record{ID: uint64(n*8 + o*2 + dir), Start: flow.Time(start*1000) + 1e12, Src: client, Dst: server, SrcPort: cport, DstPort: 443,
+								Proto: flow.ProtoTCP, Has: flow.HasStart | flow.HasEnd | flow.HasSrc | flow.HasDst | flow.HasSrcPort | flow.HasDstPort | flow.HasProto | flow.HasBytes | flow.HasPackets | flow.HasTCPFlags,
+								BytesRaw: 1000, PacketsRaw: 10, TCPFlags: flow.SYN | flow.ACK, Source: flow.SourceNetFlowV9, SamplingRate: 1, Oriented: flow.Forward, OrientationCertainty: 90}
+							r.End = r.Start + 1000
+							r.Exporter.Lo = uint64(o)
+							if dir == 1 {
+								r.Src, r.Dst, r.SrcPort, r.DstPort, r.Oriented = r.Dst, r.Src, r.DstPort, r.SrcPort, flow.Reverse
+							}
+							r.Verdict = flow.Verdict{Reason: flow.ReasonPermitted, Expected: flow.ExpectAllow}
+						}
+					}
+				}
+				second++
+			}
+			rows := 0
+			run := func() {
+				x.Observe(batch)
+				r, _ := x.Collect()
+				rows += len(r)
+			}
+			for range 900 { // until as many sessions end as begin
+				fill()
+				run()
+			}
+			rows = 0
+			b.ReportAllocs()
+			b.ResetTimer()
+			done := 0
+			for b.Loop() {
+				b.StopTimer()
+				fill()
+				b.StartTimer()
+				run()
+				done += len(batch.Records)
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(done), "ns/observation")
+			b.ReportMetric(float64(rows)/float64(done), "rows/observation")
+			b.ReportMetric(float64(x.live), "sessions")
+			s, err := x.Snapshot()
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.ReportMetric(float64(len(s))/float64(x.live), "snapshot-B/session")
+		})
+	}
+}

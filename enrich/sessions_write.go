@@ -515,9 +515,9 @@ func (x *Sessions) translation(row *flow.Session, s *sess, flip bool) {
 			}
 		}
 		row.NAT = flow.NATTranslated
-		row.NATClient, row.NATServer, row.NATClientPort, row.NATPort = best.conv.Low, best.conv.High, best.conv.LowPort, best.conv.HighPort
+		row.NATClient, row.NATServer, row.NATClientPort, row.NATServerPort = best.conv.Low, best.conv.High, best.conv.LowPort, best.conv.HighPort
 		if best.flip != flip {
-			row.NATClient, row.NATServer, row.NATClientPort, row.NATPort = row.NATServer, row.NATClient, row.NATPort, row.NATClientPort
+			row.NATClient, row.NATServer, row.NATClientPort, row.NATServerPort = row.NATServer, row.NATClient, row.NATServerPort, row.NATClientPort
 		}
 		return
 	}

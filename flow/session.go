@@ -189,23 +189,23 @@ type Session struct {
 	Start, End Time
 
 	// Client and Server are the ends, canonical; while Open the lower and the higher one.
-	Client, Server         SessionEnd
-	Open                   bool
-	OrientationCertainty   uint8 // percent
-	Proto                  uint8
-	ICMPType, ICMPCode     uint8 // of the request
-	HasPorts, HasICMP      bool
-	NAT                    NAT
-	BothWays               bool // there was traffic both ways
-	Records                uint32
-	ObserversTotal         uint16 // holds at 64
-	Observers              [MaxObservers]SessionObserver
-	Contradictions         Contradictions
-	Quality                Quality
-	EnforcedBy             Name
-	Verdict                Verdict // of the best informed observation, observed and outcome of all
-	NATClient, NATServer   Addr    // after translation
-	NATClientPort, NATPort uint16
+	Client, Server               SessionEnd
+	Open                         bool
+	OrientationCertainty         uint8 // percent
+	Proto                        uint8
+	ICMPType, ICMPCode           uint8 // of the request
+	HasPorts, HasICMP            bool
+	NAT                          NAT
+	BothWays                     bool // there was traffic both ways
+	Records                      uint32
+	ObserversTotal               uint16 // holds at 64
+	Observers                    [MaxObservers]SessionObserver
+	Contradictions               Contradictions
+	Quality                      Quality
+	EnforcedBy                   Name
+	Verdict                      Verdict // of the best informed observation, observed and outcome of all
+	NATClient, NATServer         Addr    // after translation
+	NATClientPort, NATServerPort uint16
 }
 
 // SessionEnd is one side of a session.

@@ -65,10 +65,12 @@ type ClickHouseTimeouts struct {
 
 // RetentionConfig says how long rows stay after they were inserted. Zero keeps
 // them for ever. Whole parts are dropped, so rows may stay up to a day (flows,
-// exporters, ledger) or a month (findings) longer.
+// sessions, exporters, ledger) or a month (findings) longer.
 type RetentionConfig struct {
 	// Flows are raw judged flows, by far the largest table.
 	Flows time.Duration `yaml:"flows"`
+	// Sessions are what all observers together say of a conversation, one row a version.
+	Sessions time.Duration `yaml:"sessions"`
 	// Findings are findings and what each batch added to them.
 	Findings time.Duration `yaml:"findings"`
 	// PolicyVersions are the policies that were in force, in full.
@@ -101,6 +103,8 @@ func DefaultClickHouseConfig() ClickHouseConfig {
 		Retention: RetentionConfig{
 			// 30 days of 1,000 flows/s at some 50 bytes a row are 130 GB.
 			Flows: 30 * day,
+			// As long as the flows they were made of.
+			Sessions: 30 * day,
 			// A year's audit asked for a month late.
 			Findings: 400 * day,
 			// An exception's use is recognised up to 180 days after its end, and a
@@ -241,6 +245,7 @@ type tableRetention struct {
 func (r *RetentionConfig) byTable() []tableRetention {
 	return []tableRetention{
 		{"flows", "flows", r.Flows},
+		{"sessions", "session_versions", r.Sessions},
 		{"findings", "finding_contributions", r.Findings},
 		{"policyVersions", "policy_versions", r.PolicyVersions},
 		{"exporters", "exporters", r.Exporters},

@@ -176,7 +176,7 @@ type flowColumns struct {
 	othersTotal                proto.ColUInt16
 	validUntil                 optional[proto.DateTime64, []proto.DateTime64]
 	policyVersion              names
-	recordID                   proto.ColUInt64
+	recordID, conversation     proto.ColUInt64
 	inputName                  constant
 	insertedAt                 proto.ColDateTime64
 	validUntilColumn           proto.ColDateTime64 // encodes validUntil
@@ -282,6 +282,7 @@ func (c *flowColumns) input() proto.Input {
 		{Name: "dst_doubt", Data: &c.dstDoubt},
 		{Name: "src_silence", Data: &c.srcSilence},
 		{Name: "dst_silence", Data: &c.dstSilence},
+		{Name: "conversation", Data: &c.conversation},
 	}
 }
 
@@ -324,7 +325,7 @@ func (c *flowColumns) extend(n int) {
 	c.skew = extend(c.skew, n)
 	c.confidence = extend(c.confidence, n)
 	c.othersTotal = extend(c.othersTotal, n)
-	c.recordID = extend(c.recordID, n)
+	c.recordID, c.conversation = extend(c.recordID, n), extend(c.conversation, n)
 }
 
 func (c *flowColumns) reset() {
@@ -365,6 +366,7 @@ func (c *flowColumns) reset() {
 	c.confidence.Reset()
 	c.othersTotal.Reset()
 	c.recordID.Reset()
+	c.conversation.Reset()
 	c.insertedAt.Reset()
 	c.inputName.rows = 0
 }
@@ -412,6 +414,10 @@ func (c *flowColumns) fill(k int, rs []flow.Record, texts []string) {
 		r := &rs[i]
 		start[i], end[i], received[i] = proto.DateTime64(r.Start), proto.DateTime64(r.End), proto.DateTime64(r.Received)
 		id[i], domain[i], rate[i] = r.ID, r.Domain, r.SamplingRate
+	}
+	conversation := c.conversation[k : k+len(rs)]
+	for i := range rs {
+		conversation[i] = rs[i].Conversation()
 	}
 	exporter, client, server := c.exporter[k:k+len(rs)], c.client[k:k+len(rs)], c.server[k:k+len(rs)]
 	for i := range rs {

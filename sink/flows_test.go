@@ -53,7 +53,7 @@ func expectedRow(t *testing.T, r *flow.Record, names *flow.Names, ins Insert) ma
 	number := func(v any) json.Number { return json.Number(fmt.Sprint(v)) }
 	for k, v := range map[string]uint64{"bytes": r.Bytes(), "packets": r.Packets(), "rev_bytes": r.RevBytes(), "rev_packets": r.RevPackets(),
 		"sampling_rate": uint64(r.SamplingRate), "others_total": uint64(r.Verdict.OthersTotal), "record_id": r.ID,
-		"orientation_certainty": uint64(r.OrientationCertainty)} {
+		"orientation_certainty": uint64(r.OrientationCertainty), "conversation": r.Conversation()} {
 		row[k] = number(v)
 	}
 	row["time_received"] = string(r.Received.AppendTo(nil))

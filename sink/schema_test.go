@@ -24,7 +24,7 @@ func TestMigrateFromEmpty(t *testing.T) {
 			t.Errorf("step %s has no statement", s.Name)
 		}
 	}
-	if got, want := strings.Join(names, ", "), "database "+db.cfg.Database+", 0001 flows, 0002 findings, 0003 evidence, 0004 replays, 0005 agents"; got != want {
+	if got, want := strings.Join(names, ", "), "database "+db.cfg.Database+", 0001 flows, 0002 findings, 0003 evidence, 0004 replays, 0005 agents, 0006 sessions"; got != want {
 		t.Errorf("plan %s, want %s", got, want)
 	}
 	wantQuery(t, &ClickHouse{cfg: ClickHouseConfig{Database: "system"}, options: db.options},
@@ -34,11 +34,11 @@ func TestMigrateFromEmpty(t *testing.T) {
 	if err := db.Migrate(t.Context(), func(done, total int, s Step) { told = append(told, fmt.Sprintf("%d/%d %s", done, total, s.Name)) }); err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"0/6 " + names[0], "1/6 0001 flows", "2/6 0002 findings", "3/6 0003 evidence", "4/6 0004 replays", "5/6 0005 agents"}; strings.Join(told, ";") != strings.Join(want, ";") {
+	if want := []string{"0/7 " + names[0], "1/7 0001 flows", "2/7 0002 findings", "3/7 0003 evidence", "4/7 0004 replays", "5/7 0005 agents", "6/7 0006 sessions"}; strings.Join(told, ";") != strings.Join(want, ";") {
 		t.Errorf("progress %q, want %q", told, want)
 	}
 	wantQuery(t, db, "SELECT groupArray(name) AS n FROM (SELECT name FROM system.tables WHERE database = '"+db.cfg.Database+"' ORDER BY name)",
-		`{"n":["exporters","finding_contributions","findings","flows","ledger","policy_versions","replays","schema_migrations"]}`)
+		`{"n":["exporters","finding_contributions","findings","flows","ledger","policy_versions","replays","schema_migrations","session_versions","sessions"]}`)
 	for range 2 {
 		if plan, err := db.Plan(t.Context()); err != nil || len(plan) != 0 {
 			t.Fatalf("plan after migrating: %v, %v", plan, err)

@@ -18,7 +18,7 @@ func TestTablesPage(t *testing.T) {
 	rows, err := db.conn.Query(t.Context(), `SELECT t.name, t.comment, t.engine, t.partition_key, t.sorting_key, extract(t.engine_full, 'TTL .*?toIntervalSecond\\((\\d+)\\)'),
 		c.name, c.type, c.comment, c.default_kind
 		FROM system.tables AS t INNER JOIN system.columns AS c ON c.database = t.database AND c.table = t.name
-		WHERE t.database = '`+db.cfg.Database+`' ORDER BY indexOf(['flows', 'findings', 'finding_contributions', 'policy_versions', 'exporters', 'ledger', 'replays', 'schema_migrations'], t.name), c.position`)
+		WHERE t.database = '`+db.cfg.Database+`' ORDER BY indexOf(['flows', 'sessions', 'session_versions', 'findings', 'finding_contributions', 'policy_versions', 'exporters', 'ledger', 'replays', 'schema_migrations'], t.name), c.position`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,6 +61,13 @@ func TestTablesPage(t *testing.T) {
 		if c.table != last {
 			b.WriteString(heads[c.table])
 			last = c.table
+		}
+		if c.comment == "" && c.table == "sessions" {
+			for _, o := range page {
+				if o.table == "session_versions" && o.column == c.column {
+					c.comment = o.comment
+				}
+			}
 		}
 		if c.comment == "" && c.table == "findings" {
 			if c.comment = viewOnly[c.column]; c.comment == "" {

@@ -19,10 +19,12 @@ type obsKey struct {
 	dir      uint8 // 0 not told, 1 ingress, 2 egress
 }
 
-// What an observer told, in obs.has; shifted by the end that sent it.
+// What an observer told, in obs.has; shifted by the end that sent it, or that is named.
 const (
 	hasBytes   = 1 << 0
 	hasPackets = 1 << 2
+	// hasNamed: it named the identity of that end itself; else that is what was known of the address.
+	hasNamed = 1 << 4
 )
 
 // obs is what one observer told of a session. Pairs are of the lower and the higher end.
@@ -99,6 +101,12 @@ func (o *obs) fill(r *flow.Record, low bool) {
 	o.identity[src], o.identity[dst] = r.SrcIdentity, r.DstIdentity
 	if o.identity[src] == flow.NoName {
 		o.identity[src] = r.User
+	}
+	if r.Any(flow.HasSrcIdentity) || r.User != flow.NoName {
+		o.has |= hasNamed << src
+	}
+	if r.Any(flow.HasDstIdentity) {
+		o.has |= hasNamed << dst
 	}
 	o.process[src], o.process[dst] = r.SrcProcess, r.DstProcess
 	o.hostName[src], o.hostName[dst] = r.SrcHost, r.DstHost

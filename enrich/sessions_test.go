@@ -440,9 +440,11 @@ func TestSessionsOneFlowSeenByAll(t *testing.T) {
 	client := hostTold(names, 1, "laptop", flow.ReporterSource, "10.0.0.9", 50000, "10.0.0.2", 445, 1.5)
 	client.SrcIdentity, client.SrcProcess = names.Intern(`CORP\alice`), names.Intern("explorer.exe")
 	client.DstIdentity = names.Intern(`CORP\bob`) // not its to say
+	client.Has |= flow.HasSrcIdentity | flow.HasDstIdentity
 	server := hostTold(names, 2, "files", flow.ReporterDestination, "10.0.0.9", 50000, "10.0.0.2", 445, -2)
 	server.DstIdentity, server.DstProcess, server.Enforced = names.Intern(`CORP\svc-files`), names.Intern("System"), flow.ObservedDeny
 	server.EnforcedBy = names.Intern("block-smb")
+	server.Has |= flow.HasDstIdentity
 	router := told(3, "10.0.0.9", 50000, "10.0.0.2", 445, 0, 30)
 	back := told(4, "10.0.0.2", 445, "10.0.0.9", 50000, 0.1, 30)
 	sampled := told(5, "10.0.0.9", 50000, "10.0.0.2", 445, 0, 29)
@@ -587,6 +589,7 @@ func TestSessionsContradictions(t *testing.T) {
 	const c, s = "10.0.0.9", "10.0.0.2"
 	identity := func(r flow.Record, src, dst string) flow.Record {
 		r.SrcIdentity, r.DstIdentity = names.Intern(src), names.Intern(dst)
+		r.Has |= flow.HasSrcIdentity
 		return r
 	}
 	denied := func(r flow.Record) flow.Record {
@@ -596,6 +599,10 @@ func TestSessionsContradictions(t *testing.T) {
 	at := func(id uint64, host string, rep flow.Reporter) flow.Record {
 		return hostTold(names, id, host, rep, c, 50000, s, 445, float64(id)/10)
 	}
+	known := func(r flow.Record, src string) flow.Record { // by way of its address
+		r.SrcIdentity = names.Intern(src)
+		return r
+	}
 	domains := flow.NewDomains("", map[string]string{"CORP": "corp.example"})
 	for _, k := range []struct {
 		name string
@@ -604,6 +611,7 @@ func TestSessionsContradictions(t *testing.T) {
 	}{
 		{"both agents agree", []flow.Record{identity(at(1, "a", flow.ReporterSource), `CORP\alice`, ""), identity(at(2, "b", flow.ReporterDestination), "Alice@corp.example", "")}, ""},
 		{"an agent lies about its user", []flow.Record{identity(at(1, "a", flow.ReporterSource), `CORP\alice`, ""), identity(at(2, "b", flow.ReporterDestination), `CORP\mallory`, "")}, "identity client"},
+		{"the directory knows another user", []flow.Record{identity(at(1, "a", flow.ReporterSource), `CORP\alice`, ""), known(told(3, c, 50000, s, 445, 0, 1), `CORP\bob`)}, "identity client"},
 		{"the far end says system", []flow.Record{identity(at(1, "a", flow.ReporterSource), `CORP\alice`, ""), identity(at(2, "b", flow.ReporterDestination), `NT AUTHORITY\SYSTEM`, "")}, ""},
 		{"a workload is no account", []flow.Record{identity(at(1, "a", flow.ReporterSource), `CORP\alice`, ""), identity(at(2, "b", flow.ReporterDestination), `shop/cart`, "")}, ""},
 		{"allowed there, denied here", []flow.Record{at(1, "a", flow.ReporterSource), denied(at(2, "b", flow.ReporterDestination))}, ""},

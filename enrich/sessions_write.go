@@ -277,7 +277,8 @@ func (o *obs) flip() {
 	o.bytes[0], o.bytes[1] = o.bytes[1], o.bytes[0]
 	o.packets[0], o.packets[1] = o.packets[1], o.packets[0]
 	o.flags[0], o.flags[1] = o.flags[1], o.flags[0]
-	o.has = o.has&(hasBytes|hasPackets)<<1 | o.has>>1&(hasBytes|hasPackets)
+	const low = hasBytes | hasPackets | hasNamed
+	o.has = o.has&low<<1 | o.has>>1&low
 	swap(&o.identity)
 	swap(&o.process)
 	swap(&o.hostName)
@@ -435,7 +436,10 @@ func (x *Sessions) fillEnd(e *flow.SessionEnd, s *sess, k int) {
 		e.Packets = g.obs[packets].packets[k]
 	}
 	if c := x.claim(k); c != nil {
-		e.Identity, e.IdentityFrom, e.IdentityCertain = c.identity[k], c.observer, certaintyOf(c, k)
+		e.Identity, e.IdentityCertain = c.identity[k], certaintyOf(c, k)
+		if e.IdentityCertain != certainByExporter {
+			e.IdentityFrom = c.observer
+		}
 	}
 	e.Process = x.ownFirst(k, func(o *obs) flow.Name { return o.process[k] })
 	e.Host = x.ownFirst(k, func(o *obs) flow.Name { return o.hostName[k] })
@@ -462,16 +466,16 @@ func (x *Sessions) ownFirst(k int, of func(*obs) flow.Name) (own flow.Name) {
 // measured frequencies.
 const (
 	certainByAgent    = 100 // the end's own agent
-	certainByExporter = 70  // an exporter or what is known of the address (directory, lease)
+	certainByExporter = 70  // an exporter, or what is known of the address (logons, leases, directories)
 	certainByFarAgent = 60  // the other end's agent
 )
 
 func certaintyOf(o *obs, k int) uint8 {
-	switch int(o.at) {
-	case k + 1:
-		return certainByAgent
-	case 0:
+	switch {
+	case o.at == 0 || o.has&(hasNamed<<k) == 0:
 		return certainByExporter
+	case int(o.at) == k+1:
+		return certainByAgent
 	}
 	return certainByFarAgent
 }

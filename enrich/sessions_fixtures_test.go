@@ -203,7 +203,9 @@ func TestCampaigns(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 2))
 	var table strings.Builder
-	total, joined, byOffset := 0, 0, 0
+	total, joined, byOffset, anonymous, anonymousByOffset := 0, 0, 0, 0, 0
+	said := map[string]int{}
+	malicious := maliciousEdges(t, dir)
 	fmt.Fprintf(&table, "%-80s %5s %6s %6s %7s %5s %5s  %s\n", "campaign", "conv.", "joined", "offset", "process", "user", "both", "not joined because")
 	for _, c := range campaigns(t, dir) {
 		names := flow.NewNames(0)
@@ -211,7 +213,10 @@ func TestCampaigns(t *testing.T) {
 		all := append(slices.Clone(flows), hosts...)
 		byTime := func(a, b flow.Record) int { return cmp.Or(cmp.Compare(a.End, b.End), cmp.Compare(a.ID, b.ID)) }
 		slices.SortFunc(all, byTime)
-		got, _ := sessionsOf(t, enrich.DefaultSessionsConfig(), names, all, 7)
+		got, contradictions := sessionsOf(t, enrich.DefaultSessionsConfig(), names, all, 7)
+		for _, c := range contradictions {
+			said[strings.Join(c.Kind.Texts(), "")]++
+		}
 		if other, _ := sessionsOf(t, enrich.DefaultSessionsConfig(), names, shuffled(rng, all), 50); !slices.Equal(got, other) && !strings.HasPrefix(c.name, "schtask") {
 			t.Errorf("%s: another order gives other sessions", c.name)
 		}
@@ -253,6 +258,10 @@ func TestCampaigns(t *testing.T) {
 				}
 				if s.Client.Identity != 0 || s.Server.Identity != 0 {
 					user++
+				} else if malicious[c.name][edge(s.Client.Addr, s.Server.Addr, s.Server.Port)] {
+					if anonymous++; skew {
+						anonymousByOffset++
+					}
 				}
 				if s.Client.Own && s.Server.Own {
 					both++
@@ -284,6 +293,10 @@ func TestCampaigns(t *testing.T) {
 		}
 	}
 	t.Logf("\n%s%d of %d conversations joined (%.0f %%), %d of them by a clock offset that was found", table.String(), joined, total, 100*float64(joined)/float64(total), byOffset)
+	t.Logf("%d joined sessions labelled malicious carry no user, %d of them by an offset; contradictions: %v", anonymous, anonymousByOffset, said)
+	if anonymous-anonymousByOffset != 6 {
+		t.Errorf("%d malicious sessions that joined without an offset carry no user, want 6", anonymous-anonymousByOffset)
+	}
 	if joined-byOffset != 107 || total != 162 {
 		t.Errorf("%d of %d joined without an offset, want 107 of 162", joined-byOffset, total)
 	}
@@ -311,6 +324,30 @@ func shuffled(rng *rand.Rand, rs []flow.Record) []flow.Record {
 	out := make([]flow.Record, len(ls))
 	for i := range ls {
 		out[i] = ls[i].r
+	}
+	return out
+}
+
+func edge(src, dst flow.Addr, port uint16) string { return fmt.Sprintf("%v %v %d", src, dst, port) }
+
+// maliciousEdges gives, for each capture, the edges labelled malicious.
+func maliciousEdges(t testing.TB, dir string) map[string]map[string]bool {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(dir, "lateral", "labels.tsv"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]map[string]bool{}
+	for line := range strings.Lines(string(text)) {
+		w := strings.Split(line, "\t")
+		if len(w) < 9 || w[8] != "malicious_lateral" {
+			continue
+		}
+		base := strings.TrimSuffix(filepath.Base(w[2]), filepath.Ext(w[2]))
+		if out[base] == nil {
+			out[base] = map[string]bool{}
+		}
+		out[base][w[3]+" "+w[4]+" "+w[5]] = true
 	}
 	return out
 }

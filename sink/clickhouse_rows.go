@@ -168,11 +168,11 @@ func (db *ClickHouse) InsertedAt(ctx context.Context, input string) (flow.Time, 
 	return flow.Time(at.UnixMilli()), nil
 }
 
-// DeleteInput removes all flows and contributions of an input, as replaying a file under another
+// DeleteInput removes all flows, sessions and contributions of an input, as replaying a file under another
 // policy does before it writes. The deleted rows' tokens stay remembered: what is
 // written afterwards needs another [Insert.At].
 func (db *ClickHouse) DeleteInput(ctx context.Context, input string) error {
-	for _, table := range []string{"flows", "finding_contributions"} {
+	for _, table := range []string{"flows", "session_versions", "finding_contributions"} {
 		ctx, cancel := context.WithTimeout(ctx, db.cfg.Timeouts.Migration)
 		err := db.conn.Exec(ctx, "DELETE FROM "+db.cfg.Database+"."+table+" WHERE input = ?", input)
 		cancel()

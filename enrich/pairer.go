@@ -55,16 +55,13 @@ type Pairer struct {
 	cfg      Config
 	policy   Policy
 	declared Declared
-	identity *Identity // nil: who is behind an address is what records say
+	identity identities
 	names    *flow.Names
 	m        *metrics
 
 	window, near flow.Time // milliseconds
 
 	clock   flow.Time
-	view    View // of identity, while a batch is worked on
-	who     policy.Who
-	answer  Answer
 	members []member
 	free    []int32
 	groups  map[pairKey]group
@@ -120,7 +117,7 @@ func NewPairer(cfg Config, policy Policy, declared Declared, names *flow.Names, 
 
 // Identify has records carry who is behind their ends, as of their own time, and judges them
 // by that. The facts of that time must have been taken in before, see [Identity.Cut].
-func (p *Pairer) Identify(s *Identity) { p.identity = s }
+func (p *Pairer) Identify(s *Identity) { p.identity.store = s }
 
 func (p *Pairer) reset() {
 	p.members, p.free, p.due, p.waiting = nil, nil, nil, 0
@@ -138,13 +135,16 @@ func (p *Pairer) Process(in, out *flow.Batch) {
 	defer p.lookAway()
 	for i := range in.Records {
 		r := &in.Records[i]
+		if i%lookEach == 0 {
+			p.identity.ask(in.Records[i:min(i+lookEach, len(in.Records))])
+		}
 		p.advance(p.eventTime(r), out)
 		if r.User != flow.NoName && !r.Any(flow.HasSrcIdentity) {
 			r.SrcIdentity, r.Has = r.User, r.Has|flow.HasSrcIdentity // userName belongs to the Src end
 		}
 		p.orient(r)
 		own, sure := r.Oriented, r.OrientationCertainty // judging may choose a reading
-		settled := p.judge(r)
+		settled := p.judge(r, i%lookEach)
 		if key, low, ok := keyOf(r); ok && waits(r, own, settled) {
 			if p.hold(member{rec: *r, key: key, low: low, own: own, ownSure: sure}) {
 				continue
@@ -354,7 +354,7 @@ func (p *Pairer) decide(m *member, r *flow.Record) {
 	}
 	if other || oriented != m.own {
 		r.OtherHalf, r.Oriented, r.OrientationCertainty = other, oriented, certainty
-		p.judge(r)
+		p.judgeAgain(r)
 	}
 }
 

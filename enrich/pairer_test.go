@@ -363,6 +363,48 @@ func TestConfig(t *testing.T) {
 	}
 }
 
+// BenchmarkPairerIdentity is what it costs a flow to find out who is behind both ends of it, by
+// what is held: nothing, or 200,000 addresses of which the flow's are some.
+func BenchmarkPairerIdentity(b *testing.B) {
+	for _, held := range []int{-1, 0, 200_000} {
+		name := fmt.Sprint(held, " addresses")
+		if held < 0 {
+			name = "no store"
+		}
+		b.Run(name, func(b *testing.B) {
+			p, _ := newTestPairer(b, DefaultConfig())
+			if held >= 0 {
+				s, err := NewIdentity(DefaultIdentityConfig(), p.names, nil)
+				if err != nil {
+					b.Fatal(err)
+				}
+				for i := range held {
+					s.Take([]flow.Fact{{Source: "dhcp", Kind: flow.FactLease, Addr: flow.AddrFrom4(0x0a000000 + 2*uint32(i)), Since: 1, Known: 1, Workload: fmt.Sprint("host-", i), User: fmt.Sprint("user-", i%5000)}}, flow.Heartbeat{})
+				}
+				p.Identify(s)
+			}
+			rng := rand.New(rand.NewPCG(1, 1))
+			in, out := flow.NewBatch(4096, nil), flow.NewBatch(8192, nil)
+			for i := range 4096 {
+				r := half(uint64(i), "10.0.0.2", uint16(40000+i), "10.0.0.4", 445, 0, 0, flow.SYN)
+				r.Src, r.Dst = flow.AddrFrom4(0x0a000000+2*rng.Uint32N(200_000)), flow.AddrFrom4(0x0a000000+2*rng.Uint32N(200_000))
+				in.Records = append(in.Records, r)
+			}
+			b.ReportAllocs()
+			at := flow.Time(1e9)
+			for b.Loop() {
+				for i := range in.Records {
+					in.Records[i].Start, in.Records[i].End = at, at
+				}
+				at++
+				out.Records = out.Records[:0]
+				p.Process(in, out)
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/4096, "ns/flow")
+		})
+	}
+}
+
 func BenchmarkPairer(b *testing.B) {
 	for _, bb := range []struct{ name, src, dst string }{{"passes", "10.0.0.2", "10.0.0.4"}, {"waits", "10.0.0.1", "10.0.0.4"}} {
 		b.Run(bb.name, func(b *testing.B) {

@@ -3,6 +3,7 @@ package test
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -17,6 +18,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/postern/postern/ingest/kafka"
+	"github.com/postern/postern/test/broker"
 )
 
 // numberedLine is a line of Zeek's that is known by its byte count.
@@ -225,4 +229,59 @@ func TestLogsJudged(t *testing.T) {
 	}
 	r.until("the finding", 20*time.Second, func() bool { return r.number("SELECT count() AS n FROM findings WHERE service = 'tcp/22'") == 1 })
 	r.stop()
+}
+
+// TestLogsThroughKafka reads an agent's topic of several partitions with two detectors: its
+// flows pass through our own topic, by pair of endpoints, and are stored once; a value that is
+// none of its lines is a dead letter.
+func TestLogsThroughKafka(t *testing.T) {
+	b := broker.Shared(t)
+	d := newDeployment(t, []string{b.Addr()}, b.Topic(t, "agents"), crashPolicy)
+	theirs := b.CreateTopic(t, "zeek-lines", 3)
+	detector := func() *server {
+		s := d.role("detect", settings{})
+		s.amend("kafka: {linger:", fmt.Sprintf("kafka: {topics: [{topic: %s, format: zeek}], linger:", theirs))
+		return s
+	}
+	one := detector()
+	run(t, "kafka", "init", "-c", one.config)
+	one.start()
+	c := d.client()
+	put := func(partition int, value string) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		if _, err := c.Produce(ctx, theirs, partition, kafka.Message{Value: []byte(value)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var n uint64
+	send := func(values int) {
+		t.Helper()
+		for i := range values {
+			lines := ""
+			for range 1 + i%50 {
+				lines += numberedLine(time.Now(), n)
+				n++
+			}
+			put(i%3, lines)
+		}
+	}
+	send(60)
+	put(1, "nonsense\n")
+	put(2, `{"ts":1,"uid":"C","version":2}`) // of another log: no flow, no fault
+	other := detector()
+	other.start()
+	one.until("the detectors to share the work", 60*time.Second, func() bool { return other.partitions() > 0 && one.partitions() > 0 })
+	send(60)
+	one.until("the flows to be stored", 60*time.Second, func() bool { return one.number("SELECT count() FROM flows") >= int(n) })
+	row := one.query("SELECT count() AS n, uniqExact(bytes) AS d, countIf(source = 'zeek') AS z FROM flows")[0]
+	if row["n"].(float64) != float64(n) || row["d"].(float64) != float64(n) || row["z"].(float64) != float64(n) {
+		t.Errorf("%d lines were sent; stored are %v", n, row)
+	}
+	if letters := one.letters(); len(letters) != 1 || string(letters[0].Value) != "nonsense\n" || letters[0].Topic != theirs {
+		t.Errorf("dead letters %+v", letters)
+	}
+	other.stop()
+	one.stop()
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -67,6 +68,9 @@ type pipeline struct {
 	queued      map[flow.Addr]uint64 // datagrams of the open unit not yet decoded
 	storing     map[*block]struct{}
 	judgedSoFar tally
+
+	// What the newest checkpoint took, in nanoseconds: its making, and its saving.
+	snapshotTook, saveTook atomic.Int64
 
 	unpack   *kafka.Decoder // of lines, decoded before they came to the spool; nil until there are any
 	unpacked *flow.Batch
@@ -373,10 +377,12 @@ func (p *pipeline) end(ctx context.Context, cp *checkpoint, extra map[string][]b
 		}
 	}
 	if cp != nil {
+		began := time.Now()
 		var err error
 		if cp.state, err = p.snapshot(); err != nil {
 			return err
 		}
+		p.snapshotTook.Store(int64(time.Since(began)))
 		maps.Copy(cp.state, extra)
 		cp.Ledger = p.received()
 	}
@@ -521,9 +527,11 @@ func (p *pipeline) finish(ctx context.Context, saved saver, item storeItem) erro
 			item.cp.Ledger[exporter] = c
 		}
 		p.gate.RUnlock()
+		began := time.Now()
 		if err := p.insist(ctx, "checkpoint", func() error { return saved.save(ctx, item.cp) }); err != nil {
 			return err
 		}
+		p.saveTook.Store(int64(time.Since(began)))
 	}
 	if item.done != nil {
 		return p.insist(ctx, "removing what is stored", item.done)

@@ -438,10 +438,35 @@ func (s *service) known(ctx context.Context, seg *ingest.Segment) bool {
 	return waitUntil(ctx, s.stopping, last.Add(s.cfg.Identity.Hold+factsGrace))
 }
 
-// checkpointEvery is how far apart checkpoints are at least while segments wait. It
-// bounds what a restart reads again; tokens make that harmless, and one second of
-// segments is far fewer than the tokens that ClickHouse remembers.
-const checkpointEvery = time.Second
+// checkpointEvery is how far apart checkpoints are at least while segments wait, and
+// checkpointShare which part of the time they may take at most: where stages remember much,
+// checkpoints are rarer. Both bound what a restart reads again; tokens make that
+// harmless, and at most maxUncheckpointed goes by without one: far fewer segments than the
+// tokens that ClickHouse remembers.
+const (
+	checkpointEvery   = time.Second
+	checkpointShare   = 20 // a twentieth
+	maxUncheckpointed = 5 * time.Minute
+)
+
+// checkpointDue says whether a checkpoint should be made behind this segment.
+func (s *service) checkpointDue() bool {
+	apart := min(checkpointShare*time.Duration(s.pipe.snapshotTook.Load()+s.pipe.saveTook.Load()), maxUncheckpointed)
+	if s.spool.Behind() {
+		apart = max(apart, checkpointEvery)
+	}
+	return s.stoppingNow() || time.Since(s.checkpointed) >= apart
+}
+
+// stoppingNow says whether nothing more is received.
+func (s *service) stoppingNow() bool {
+	select {
+	case <-s.stopping:
+		return true
+	default:
+		return false
+	}
+}
 
 func (s *service) segment(ctx context.Context, seg *ingest.Segment) error {
 	s.takeIn(seg)
@@ -467,9 +492,7 @@ func (s *service) segment(ctx context.Context, seg *ingest.Segment) error {
 			return err
 		}
 	}
-	// Working through a backlog, a checkpoint a second is enough; what lies between
-	// two is read again after a crash.
-	if s.spool.Behind() && time.Since(s.checkpointed) < checkpointEvery {
+	if !s.checkpointDue() { // what lies between two is read again after a crash
 		return s.pipe.end(ctx, nil, nil, nil)
 	}
 	s.checkpointed = time.Now()

@@ -275,6 +275,9 @@ admin: {listen: "%[5]s"}
 			t.Errorf("it took %v to end, with %v", took, err)
 		}
 		time.Sleep(1500 * time.Millisecond)
+		if queued, err := filepath.Glob(filepath.Join(senders["rsyslog"].dir, "queue", "forward.0*")); err != nil || len(queued) == 0 {
+			t.Errorf("rsyslog has nothing in its queue on disk: %v", err)
+		}
 		s.start()
 	}
 	s.until("both to send again", 30*time.Second, func() bool { return s.metric("postern_ingest_syslog_connections") == 2 })

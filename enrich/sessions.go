@@ -78,6 +78,7 @@ type Sessions struct {
 	gathered   gathering
 
 	rows           []flow.Session
+	usual          int // how many rows there were the last time
 	contradictions []flow.Contradiction
 }
 
@@ -126,6 +127,12 @@ type sess struct {
 	segment  [2]flow.Name
 	workload [2]flow.Name
 
+	// What is known of translations; noLinks for nearly all, and never nil.
+	*natLinks
+}
+
+// natLinks is what is known of a session's translations.
+type natLinks struct {
 	natPart bool
 	peers   [maxPeers]peer
 	nPeers  uint8
@@ -133,6 +140,15 @@ type sess struct {
 	before    flow.Conversation
 	beforeID  uint64 // 0: none
 	drawnInto uint64 // the session that was last written with this one in it
+}
+
+var noLinks natLinks // only read
+
+// ownLinks gives a session links of its own to write to.
+func (s *sess) ownLinks() {
+	if s.natLinks == &noLinks {
+		s.natLinks = &natLinks{}
+	}
 }
 
 // peer is a conversation behind a translation.
@@ -319,6 +335,7 @@ func ends(low bool) (src, dst int) {
 func (x *Sessions) translated(i int32, r *flow.Record, low bool, span stretch) {
 	behind, behindLow, ok, partly := flow.TranslatedOf(r)
 	s := &x.list[i]
+	s.ownLinks()
 	s.natPart = s.natPart || partly
 	if !ok {
 		return
@@ -333,6 +350,7 @@ func (x *Sessions) translated(i int32, r *flow.Record, low bool, span stretch) {
 		return
 	}
 	l := &x.list[j]
+	l.ownLinks()
 	if l.beforeID == 0 || beforeID < l.beforeID {
 		l.before, l.beforeID = before, beforeID
 	}
@@ -480,7 +498,7 @@ func (x *Sessions) create(conv *flow.Conversation, cid uint64, first int32, know
 		x.list = append(x.list, sess{})
 	}
 	s := &x.list[i]
-	*s = sess{conv: *conv, cid: cid, next: first, gen: s.gen + 1, all: nothing, exported: nothing, hosts: nothing, first: -1}
+	*s = sess{conv: *conv, cid: cid, next: first, gen: s.gen + 1, all: nothing, exported: nothing, hosts: nothing, first: -1, natLinks: &noLinks}
 	x.chains[cid] = i
 	x.live++
 	return i
@@ -508,7 +526,7 @@ func (x *Sessions) drop(i int32) {
 			}
 		}
 	}
-	*s = sess{gen: s.gen + 1, next: -1, first: -1}
+	*s = sess{gen: s.gen + 1, next: -1, first: -1, natLinks: &noLinks}
 	x.free = append(x.free, i)
 	x.live--
 }
@@ -538,7 +556,12 @@ func (x *Sessions) merge(a, b int32) {
 	if o.informed.betterThan(&s.informed) {
 		s.informed, s.verdict, s.segment, s.workload = o.informed, o.verdict, o.segment, o.workload
 	}
-	s.natPart = s.natPart || o.natPart
+	if o.natLinks != &noLinks {
+		s.ownLinks()
+	}
+	if o.natPart {
+		s.natPart = true
+	}
 	for k := range o.peers[:o.nPeers] {
 		s.addPeer(&o.peers[k])
 	}

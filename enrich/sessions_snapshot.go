@@ -240,6 +240,20 @@ func (c *coder) sess(s *sess) {
 	coded(c, &s.informed.start)
 	c.fixed(&s.informed.id)
 	c.verdict(&s.verdict)
+	links := s.natLinks != &noLinks
+	if c.reading {
+		s.natLinks = &noLinks
+	}
+	if c.bool(&links); links {
+		c.links(s)
+	}
+	if c.reading {
+		s.cid = s.conv.ID()
+	}
+}
+
+func (c *coder) links(s *sess) {
+	s.ownLinks()
 	c.bool(&s.natPart)
 	s.nPeers = uint8(c.count(int(s.nPeers), maxPeers, 1))
 	for k := range s.peers[:s.nPeers] {
@@ -253,9 +267,6 @@ func (c *coder) sess(s *sess) {
 		c.conversation(&s.before)
 		s.beforeID = s.before.ID()
 		c.fixed(&s.drawnInto)
-	}
-	if c.reading {
-		s.cid = s.conv.ID()
 	}
 }
 

@@ -105,6 +105,7 @@ func (x *Sessions) collect(watermark flow.Time) ([]flow.Session, []flow.Contradi
 			x.step(d.index, d.at+1, false)
 		}
 	}
+	x.usual = len(x.rows)
 	rows, contradictions := x.rows, x.contradictions
 	x.rows, x.contradictions = nil, nil
 	x.m.held.Set(float64(x.live))
@@ -176,9 +177,10 @@ func (x *Sessions) step(i int32, watermark flow.Time, over bool) {
 			x.write(i, true)
 		} else if s.toldOf != s.said {
 			x.gather(i)
-			row := x.render(s)
+			var row flow.Session
+			x.render(s, &row)
 			x.contradict(s, &row, true)
-			x.finish(s, &row, false)
+			x.finish(s, &row)
 		}
 		x.drop(i)
 		return
@@ -317,13 +319,20 @@ func (x *Sessions) write(i int32, say bool) {
 		}
 		l.drawnInto = s.id
 	}
-	row := x.render(s)
-	x.contradict(s, &row, say)
-	x.finish(s, &row, true)
+	if x.rows == nil {
+		x.rows = make([]flow.Session, 0, x.usual+x.usual/4+16)
+	}
+	x.rows = append(x.rows, flow.Session{})
+	row := &x.rows[len(x.rows)-1]
+	x.render(s, row)
+	x.contradict(s, row, say)
+	x.finish(s, row)
+	s.stored = true
+	x.m.written.Inc()
 }
 
-// finish gives a row its version and puts it into what was said about it. store writes it.
-func (x *Sessions) finish(s *sess, row *flow.Session, store bool) {
+// finish gives a row its version and puts it into what was said about it.
+func (x *Sessions) finish(s *sess, row *flow.Session) {
 	told := s.toldOf[0] | s.toldOf[1]
 	row.Contradictions = told
 	row.Version = uint64(row.Records) + uint64(s.extra)
@@ -333,27 +342,19 @@ func (x *Sessions) finish(s *sess, row *flow.Session, store bool) {
 	for i := len(x.contradictions) - 1; i >= 0 && x.contradictions[i].Session.ID == row.ID; i-- {
 		x.contradictions[i].Session = *row
 	}
-	if !store {
-		return
-	}
-	s.stored = true
-	x.rows = append(x.rows, *row)
-	x.m.written.Inc()
 }
 
-func (x *Sessions) render(s *sess) flow.Session {
+// render fills row, which is empty, with session s as gathered.
+func (x *Sessions) render(s *sess, row *flow.Session) {
 	g := &x.gathered
-	slices.SortFunc(g.obs, func(a, b obs) int {
-		switch {
-		case x.standsBefore(&a.obsKey, &b.obsKey):
-			return -1
-		case x.standsBefore(&b.obsKey, &a.obsKey):
-			return 1
+	// A few at most, and large ones: by insertion.
+	for i := 1; i < len(g.obs); i++ {
+		for k := i; k > 0 && x.standsBefore(&g.obs[k].obsKey, &g.obs[k-1].obsKey); k-- {
+			g.obs[k], g.obs[k-1] = g.obs[k-1], g.obs[k]
 		}
-		return 0
-	})
-	row := flow.Session{ID: s.id, Conversation: s.cid, Began: s.began, Start: g.all.start, End: g.all.end,
-		Proto: s.conv.Proto, Quality: g.quality, BothWays: g.sent[0] && g.sent[1], Verdict: s.verdict}
+	}
+	row.ID, row.Conversation, row.Began, row.Start, row.End = s.id, s.cid, s.began, g.all.start, g.all.end
+	row.Proto, row.Quality, row.BothWays, row.Verdict = s.conv.Proto, g.quality, g.sent[0] && g.sent[1], s.verdict
 	client, server := 0, 1
 	switch {
 	case g.sure[0] == g.sure[1]:
@@ -396,9 +397,8 @@ func (x *Sessions) render(s *sess) flow.Session {
 	}
 	slices.Sort(g.more)
 	row.ObserversTotal = uint16(min(64, len(g.obs)+len(slices.Compact(g.more))))
-	x.translation(&row, s, client == 1)
-	weighSession(&row, seen)
-	return row
+	x.translation(row, s, client == 1)
+	weighSession(row, seen)
 }
 
 // fillEnd fills one side of a session.

@@ -259,7 +259,7 @@ func (x *Sessions) observe(r *flow.Record) {
 	o.fill(r, low)
 	if o.at != 0 && len(x.hosts) > 0 {
 		if h := x.hosts[o.host()]; h != nil && h.offset != 0 {
-			o.shift(h.offset)
+			o.correct(h.offset)
 		}
 	}
 	t := o.last
@@ -282,7 +282,7 @@ func (x *Sessions) observe(r *flow.Record) {
 		return
 	}
 	s := &x.list[i]
-	x.learn(s, r, low)
+	x.learn(s, r, low, o.skew != 0)
 	if o.at != 0 {
 		x.reported(&conv, &o)
 	}
@@ -291,8 +291,9 @@ func (x *Sessions) observe(r *flow.Record) {
 	}
 }
 
-// learn takes in what a session keeps of a record beside its observer.
-func (x *Sessions) learn(s *sess, r *flow.Record, low bool) {
+// learn takes in what a session keeps of a record beside its observer; corrected, where its
+// stamps were off.
+func (x *Sessions) learn(s *sess, r *flow.Record, low, corrected bool) {
 	v := &r.Verdict
 	seen := v.Observed
 	if v.Reason == flow.ReasonNone {
@@ -316,7 +317,11 @@ func (x *Sessions) learn(s *sess, r *flow.Record, low bool) {
 		s.sent[src] = s.sent[src] || !r.Any(flow.HasPackets) || r.PacketsRaw > 0
 		s.sent[dst] = s.sent[dst] || r.RevPacketsRaw > 0 || r.RevBytesRaw > 0
 	}
-	if in := informedOf(r); in.betterThan(&s.informed) {
+	in := informedOf(r)
+	if corrected {
+		in.score = 0
+	}
+	if in.betterThan(&s.informed) {
 		s.informed, s.verdict = in, r.Verdict
 		s.segment[src], s.segment[dst] = r.SrcSegment, r.DstSegment
 		s.workload[src], s.workload[dst] = r.SrcWorkload, r.DstWorkload

@@ -13,6 +13,9 @@ import (
 // offset agree and others are scattered. Where enough sessions agree, and they are at least
 // half of those that voted, the offset holds from then on and for what still waits. Records
 // that join vote as well, so that a host whose clock is right is not led astray.
+//
+// Such a record was judged by its own stamp, before anybody knew that it is off. So its verdict,
+// and what was known of its addresses then, count only where nobody else told of the session.
 
 const (
 	maxVotes = 64
@@ -39,10 +42,8 @@ func (h *hostClock) held() []vote { return h.votes[:min(h.n, maxVotes)] }
 
 // cast takes a vote and gives the offset that enough sessions agree on around it.
 func (h *hostClock) cast(v vote, enough int) (offset flow.Time, agreed bool) {
-	for _, o := range h.held() {
-		if o == v {
-			return 0, false
-		}
+	if slices.Contains(h.held(), v) {
+		return 0, false
 	}
 	h.votes[h.n%maxVotes] = v
 	h.n++
@@ -328,7 +329,7 @@ func (x *Sessions) within(st *stray, i int32, offset flow.Time) bool {
 // adopt makes a stray part of exported session i.
 func (x *Sessions) adopt(st *stray, i int32, offset flow.Time) {
 	o := st.o
-	o.shift(offset)
+	o.correct(offset)
 	o.next = -1
 	x.strays.kill(st)
 	x.m.joined.Inc()

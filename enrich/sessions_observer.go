@@ -117,6 +117,16 @@ func (o *obs) shift(offset flow.Time) {
 	o.first, o.last, o.skew = o.first-offset, o.last-offset, o.skew+int32(offset)
 }
 
+// correct takes an offset off, and with it what was known of the addresses at the wrong time.
+func (o *obs) correct(offset flow.Time) {
+	o.shift(offset)
+	for k := range o.identity {
+		if o.has&(hasNamed<<k) == 0 {
+			o.identity[k] = flow.NoName
+		}
+	}
+}
+
 // mergeObs adds what the same observer told otherwise.
 func (x *Sessions) mergeObs(n, o *obs) {
 	n.first, n.last = min(n.first, o.first), max(n.last, o.last)

@@ -547,17 +547,17 @@ func weighSession(row *flow.Session, seen flow.Observed) {
 		v.Reason, v.Expected, v.Exception, v.ValidUntil = flow.ReasonUnverified, flow.ExpectUnknown, flow.NoName, 0
 		v.Missing |= flow.DimSource
 	}
-	outcome, confidence := flow.OutcomeNone, 0
 	switch v.Reason {
 	case flow.ReasonNone, flow.ReasonUnverified, flow.ReasonExpiryUncertain:
-		v.Outcome, v.Confidence = outcome, 0
+		v.Outcome, v.Confidence = flow.OutcomeNone, 0
 		return
 	case flow.ReasonUncovered:
-		v.Outcome, v.Confidence = outcome, 100
+		v.Outcome, v.Confidence = flow.OutcomeNone, 100
 		return
 	}
 	allowed := v.Expected == flow.ExpectAllow
-	confidence = 100
+	var outcome flow.Outcome
+	confidence := 100
 	switch {
 	case seen == flow.ObservedDeny && allowed:
 		outcome = flow.OutcomeMisblocked

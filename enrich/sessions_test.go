@@ -930,3 +930,27 @@ func BenchmarkSessions(b *testing.B) {
 		})
 	}
 }
+
+// TestSessionsAllocs: an observation of a session that is held allocates nothing.
+func TestSessionsAllocs(t *testing.T) {
+	x := newTestSessions(t, DefaultSessionsConfig(), flow.NewNames(0))
+	b := batchOf(told(1, "10.0.0.9", 50000, "10.0.0.2", 445, 0, 1), told(2, "10.0.0.2", 445, "10.0.0.9", 50000, 0, 1))
+	x.Observe(b)
+	if n := testing.AllocsPerRun(100, func() { x.Observe(b) }); n > 0 {
+		t.Errorf("%v allocations for two observations of one session", n)
+	}
+}
+
+// BenchmarkSessionsMerge is an observation of a session that is held, and whose memory is near.
+func BenchmarkSessionsMerge(b *testing.B) {
+	x := newTestSessions(b, DefaultSessionsConfig(), flow.NewNames(0))
+	batch := flow.NewBatch(100, nil)
+	for i := range 100 {
+		batch.Records = append(batch.Records, told(uint64(i+1), "10.0.0.9", uint16(50000+i%50), "10.0.0.2", 445, 0, 1))
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		x.Observe(batch)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*100), "ns/observation")
+}

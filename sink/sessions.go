@@ -419,10 +419,10 @@ func (c *sessionColumns) set(i int, s *flow.Session, texts []string) {
 	c.serverBytes.set(i, b.HasBytes, b.Bytes)
 	c.serverPackets.set(i, b.HasPackets, b.Packets)
 	c.clientFlags[i], c.serverFlags[i] = a.TCPFlags, b.TCPFlags
-	v := &s.Verdict
+	v, columns := &s.Verdict, c.names()
 	for k, n := range [...]flow.Name{a.Segment, b.Segment, a.Workload, b.Workload, a.Identity, b.Identity, a.IdentityFrom, b.IdentityFrom,
 		a.Host, b.Host, a.Process, b.Process, v.Rule, v.Exception, v.PolicyVersion, s.EnforcedBy} {
-		c.names()[k].set(i, n, texts)
+		columns[k].set(i, n, texts)
 	}
 	c.srcCertainty[i], c.dstCertainty[i] = a.IdentityCertain, b.IdentityCertain
 	c.observed.set(i, uint8(v.Observed))

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -208,4 +209,47 @@ func TestSessionsView(t *testing.T) {
 	}
 	wantQuery(t, db, "SELECT f.record_id AS r, s.records AS n FROM flows AS f INNER JOIN sessions AS s ON s.conversation = f.conversation "+
 		"WHERE f.time_start BETWEEN s.time_start AND s.time_end", `{"r":7,"n":5}`)
+}
+
+// BenchmarkSessionWriter is what a row costs to encode and insert, and what it takes on disk.
+func BenchmarkSessionWriter(b *testing.B) {
+	db := open(b, nil)
+	names := flow.NewNames(0)
+	rs := company(rand.New(rand.NewPCG(1, 1)), names, 20_000, today-3_600_000)
+	sessions := make([]flow.Session, len(rs))
+	agent := names.Intern("agent")
+	for i := range sessions {
+		r, s := &rs[i], &sessions[i]
+		client, server := r.Ends()
+		cport, sport := r.Ports()
+		cseg, sseg := r.Segments()
+		*s = flow.Session{Conversation: r.Conversation(), Version: 2, Began: r.Start, Start: r.Start, End: r.End, Proto: r.Proto, HasPorts: true, BothWays: true, OrientationCertainty: 90,
+			Client:  flow.SessionEnd{Addr: client, Port: cport, Bytes: r.BytesRaw, Packets: r.PacketsRaw, HasBytes: true, HasPackets: true, Segment: cseg, TCPFlags: r.TCPFlags},
+			Server:  flow.SessionEnd{Addr: server, Port: sport, Bytes: r.BytesRaw, Packets: r.PacketsRaw, HasBytes: true, HasPackets: true, Segment: sseg, TCPFlags: r.TCPFlags},
+			Verdict: r.Verdict, Records: 2, ObserversTotal: 2}
+		s.ID = flow.SessionID(s.Conversation, s.Began)
+		s.Observers[0] = flow.SessionObserver{Exporter: r.Exporter, Source: r.Source, Records: 1, First: r.Start, Last: r.End}
+		s.Observers[1] = flow.SessionObserver{Observer: agent, Source: flow.SourceWFP, Reporter: flow.ReporterSource, Observed: flow.ObservedAllow, Records: 1, First: r.Start, Last: r.Start}
+	}
+	w := NewSessionWriter(names)
+	w.Bind(db)
+	n := 0
+	var appending time.Duration
+	for b.Loop() {
+		start := time.Now()
+		w.Append(sessions)
+		appending += time.Since(start)
+		if _, err := w.Flush(b.Context(), insertNo(n)); err != nil {
+			b.Fatal(err)
+		}
+		n++
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(n*len(sessions)), "ns/row")
+	b.ReportMetric(float64(appending.Nanoseconds())/float64(n*len(sessions)), "append-ns/row")
+	b.StopTimer()
+	var size float64
+	if err := db.conn.QueryRow(b.Context(), "SELECT sum(bytes_on_disk) / sum(rows) FROM system.parts WHERE active AND table = 'session_versions' AND database = '"+db.cfg.Database+"'").Scan(&size); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(size, "disk-B/row")
 }

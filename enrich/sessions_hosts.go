@@ -40,13 +40,21 @@ type vote struct {
 
 func (h *hostClock) held() []vote { return h.votes[:min(h.n, maxVotes)] }
 
-// cast takes a vote and gives the offset that enough sessions agree on around it.
-func (h *hostClock) cast(v vote, enough int) (offset flow.Time, agreed bool) {
+// take takes a vote, if it is not there already.
+func (h *hostClock) take(v vote) bool {
 	if slices.Contains(h.held(), v) {
-		return 0, false
+		return false
 	}
 	h.votes[h.n%maxVotes] = v
 	h.n++
+	return true
+}
+
+// cast takes a vote and gives the offset that enough sessions agree on around it.
+func (h *hostClock) cast(v vote, enough int) (offset flow.Time, agreed bool) {
+	if !h.take(v) {
+		return 0, false
+	}
 	var cids, all [maxVotes]uint64
 	var offsets [maxVotes]flow.Time
 	n, total := 0, 0
@@ -235,7 +243,7 @@ func (x *Sessions) exportedSession(i int32) {
 	for k := s.first; k >= 0 && votes; k = x.obs[k].next {
 		if o := &x.obs[k]; o.at != 0 {
 			if h := x.hostClock(o.host()); h != nil {
-				h.cast(vote{o.first + flow.Time(o.skew) - start, cid}, maxVotes+1)
+				h.take(vote{o.first + flow.Time(o.skew) - start, cid})
 			}
 		}
 	}

@@ -21,7 +21,7 @@ func newSessionsMetrics(reg prometheus.Registerer) *sessionsMetrics {
 		received:   counter("received_records_total", "Observations that reached the merging of sessions."),
 		written:    counter("written_total", "Versions of sessions written."),
 		superseded: counter("superseded_total", "Sessions written that turned out to be part of another."),
-		late:       counter("late_records_total", "Observations kept out of sessions because they came too late (sessions.lateness)."),
+		late:       counter("late_records_total", "Observations kept out of sessions because they came too late (sessions.lateness), or a host's clock is ahead of receipt."),
 		apart:      counter("apart_records_total", "Observations of no conversation: an address or the protocol is missing."),
 		tooMany:    counter("conversation_overflow_records_total", "Observations kept out because too many sessions of one conversation are held; only forgers exceed that."),
 		evicted:    counter("evicted_total", "Sessions written and forgotten before their time because no more are held (sessions.maxSessions)."),

@@ -30,9 +30,9 @@ type coder struct {
 	err     error
 
 	names *flow.Names
-	ids   map[flow.Name]uint64 // writing: where a name stands in texts
-	texts []string             // writing
-	read  []flow.Name          // reading
+	ids   []uint32    // writing: where a name stands in texts; 0 for one that does not yet
+	texts []string    // writing
+	read  []flow.Name // reading
 }
 
 var errSnapshotShort = errors.New("it ends too early or is not what a snapshot holds")
@@ -58,11 +58,12 @@ func (c *coder) u64(v *uint64) {
 }
 
 func coded[T ~uint8 | ~uint16 | ~uint32 | ~int32 | ~int64 | ~int](c *coder, v *T) {
-	n := uint64(int64(*v)<<1) ^ uint64(int64(*v)>>63)
-	c.u64(&n)
 	if !c.reading {
+		c.b = binary.AppendVarint(c.b, int64(*v))
 		return
 	}
+	var n uint64
+	c.u64(&n)
 	back := int64(n>>1) ^ -int64(n&1)
 	if *v = T(back); int64(*v) != back {
 		c.fail(errSnapshotShort)
@@ -110,13 +111,18 @@ func (c *coder) name(n *flow.Name) {
 		}
 		return
 	}
-	i, ok := c.ids[*n]
-	if !ok {
-		i = uint64(len(c.texts))
-		c.ids[*n] = i
+	if *n == flow.NoName {
+		c.b = append(c.b, 0)
+		return
+	}
+	if int(*n) >= len(c.ids) {
+		c.ids = append(c.ids, make([]uint32, max(int(*n)+1, 2*len(c.ids))-len(c.ids))...)
+	}
+	if c.ids[*n] == 0 {
+		c.ids[*n] = uint32(len(c.texts))
 		c.texts = append(c.texts, c.names.Text(*n))
 	}
-	c.u64(&i)
+	c.b = binary.AppendUvarint(c.b, uint64(c.ids[*n]))
 }
 
 // count codes a number of things of at least size bytes each, at most limit.
@@ -311,7 +317,7 @@ func (c *coder) stray(s *stray) {
 // sessionsState is what a snapshot holds, apart from how it is held.
 type sessionsState struct {
 	clock    flow.Time
-	sessions []sess // with their observers in told
+	sessions []*sess // with their observers in told
 	told     [][]obs
 	hosts    []hostOf
 	agents   []agentOf
@@ -338,13 +344,13 @@ func (c *coder) state(st *sessionsState) {
 	coded(c, &st.clock)
 	n := c.count(len(st.sessions), mostSessions, 60)
 	if c.reading {
-		st.sessions, st.told = make([]sess, 0, min(n, 1<<16)), make([][]obs, 0, min(n, 1<<16))
+		st.sessions, st.told = make([]*sess, 0, min(n, 1<<16)), make([][]obs, 0, min(n, 1<<16))
 	}
 	for i := 0; i < n && c.err == nil; i++ {
 		if c.reading {
-			st.sessions, st.told = append(st.sessions, sess{}), append(st.told, nil)
+			st.sessions, st.told = append(st.sessions, &sess{}), append(st.told, nil)
 		}
-		c.sess(&st.sessions[i])
+		c.sess(st.sessions[i])
 		told := &st.told[i]
 		k := c.count(len(*told), flow.MaxObservers, 30)
 		if c.reading {
@@ -381,7 +387,7 @@ func (c *coder) state(st *sessionsState) {
 
 // encodeSessions writes a state whose names are in names.
 func encodeSessions(st *sessionsState, names *flow.Names) ([]byte, error) {
-	c := coder{names: names, ids: map[flow.Name]uint64{flow.NoName: 0}, texts: []string{""}}
+	c := coder{names: names, texts: []string{""}, b: make([]byte, 0, 200*len(st.sessions))}
 	c.state(st)
 	if c.err != nil {
 		return nil, fmt.Errorf("writing the snapshot of sessions: %w", c.err)
@@ -461,7 +467,7 @@ func (x *Sessions) state() *sessionsState {
 		return cmp.Or(cmp.Compare(a.s.cid, b.s.cid), cmp.Compare(a.s.all.start, b.s.all.start), compareConversations(&a.s.conv, &b.s.conv))
 	})
 	for _, h := range all {
-		st.sessions, st.told = append(st.sessions, *h.s), append(st.told, h.told)
+		st.sessions, st.told = append(st.sessions, h.s), append(st.told, h.told)
 	}
 	for k, h := range x.hosts {
 		st.hosts = append(st.hosts, hostOf{k, *h})
@@ -503,7 +509,7 @@ func (x *Sessions) Restore(b []byte) error {
 func (x *Sessions) use(st *sessionsState) {
 	x.clock = st.clock
 	for i := range st.sessions {
-		from := &st.sessions[i]
+		from := st.sessions[i]
 		if x.live >= x.cfg.MaxSessions {
 			x.m.evicted.Inc()
 			continue
@@ -603,7 +609,7 @@ func DivideSessions(snapshots [][]byte, n int, partition func(a, b flow.Addr) in
 			order[j] = j
 		}
 		slices.SortFunc(order, func(a, b int) int {
-			s, t := &o.sessions[a], &o.sessions[b]
+			s, t := o.sessions[a], o.sessions[b]
 			return cmp.Or(cmp.Compare(s.cid, t.cid), cmp.Compare(s.all.start, t.all.start), compareConversations(&s.conv, &t.conv))
 		})
 		sorted := sessionsState{clock: clock, hosts: o.hosts, agents: o.agents, strays: o.strays}

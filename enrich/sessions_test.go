@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -953,4 +954,67 @@ func BenchmarkSessionsMerge(b *testing.B) {
 		x.Observe(batch)
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*100), "ns/observation")
+}
+
+// TestSessionsSnapshotKnowsAll: whoever adds a field to what a snapshot holds comes by here.
+func TestSessionsSnapshotKnowsAll(t *testing.T) {
+	for _, c := range []struct {
+		v      any
+		fields int
+	}{
+		// Each counts what coder codes, and what is made anew when it is read: indexes of memory, hashes.
+		{sess{}, 29}, {obs{}, 17}, {obsKey{}, 6}, {natLinks{}, 6}, {flow.Verdict{}, 15}, {hostClock{}, 3}, {agentReports{}, 5}, {stray{}, 9},
+		{informed{}, 4},
+	} {
+		if n := reflect.TypeOf(c.v).NumField(); n != c.fields {
+			t.Errorf("%T has %d fields instead of %d; see that coder writes and reads it whole, and raise sessionsVersion", c.v, n, c.fields)
+		}
+	}
+	rng := rand.New(rand.NewPCG(3, 3))
+	names := flow.NewNames(0)
+	var v flow.Verdict
+	for f, value := range reflect.ValueOf(&v).Elem().Fields() {
+		switch value.Kind() {
+		case reflect.Array:
+			for i := range value.Len() {
+				value.Index(i).SetUint(uint64(names.Intern(fmt.Sprint("other", i))))
+			}
+		case reflect.Int64:
+			value.SetInt(rng.Int64())
+		default:
+			value.SetUint(uint64(1 + rng.IntN(100)))
+		}
+		if f.Type == reflect.TypeFor[flow.Name]() {
+			value.SetUint(uint64(names.Intern(f.Name)))
+		}
+	}
+	x := newTestSessions(t, DefaultSessionsConfig(), names)
+	r := told(1, "10.0.0.9", 50000, "10.0.0.2", 445, 0, 1)
+	r.Verdict = v
+	x.Observe(batchOf(r))
+	b, err := x.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := decodeSessions(b, names)
+	if err != nil || st.sessions[0].verdict != v {
+		t.Errorf("%v: the verdict comes back as\n%+v, was\n%+v", err, st.sessions[0].verdict, v)
+	}
+}
+
+// TestSessionsSampling is THREATS 25 as far as sessions go: an exporter whose sampling rate
+// changes counts as one that samples, and its counts are scaled by each record's own rate.
+func TestSessionsSampling(t *testing.T) {
+	changing := []flow.Record{told(1, "10.0.0.9", 50000, "10.0.0.2", 445, 0, 1), told(2, "10.0.0.9", 50000, "10.0.0.2", 445, 1, 2)}
+	changing[1].SamplingRate = 100
+	alone, _ := through(newTestSessions(t, DefaultSessionsConfig(), flow.NewNames(0)), changing, 1)
+	if last := lastRows(alone); len(last) != 1 || last[0].Client.Bytes != 1000+2000*100 {
+		t.Errorf("%+v", last)
+	}
+	steady := told(3, "10.0.0.9", 50000, "10.0.0.2", 445, 0, 2)
+	steady.Exporter.Lo++
+	both, _ := through(newTestSessions(t, DefaultSessionsConfig(), flow.NewNames(0)), append(changing, steady), 1)
+	if last := lastRows(both); len(last) != 1 || last[0].Client.Bytes != 3000 {
+		t.Errorf("with one that does not sample: %+v", last)
+	}
 }

@@ -92,6 +92,18 @@ func TestIdentityScenarios(t *testing.T) {
 			facts: []flow.Fact{lease("09:00", "11:00", "09:00", "laptop-a"), lease("10:00", "12:00", "10:00", "laptop-a"), logon("09:05", "", "09:05", "alice")},
 			asks:  []ask{{"10:59", "11:00", "laptop-a.corp alice [] []"}, {"11:30", "11:31", "laptop-a.corp alice [] []"}, {"12:00", "12:01", "[] [gap]"}},
 		},
+		"an address passed on within the minute of a logon (THREATS 14)": {
+			facts: []flow.Fact{lease("09:00", "09:06", "09:00", "laptop-a"), lease("09:06", "", "09:06", "laptop-b"), logon("09:05", "", "09:05", "alice")},
+			asks:  []ask{{"09:05", "09:06", "laptop-a.corp alice [] []"}, {"09:06", "09:07", "laptop-b.corp  [] []"}, {"10:00", "10:01", "laptop-b.corp  [] []"}},
+		},
+		"a logon stamped before its lease": {
+			facts: []flow.Fact{lease("09:00", "09:10", "09:00", "laptop-a"), logon("09:15", "", "09:15", "bob"), lease("09:16", "09:30", "09:16", "laptop-b"), lease("09:30", "", "09:30", "laptop-c")},
+			asks:  []ask{{"09:15", "09:15", "bob [] []"}, {"09:16", "09:17", "laptop-b.corp bob [] []"}, {"09:30", "09:31", "laptop-c.corp  [] []"}},
+		},
+		"a logon within a poll in which the lease changed": {
+			facts: []flow.Fact{slack(lease("09:00", "09:10", "09:00", "laptop-a"), 0, 5*time.Minute), slack(lease("09:10", "", "09:10", "laptop-b"), 5*time.Minute, 0), logon("09:08", "", "09:08", "bob")},
+			asks:  []ask{{"09:20", "09:21", "laptop-b.corp  [] [border]"}},
+		},
 		"an end told late rewrites nothing": {
 			facts: []flow.Fact{lease("09:00", "17:00", "09:00", "laptop-a"), lease("09:00", "10:00", "12:00", "laptop-a"), lease("10:30", "", "12:00", "laptop-b")},
 			asks: []ask{

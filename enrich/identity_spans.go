@@ -8,8 +8,9 @@ import (
 	"github.com/postern/postern/flow"
 )
 
-// leaseWindow is how long after a session began the lease it is under may begin: a logon
-// or an accounting record can be stamped before the lease that came with it.
+// leaseWindow is how long after a session that began under no lease the one that it is
+// under may begin: a logon or an accounting record can be stamped before the lease that
+// came with it.
 const leaseWindow flow.Time = 2 * 60 * 1000
 
 // query is one question put to all facts about an address or subject. It is the long way,
@@ -60,34 +61,47 @@ func (q *query) standing(p *past, v *version) (st standing, doubt Why) {
 }
 
 // underLease says how the lease stands that a session began under: whoever held the
-// address then may have given it back without logging off. It goes on in any other lease
-// of the same device or workload. Without a lease at its beginning a session holds until
-// one begins. Silence of the leases' source ends nothing.
+// address then may have given it back without logging off. That is the lease which held
+// when the session began, else one that may have, else the first that began soon after it.
+// The session goes on in any other lease of the same device or workload; of several
+// leases that differ it may have been any. Without a lease at its beginning a session
+// holds until one begins. Silence of the leases' source ends nothing.
 func (q *query) underLease(p *past, v *version) standing {
 	leases := p.versions[:p.leases]
-	under, best, other := false, notHeld, notHeld
+	began, other := notHeld, notHeld
+	soon := v.since + leaseWindow
 	for i := 0; i < len(leases); {
 		l, next := effective(leases, i, q.cut)
 		if i = next; l == nil || l.empty() {
 			continue
 		}
-		if l.begin() >= v.since+leaseWindow || l.until <= v.since {
-			other = max(other, l.at(q.at))
+		began, other = max(began, l.at(v.since)), max(other, l.at(q.at))
+		if l.begin() > v.since {
+			soon = min(soon, l.begin())
+		}
+	}
+	if began == notHeld && soon == v.since+leaseWindow {
+		return held - other
+	}
+	least, most := held, notHeld
+	for i := 0; i < len(leases); {
+		l, next := effective(leases, i, q.cut)
+		if i = next; l == nil || l.empty() || l.at(v.since) != began || began == notHeld && l.begin() != soon {
 			continue
 		}
-		under = true
-		best = max(best, l.at(q.at))
+		best := l.at(q.at)
 		for k := 0; k < len(leases) && best < held; {
 			m, next := effective(leases, k, q.cut)
 			if k = next; m != nil && l.sameHolder(m) {
 				best = max(best, m.at(q.at))
 			}
 		}
+		least, most = min(least, best), max(most, best)
 	}
-	if under {
-		return best
+	if least != most {
+		return inDoubt
 	}
-	return held - other
+	return least
 }
 
 // sameHolder says whether two leases are of the same device, or where that is not told, of

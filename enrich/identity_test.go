@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -229,23 +230,41 @@ func allOneSource(fs []oracleFact) bool {
 
 // session says how the lease of a session stands.
 func session(f *flow.Fact, all []*flow.Fact, at flow.Time) int {
-	var leases, under []*flow.Fact
+	var leases, surely, perhaps, after []*flow.Fact
 	for _, l := range all {
-		if l.Kind == flow.FactLease && (l.Until == 0 || l.Until > l.Since) {
-			leases = append(leases, l)
-			if (l.Until == 0 || l.Until > f.Since) && l.Since.Add(-l.SinceSlack) < f.Since.Add(2*time.Minute) {
-				under = append(under, l)
-			}
+		if l.Kind != flow.FactLease || l.Until != 0 && l.Until <= l.Since {
+			continue
+		}
+		leases = append(leases, l)
+		switch begin := l.Since.Add(-l.SinceSlack); {
+		case interval(l, f.Since) == 2:
+			surely = append(surely, l)
+		case interval(l, f.Since) == 1:
+			perhaps = append(perhaps, l)
+		case begin <= f.Since || begin >= f.Since.Add(2*time.Minute):
+		case after == nil || begin < after[0].Since.Add(-after[0].SinceSlack):
+			after = []*flow.Fact{l}
+		case begin == after[0].Since.Add(-after[0].SinceSlack):
+			after = append(after, l)
 		}
 	}
-	best := 0
-	if len(under) == 0 {
+	under := surely
+	if under == nil {
+		under = perhaps
+	}
+	if under == nil {
+		under = after
+	}
+	if under == nil {
+		best := 0
 		for _, l := range leases {
 			best = max(best, interval(l, at))
 		}
 		return 2 - best
 	}
+	stand := map[int]bool{}
 	for _, l := range under {
+		best := 0
 		for _, m := range leases {
 			same := l == m
 			if l.Device != "" && m.Device != "" {
@@ -257,8 +276,12 @@ func session(f *flow.Fact, all []*flow.Fact, at flow.Time) int {
 				best = max(best, interval(m, at))
 			}
 		}
+		stand[best] = true
 	}
-	return best
+	if len(stand) > 1 {
+		return 1
+	}
+	return slices.Collect(maps.Keys(stand))[0]
 }
 
 func (o *identityOracle) lookup(addr flow.Addr, at, cut flow.Time) (a oracleAnswer) {

@@ -34,7 +34,8 @@ import (
 // could no more come), again at most every UpdateEvery while it changes, and last when the
 // idle time has passed. The id is made of the conversation and the start at the first
 // writing, when nothing in time can come before it. What ended before the watermark is late:
-// counted and kept out. As long as records come within the lateness of their start, any
+// counted and kept out. While logs of clouds come in, which are late by minutes, the lateness
+// is theirs. As long as records come within the lateness of their start, any
 // order of arrival and any cutting into batches end in the same last versions. Sessions that
 // were written apart and turn out to be one (a late record, a clock offset, a translation)
 // are one from then on: the other is written once more with Into.
@@ -59,9 +60,11 @@ type Sessions struct {
 	names   *flow.Names
 	m       *sessionsMetrics
 
-	lateness, join, updateEvery flow.Time
+	lateness, cloudLateness, join, updateEvery flow.Time
 
 	clock   flow.Time
+	clouds  flow.Time // the newest time in clouds' logs
+	passed  flow.Time // the watermark at the last Collect
 	list    []sess
 	free    []int32
 	chains  map[uint64]int32 // the sessions of conversations of one id
@@ -227,12 +230,13 @@ func NewSessions(cfg SessionsConfig, domains *flow.Domains, names *flow.Names, r
 		return nil, err
 	}
 	x := &Sessions{cfg: cfg, domains: domains, names: names, m: newSessionsMetrics(reg),
-		lateness: ms(cfg.Lateness), join: ms(cfg.Join), updateEvery: ms(cfg.UpdateEvery)}
+		lateness: ms(cfg.Lateness), cloudLateness: ms(cfg.CloudLateness), join: ms(cfg.Join), updateEvery: ms(cfg.UpdateEvery)}
 	x.reset()
 	return x, nil
 }
 
 func (x *Sessions) reset() {
+	x.clouds, x.passed = 0, 0
 	x.clock, x.list, x.free, x.obs, x.freeObs, x.due, x.live = 0, nil, nil, nil, nil, nil, 0
 	x.chains, x.hosts, x.agents = map[uint64]int32{}, map[hostKey]*hostClock{}, map[flow.Addr]*agentReports{}
 	x.strays = newStrays()
@@ -269,7 +273,10 @@ func (x *Sessions) observe(r *flow.Record) {
 	x.clock = max(x.clock, t)
 	cid := conv.ID()
 	ahead := o.at != 0 && x.cfg.ClockTolerance > 0 && o.first > x.clock+x.join
-	if ahead || o.last < x.clock-x.lateness {
+	if cloud(r.Source) {
+		x.clouds = max(x.clouds, o.last)
+	}
+	if ahead || o.last < x.watermark() {
 		x.m.late.Inc()
 		if o.at != 0 {
 			x.unjoined(&conv, cid, &o, 0, 0, true)

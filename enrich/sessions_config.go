@@ -14,6 +14,9 @@ type SessionsConfig struct {
 	// time-out of the exporters plus a minute. A session is written once event time has passed
 	// its start by this. What ended before that is late: stored as a flow, kept out of sessions.
 	Lateness time.Duration `yaml:"lateness"`
+	// CloudLateness is Lateness while logs of clouds come in (AWS, Azure, Google), which gather
+	// them for minutes. It holds for all observations then: they are of the same sessions.
+	CloudLateness time.Duration `yaml:"cloudLateness"`
 	// Idle is the silence that ends a session, by protocol.
 	Idle SessionIdleConfig `yaml:"idle"`
 	// Join is how far apart a host's log and an exported flow of one five-tuple may be, after
@@ -55,7 +58,8 @@ type SessionIdleConfig struct {
 // DefaultSessionsConfig gives the defaults.
 func DefaultSessionsConfig() SessionsConfig {
 	return SessionsConfig{
-		Lateness: 2 * time.Minute, // an active time-out of 60 s, as exporters are usually told, and a minute
+		Lateness:      2 * time.Minute,  // an active time-out of 60 s, as exporters are usually told, and a minute
+		CloudLateness: 15 * time.Minute, // SEMANTICS, "Event time in motion"
 		// A session stays in memory for its idle time, so TCP's is not the hour for which
 		// firewalls keep connections: at 300 connections a second that would be a million.
 		Idle:             SessionIdleConfig{TCP: 10 * time.Minute, UDP: 2 * time.Minute, ICMP: time.Minute, Other: 10 * time.Minute},
@@ -78,7 +82,7 @@ func (c *SessionsConfig) Validate() error {
 		v           time.Duration
 		least, most time.Duration
 	}{
-		{"lateness", c.Lateness, 0, 24 * time.Hour}, {"join", c.Join, 0, time.Minute}, {"updateEvery", c.UpdateEvery, time.Second, 24 * time.Hour},
+		{"lateness", c.Lateness, 0, 24 * time.Hour}, {"cloudLateness", c.CloudLateness, 0, 24 * time.Hour}, {"join", c.Join, 0, time.Minute}, {"updateEvery", c.UpdateEvery, time.Second, 24 * time.Hour},
 		{"idle.tcp", c.Idle.TCP, time.Second, 24 * time.Hour}, {"idle.udp", c.Idle.UDP, time.Second, 24 * time.Hour},
 		{"idle.icmp", c.Idle.ICMP, time.Second, 24 * time.Hour}, {"idle.other", c.Idle.Other, time.Second, 24 * time.Hour},
 	} {
@@ -118,6 +122,22 @@ func (c *SessionsConfig) NATPool(a flow.Addr) bool {
 		}
 	}
 	return false
+}
+
+// Discredit takes from a verdict whatever an exception did to it, for a conversation one end of
+// which is translated and not known: nothing is credited to an exception there, and nobody is
+// told that theirs was misused. What the rules deny stays denied.
+func Discredit(v *flow.Verdict) {
+	if v.Exception == flow.NoName {
+		return
+	}
+	if v.Reason == flow.ReasonWaived {
+		v.Reason, v.Expected, v.Outcome, v.Confidence = flow.ReasonUnverified, flow.ExpectUnknown, flow.OutcomeNone, 0
+		v.Missing |= flow.DimSource
+	} else if v.Expected == flow.ExpectDeny {
+		v.Reason = flow.ReasonDenied
+	}
+	v.Exception, v.Others, v.OthersTotal, v.Failed, v.ValidUntil = flow.NoName, [flow.MaxOthers]flow.Name{}, 0, 0, 0
 }
 
 func (c *SessionIdleConfig) of(proto uint8) flow.Time {

@@ -278,7 +278,7 @@ func (a *agentReports) healthy(span stretch) bool {
 
 // forgetAgents forgets agents that have been silent for longer than is remembered.
 func (x *Sessions) forgetAgents() {
-	now := int64((x.clock - x.lateness) / minute)
+	now := int64(x.watermark() / minute)
 	for addr, a := range x.agents {
 		if a.top < now-reportSpan {
 			delete(x.agents, addr)

@@ -317,6 +317,8 @@ func (c *coder) stray(s *stray) {
 // sessionsState is what a snapshot holds, apart from how it is held.
 type sessionsState struct {
 	clock    flow.Time
+	clouds   flow.Time
+	passed   flow.Time
 	sessions []*sess // with their observers in told
 	told     [][]obs
 	hosts    []hostOf
@@ -342,6 +344,8 @@ const (
 
 func (c *coder) state(st *sessionsState) {
 	coded(c, &st.clock)
+	coded(c, &st.clouds)
+	coded(c, &st.passed)
 	n := c.count(len(st.sessions), mostSessions, 60)
 	if c.reading {
 		st.sessions, st.told = make([]*sess, 0, min(n, 1<<16)), make([][]obs, 0, min(n, 1<<16))
@@ -439,7 +443,7 @@ func decodeSessions(b []byte, names *flow.Names) (*sessionsState, error) {
 
 // state is the whole state in a fixed order.
 func (x *Sessions) state() *sessionsState {
-	st := &sessionsState{clock: x.clock}
+	st := &sessionsState{clock: x.clock, clouds: x.clouds, passed: x.passed}
 	type held struct {
 		s    *sess
 		told []obs
@@ -507,7 +511,7 @@ func (x *Sessions) Restore(b []byte) error {
 
 // use takes over a state; what exceeds the configured bounds is left out.
 func (x *Sessions) use(st *sessionsState) {
-	x.clock = st.clock
+	x.clock, x.clouds, x.passed = st.clock, st.clouds, st.passed
 	for i := range st.sessions {
 		from := st.sessions[i]
 		if x.live >= x.cfg.MaxSessions {
@@ -554,7 +558,7 @@ func DivideSessions(snapshots [][]byte, n int, partition func(a, b flow.Addr) in
 	out := make([]sessionsState, n)
 	names := flow.NewNames(0)
 	hosts, agents := map[hostKey]hostClock{}, map[flow.Addr]agentReports{}
-	var clock flow.Time
+	var clock, clouds, passed flow.Time
 	for i, b := range snapshots {
 		st, err := decodeSessions(b, names)
 		if err != nil {
@@ -563,6 +567,10 @@ func DivideSessions(snapshots [][]byte, n int, partition func(a, b flow.Addr) in
 		if i == 0 || st.clock < clock {
 			clock = st.clock
 		}
+		if i == 0 || st.passed < passed {
+			passed = st.passed
+		}
+		clouds = max(clouds, st.clouds)
 		for j := range st.sessions {
 			o := &out[partition(st.sessions[j].conv.Low, st.sessions[j].conv.High)]
 			o.sessions, o.told = append(o.sessions, st.sessions[j]), append(o.told, st.told[j])
@@ -603,7 +611,7 @@ func DivideSessions(snapshots [][]byte, n int, partition func(a, b flow.Addr) in
 	divided := make([][]byte, n)
 	for i := range out {
 		o := &out[i]
-		o.clock, o.hosts, o.agents = clock, all.hosts, all.agents
+		o.hosts, o.agents = all.hosts, all.agents
 		order := make([]int, len(o.sessions))
 		for j := range order {
 			order[j] = j
@@ -612,7 +620,7 @@ func DivideSessions(snapshots [][]byte, n int, partition func(a, b flow.Addr) in
 			s, t := o.sessions[a], o.sessions[b]
 			return cmp.Or(cmp.Compare(s.cid, t.cid), cmp.Compare(s.all.start, t.all.start), compareConversations(&s.conv, &t.conv))
 		})
-		sorted := sessionsState{clock: clock, hosts: o.hosts, agents: o.agents, strays: o.strays}
+		sorted := sessionsState{clock: clock, clouds: clouds, passed: passed, hosts: o.hosts, agents: o.agents, strays: o.strays}
 		for _, j := range order {
 			sorted.sessions, sorted.told = append(sorted.sessions, o.sessions[j]), append(sorted.told, o.told[j])
 		}

@@ -840,6 +840,36 @@ func TestSessionsLate(t *testing.T) {
 	}
 }
 
+// TestSessionsCloud: while logs of clouds come in, what is as late as they are is not.
+func TestSessionsCloud(t *testing.T) {
+	names := flow.NewNames(0)
+	aws := func(id uint64, at float64) flow.Record {
+		r := told(id, "10.3.0.1", uint16(40000+id), "10.3.0.2", 443, at, at)
+		r.Source = flow.SourceAWSVPC
+		return r
+	}
+	rs := []flow.Record{aws(1, 0), told(2, "10.0.0.9", 50000, "10.0.0.2", 445, 800, 801), aws(3, 10), aws(4, 700),
+		told(5, "10.0.0.9", 50001, "10.0.0.2", 445, 6000, 6001), told(6, "10.0.0.9", 50002, "10.0.0.2", 445, 5800, 5801)}
+	rows, _ := through(newTestSessions(t, DefaultSessionsConfig(), names), rs, 1)
+	if last := lastRows(rows); len(last) != 5 { // all but the last, long after the last line of AWS
+		t.Errorf("%d sessions, want 5", len(last))
+	}
+}
+
+func TestDiscredit(t *testing.T) {
+	names := flow.NewNames(0)
+	v := flow.Verdict{Reason: flow.ReasonWaived, Expected: flow.ExpectAllow, Exception: names.Intern("EX-1"), OthersTotal: 1, Outcome: flow.OutcomePermitted, ValidUntil: 5, Rule: names.Intern("r")}
+	Discredit(&v)
+	if want := (flow.Verdict{Reason: flow.ReasonUnverified, Missing: flow.DimSource, Rule: names.Intern("r")}); v != want {
+		t.Errorf("%+v", v)
+	}
+	v = flow.Verdict{Reason: flow.ReasonExpired, Expected: flow.ExpectDeny, Exception: names.Intern("EX-1"), Failed: flow.DimService, Outcome: flow.OutcomeEscaped, Confidence: 90}
+	Discredit(&v)
+	if want := (flow.Verdict{Reason: flow.ReasonDenied, Expected: flow.ExpectDeny, Outcome: flow.OutcomeEscaped, Confidence: 90}); v != want {
+		t.Errorf("%+v", v)
+	}
+}
+
 func TestSessionsConfig(t *testing.T) {
 	cfg := DefaultSessionsConfig()
 	if err := cfg.Validate(); err != nil {

@@ -90,7 +90,9 @@ func (x *Sessions) Tick(now flow.Time) { x.clock = max(x.clock, now) }
 // observers contradict each other in. Call it once for each input segment, after its last
 // batch. What it gives belongs to the caller.
 func (x *Sessions) Collect() ([]flow.Session, []flow.Contradiction) {
-	return x.collect(x.clock - x.lateness)
+
+	x.passed = x.watermark()
+	return x.collect(x.passed)
 }
 
 // Flush is Collect at the end of a replay: nothing more will come.
@@ -114,6 +116,20 @@ func (x *Sessions) collect(watermark flow.Time) ([]flow.Session, []flow.Contradi
 	x.m.agents.Set(float64(len(x.agents)))
 	return rows, contradictions
 }
+
+// watermark is what event time has certainly passed; it never goes back.
+func (x *Sessions) watermark() flow.Time {
+	lateness := x.lateness
+	if x.clouds != 0 && x.clock-x.clouds <= cloudsIdle {
+		lateness = max(lateness, x.cloudLateness)
+	}
+	return max(x.passed, x.clock-lateness)
+}
+
+// cloudsIdle is after how much silence of clouds' logs they are not waited for any more.
+const cloudsIdle = flow.Time(60 * 60 * 1000)
+
+func cloud(s flow.Source) bool { return s >= flow.SourceAWSVPC && s <= flow.SourceGCPFirewall }
 
 // evict writes and forgets the session that would end next, to make room.
 func (x *Sessions) evict() {
@@ -542,10 +558,8 @@ const (
 func weighSession(row *flow.Session, seen flow.Observed) {
 	v := &row.Verdict
 	v.Observed = seen
-	if row.NAT == flow.NATUnverified && v.Reason == flow.ReasonWaived {
-		// Who is behind the translation is not known, so nothing is credited to an exception.
-		v.Reason, v.Expected, v.Exception, v.ValidUntil = flow.ReasonUnverified, flow.ExpectUnknown, flow.NoName, 0
-		v.Missing |= flow.DimSource
+	if row.NAT == flow.NATUnverified {
+		Discredit(v)
 	}
 	switch v.Reason {
 	case flow.ReasonNone, flow.ReasonUnverified, flow.ReasonExpiryUncertain:

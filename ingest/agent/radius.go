@@ -208,11 +208,11 @@ func (r *radius) read(d *EventDecoder) error {
 	}
 	if r.user != nil { // a stop may do without
 		ev.User = eventText(r.user)
-		if mac, ok := stationMAC(r.user); ok && mac == ev.Device {
-			return NotEvent("a device that logs in with its own address")
-		}
-		if !person(ev.User) || strings.HasPrefix(strings.ToLower(ev.User), "host/") {
-			return errNoUser
+		// Of a machine, or of a device that logs in with its own address, nobody is the user;
+		// but whoever had the address before has it no longer.
+		mac, isMAC := stationMAC(r.user)
+		if isMAC && mac == ev.Device || !person(ev.User) || strings.HasPrefix(strings.ToLower(ev.User), "host/") {
+			ev.User = ""
 		}
 	}
 	return r.places(d, ev)

@@ -26,6 +26,8 @@ type Config struct {
 	HTTP []HTTPConfig `yaml:"http"`
 	// LDAP are directories: who users and service accounts are, which groups they are in, and who may not log on.
 	LDAP []LDAPConfig `yaml:"ldap"`
+	// Sessions are logs of who logs on and off: Windows, RADIUS, VPNs.
+	Sessions []SessionsConfig `yaml:"sessions"`
 }
 
 // InventoryConfig is a file, or a folder of files, of addresses and who holds them.
@@ -169,6 +171,9 @@ func (c Config) Validate() error {
 	}
 	for i, s := range c.LDAP {
 		check("ldap", i, s.Name, s.Validate())
+	}
+	for i, s := range c.Sessions {
+		check("sessions", i, s.Name, s.Validate())
 	}
 	return errors.Join(errs...)
 }
@@ -351,6 +356,12 @@ func New(cfg Config, opts Options) ([]Source, error) {
 	for i, c := range cfg.LDAP {
 		s, err := newLDAP(c, opts.Resolve, opts.Domains, opts.StateDir, opts.Clock, opts.Logger, met)
 		if err := add("ldap", i, s, err); err != nil {
+			return nil, err
+		}
+	}
+	for i, c := range cfg.Sessions {
+		s, err := newSessions(c, opts.StateDir, opts.Clock, opts.Logger, met)
+		if err := add("sessions", i, s, err); err != nil {
 			return nil, err
 		}
 	}

@@ -15,6 +15,9 @@ type metrics struct {
 	staleAfter  *prometheus.GaugeVec
 	facts       *prometheus.GaugeVec
 	badEntries  *prometheus.GaugeVec
+	events      *prometheus.CounterVec
+	open        *prometheus.GaugeVec
+	hostsFull   *prometheus.CounterVec
 	reg         prometheus.Registerer
 }
 
@@ -39,7 +42,11 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		staleAfter:  gauge("stale_after_seconds", "After how long without a whole read what an identity source said is unverified; 0 is never."),
 		facts:       gauge("facts", "Facts that an identity source holds and that have not been ended."),
 		badEntries:  gauge("bad_entries", "Entries (rows, leases, items) that could not be read, of the last whole read."),
-		reg:         reg,
+		events: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "postern_identity_session_events_total",
+			Help: "Session events by source and outcome: taken, unpaired (an end whose beginning is not known), full (dropped for want of room), invalid."}, []string{"source", "outcome"}),
+		open:      gauge("sessions", "Sessions that an identity source holds, with those that ended lately."),
+		hostsFull: counter("hosts_dropped_total", "Facts about where hosts are that were dropped for want of room."),
+		reg:       reg,
 	}
 	if reg == nil {
 		return m, nil
@@ -55,7 +62,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 }
 
 func (m *metrics) collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.reads, m.failures, m.told, m.lastSuccess, m.staleAfter, m.facts, m.badEntries}
+	return []prometheus.Collector{m.reads, m.failures, m.told, m.lastSuccess, m.staleAfter, m.facts, m.badEntries, m.events, m.open, m.hostsFull}
 }
 
 // unregister takes the metrics back.
@@ -80,4 +87,36 @@ func (m *metrics) source(name string) *sourceMetrics {
 		lastSuccess: m.lastSuccess.WithLabelValues(name), staleAfter: m.staleAfter.WithLabelValues(name),
 		facts: m.facts.WithLabelValues(name), badEntries: m.badEntries.WithLabelValues(name),
 	}
+}
+
+// sessionOutcome is what became of an event.
+type sessionOutcome uint8
+
+const (
+	sessionTaken sessionOutcome = iota
+	sessionUnpaired
+	sessionFull
+	sessionInvalid
+)
+
+var sessionOutcomeTexts = [...]string{"taken", "unpaired", "full", "invalid"}
+
+// sessionMetrics are those of a source of sessions.
+type sessionMetrics struct {
+	*sourceMetrics
+	events       [len(sessionOutcomeTexts)]prometheus.Counter
+	open         prometheus.Gauge
+	hostsDropped prometheus.Counter
+}
+
+// sessions is what a source of sessions counts on.
+func (m *metrics) sessions(name string) *sessionMetrics {
+	if m == nil {
+		m, _ = newMetrics(nil) // without a registry nothing can go wrong
+	}
+	out := &sessionMetrics{sourceMetrics: m.source(name), open: m.open.WithLabelValues(name), hostsDropped: m.hostsFull.WithLabelValues(name)}
+	for i, text := range sessionOutcomeTexts {
+		out.events[i] = m.events.WithLabelValues(name, text)
+	}
+	return out
 }

@@ -1,0 +1,643 @@
+package identity
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/postern/postern/flow"
+	"github.com/postern/postern/ingest/agent"
+)
+
+const (
+	// sameStart is how far apart two starts of one session may be told: one that is sent again
+	// tells its delay in whole seconds.
+	sameStart = 10 * time.Second
+	// rememberSessions is how long after its end a session is kept, for what comes late.
+	rememberSessions = 24 * time.Hour
+	// maxSessions bounds the sessions that are held; one is half a kilobyte.
+	maxSessions = 1 << 18
+	// maxStays bounds the addresses of one session one after another, per family.
+	maxStays = 64
+	// maxAtAddr bounds the sessions of an address that are held against each other. Beyond it
+	// the address is that of a proxy: its users are told with the ends that the log tells.
+	maxAtAddr = 4096
+	// maxBoots is how many starts of a host are remembered, maxHosts of how many.
+	maxBoots = 16
+	maxHosts = 1 << 16
+)
+
+// sessionState pairs events. It is a state machine over events and learned facts, and knows
+// no clock.
+//
+// Sessions of one host and id are a group: ids are used again. What a group tells follows
+// from its sessions, from the starts of its host, from the devices that its users are on and,
+// where an address has one user at a time, from the other sessions at its addresses.
+type sessionState struct {
+	cfg    *SessionsConfig
+	shared bool // several users may hold an address at a time
+
+	groups map[string]*sessionGroup // by the session's name, as in facts
+	byHost map[string]map[*sessionGroup]bool
+	byAddr map[flow.Addr]map[*sessionGroup]bool
+	byOn   map[string]map[*sessionGroup]bool
+	boots  map[string][]boot // of hosts, by time
+	hosts  *knownHosts
+	count  int // sessions
+	looked flow.Time
+	facts  int // told and not forgotten
+}
+
+type sessionGroup struct {
+	name, host string
+	sessions   []*session // by begin
+	told       map[factIdentity]flow.Fact
+}
+
+// session is one use of an id.
+type session struct {
+	Began  flow.Time `json:"began,omitempty"` // 0: not told
+	Start  bool      `json:"start,omitempty"` // it was told by a start
+	First  flow.Time `json:"first"`           // the first word of it
+	Last   flow.Time `json:"last"`            // the last word before its stop
+	Stop   flow.Time `json:"stop,omitempty"`
+	User   string    `json:"user,omitempty"`
+	Device string    `json:"device,omitempty"`
+	On     string    `json:"on,omitempty"`
+	Stays  [2][]stay `json:"stays"` // IPv4, IPv6
+}
+
+// stay is at an address, from its first to its last word there. The zero address is that
+// the user had left.
+type stay struct {
+	Addr  flow.Addr `json:"addr"`
+	First flow.Time `json:"first"`
+	Last  flow.Time `json:"last"`
+}
+
+// boot is that a host ended all its sessions: at that time, or, where it merely began anew,
+// at some time before.
+type boot struct {
+	At    flow.Time `json:"at"`
+	Exact bool      `json:"exact,omitempty"`
+}
+
+// dirtySessions are the groups whose facts may have changed.
+type dirtySessions map[*sessionGroup]bool
+
+func newSessionState(cfg *SessionsConfig, shared bool) *sessionState {
+	return &sessionState{cfg: cfg, shared: shared, groups: map[string]*sessionGroup{}, byHost: map[string]map[*sessionGroup]bool{},
+		byAddr: map[flow.Addr]map[*sessionGroup]bool{}, byOn: map[string]map[*sessionGroup]bool{}, boots: map[string][]boot{}, hosts: newKnownHosts()}
+}
+
+// index puts a group under a key.
+func index[K comparable](in map[K]map[*sessionGroup]bool, key K, g *sessionGroup) {
+	m := in[key]
+	if m == nil {
+		m = map[*sessionGroup]bool{}
+		in[key] = m
+	}
+	m[g] = true
+}
+
+func unindex[K comparable](in map[K]map[*sessionGroup]bool, key K, g *sessionGroup) {
+	delete(in[key], g)
+	if len(in[key]) == 0 {
+		delete(in, key)
+	}
+}
+
+// begin is from when the session is known to have been.
+func (s *session) begin() flow.Time {
+	if s.Began != 0 {
+		return s.Began
+	}
+	return s.First
+}
+
+// apply takes in an event and notes which groups it bears on.
+func (st *sessionState) apply(ev *agent.SessionEvent, dirty dirtySessions) sessionOutcome {
+	if ev.At <= 0 {
+		return sessionInvalid
+	}
+	if ev.Kind == agent.SessionOn || ev.Kind == agent.SessionOff {
+		return st.boot(ev, dirty)
+	}
+	name := ev.Host + "/" + ev.Session
+	g := st.groups[name]
+	if g == nil {
+		if st.count >= maxSessions && !st.makeRoom(ev.At) {
+			return sessionFull
+		}
+		g = &sessionGroup{name: name, host: ev.Host, told: map[factIdentity]flow.Fact{}}
+		st.groups[name] = g
+		index(st.byHost, ev.Host, g)
+	}
+	outcome := sessionTaken
+	s := st.of(g, ev)
+	if s == nil {
+		s = &session{First: ev.At, Last: ev.At}
+		g.sessions = append(g.sessions, s)
+		st.count++
+		if ev.Kind == agent.SessionStop && ev.Began == 0 {
+			outcome = sessionUnpaired
+		}
+	}
+	st.merge(g, s, ev)
+	slices.SortStableFunc(g.sessions, func(a, b *session) int { return cmp.Compare(a.begin(), b.begin()) })
+	st.spread(g, dirty)
+	return outcome
+}
+
+// of finds the session of a group that an event is about; nil if it is a new one.
+func (st *sessionState) of(g *sessionGroup, ev *agent.SessionEvent) *session {
+	start := ev.Kind == agent.SessionStart
+	var before, after *session
+	for _, s := range g.sessions {
+		if s.begin() <= ev.At.Add(sameStart) {
+			before = s
+		} else if after == nil {
+			after = s
+		}
+	}
+	if before != nil {
+		over := st.over(g, before)
+		switch {
+		case start && before.Start && ev.At.Sub(before.Began) <= sameStart: // told twice
+			return before
+		case start && !before.Start && ev.At.Sub(before.begin()) <= sameStart:
+			return before
+		case start:
+		case over == 0 || ev.At <= over.Add(sameStart):
+			return before
+		case ev.Kind == agent.SessionStop && before.Stop != 0 && (ev.Began == 0 || ev.Began <= before.begin().Add(sameStart)):
+			return before // a second word of its end
+		}
+	}
+	// What came before its start: an end, or a word in between.
+	if after != nil && after.Began == 0 || after != nil && !after.Start && after.Began <= ev.At.Add(sameStart) {
+		return after
+	}
+	return nil
+}
+
+// over is when a session ended as far as was told; 0 if it goes on.
+func (st *sessionState) over(g *sessionGroup, s *session) flow.Time {
+	end := s.Stop
+	for _, b := range st.boots[g.host] {
+		if b.At > s.begin() && b.At >= s.Last && (end == 0 || b.At < end) {
+			end = b.At
+		}
+	}
+	return end
+}
+
+// merge takes an event into its session.
+func (st *sessionState) merge(g *sessionGroup, s *session, ev *agent.SessionEvent) {
+	s.First = min(s.First, ev.At)
+	start := ev.Kind == agent.SessionStart
+	switch {
+	case start && !s.Start:
+		s.Began, s.Start = ev.At, true
+	case ev.Began != 0 && s.Began == 0:
+		s.Began = ev.Began
+	}
+	if ev.Kind == agent.SessionStop {
+		if s.Stop == 0 || ev.At < s.Stop {
+			s.Stop = ev.At
+		}
+	} else {
+		s.Last = max(s.Last, ev.At)
+	}
+	if ev.User != "" && (start || s.User == "") {
+		s.User = ev.User
+	}
+	if ev.Device != "" && (start || s.Device == "") {
+		s.Device = ev.Device
+	}
+	if ev.On != "" && s.On == "" {
+		s.On = ev.On
+		index(st.byOn, s.On, g)
+		index(st.byOn, label(s.On), g)
+	}
+	switch {
+	case ev.Kind == agent.SessionAway:
+		for f := range s.Stays {
+			s.observe(f, flow.Addr{}, ev.At)
+		}
+	case !ev.Addr.IsZero():
+		addr := ev.Addr.Canonical()
+		s.observe(family(addr), addr, ev.At)
+		index(st.byAddr, addr, g)
+	}
+}
+
+func family(a flow.Addr) int {
+	if a.Is4() {
+		return 0
+	}
+	return 1
+}
+
+// observe notes that the session was at an address then.
+func (s *session) observe(f int, addr flow.Addr, at flow.Time) {
+	stays := s.Stays[f]
+	i := len(stays)
+	for i > 0 && stays[i-1].First > at {
+		i--
+	}
+	switch {
+	case i > 0 && stays[i-1].Addr == addr:
+		stays[i-1].Last = max(stays[i-1].Last, at)
+		return
+	case i > 0 && stays[i-1].Last > at:
+		// Elsewhere in between: what is certain of that stay is its ends.
+		whole := stays[i-1]
+		stays[i-1].Last = whole.First
+		stays = slices.Insert(stays, i, stay{addr, at, at}, stay{whole.Addr, whole.Last, whole.Last})
+	case i < len(stays) && stays[i].Addr == addr:
+		stays[i].First = at
+		return
+	default:
+		stays = slices.Insert(stays, i, stay{addr, at, at})
+	}
+	if len(stays) > maxStays {
+		stays = slices.Delete(stays, 0, len(stays)-maxStays)
+	}
+	s.Stays[f] = stays
+}
+
+// boot takes in that a host ended all its sessions.
+func (st *sessionState) boot(ev *agent.SessionEvent, dirty dirtySessions) sessionOutcome {
+	b := boot{At: ev.At, Exact: ev.Kind == agent.SessionOff}
+	boots := st.boots[ev.Host]
+	if boots == nil && len(st.boots) >= maxHosts {
+		return sessionFull
+	}
+	i, found := slices.BinarySearchFunc(boots, b, func(a, b boot) int { return cmp.Compare(a.At, b.At) })
+	if found {
+		boots[i].Exact = boots[i].Exact || b.Exact
+	} else {
+		boots = slices.Insert(boots, i, b)
+	}
+	if len(boots) > maxBoots {
+		boots = slices.Delete(boots, 0, len(boots)-maxBoots)
+	}
+	st.boots[ev.Host] = boots
+	for g := range st.byHost[ev.Host] {
+		st.spread(g, dirty)
+	}
+	return sessionTaken
+}
+
+// spread notes a group and, where an address has one user at a time, those that share one
+// and had not left it before the group came there.
+func (st *sessionState) spread(g *sessionGroup, dirty dirtySessions) {
+	dirty[g] = true
+	if st.shared {
+		return
+	}
+	since := map[flow.Addr]flow.Time{}
+	came := func(addr flow.Addr, at flow.Time) {
+		if t, ok := since[addr]; !addr.IsZero() && (!ok || at < t) {
+			since[addr] = at
+		}
+	}
+	for _, s := range g.sessions {
+		for f := range s.Stays {
+			for i := range s.Stays[f] {
+				came(s.Stays[f][i].Addr, s.Stays[f][i].First)
+			}
+		}
+	}
+	for id := range g.told {
+		came(id.addr, id.since)
+	}
+	for addr, from := range since {
+		if len(st.byAddr[addr]) > maxAtAddr {
+			continue
+		}
+		for other := range st.byAddr[addr] {
+			if dirty[other] {
+				continue
+			}
+			for id, f := range other.told {
+				if id.addr == addr && (f.Until == 0 || f.Until >= from) {
+					dirty[other] = true
+					break
+				}
+			}
+		}
+	}
+}
+
+// all are all groups.
+func (st *sessionState) all() dirtySessions {
+	out := make(dirtySessions, len(st.groups))
+	for _, g := range st.groups {
+		out[g] = true
+	}
+	return out
+}
+
+// changes is what to tell so that whoever was told so far knows what the state says, and
+// notes it as told.
+func (st *sessionState) changes(dirty dirtySessions) (out []flow.Fact) {
+	groups := slices.SortedFunc(maps.Keys(dirty), func(a, b *sessionGroup) int { return strings.Compare(a.name, b.name) })
+	for _, g := range groups {
+		now := st.derive(g)
+		from := len(out)
+		for _, f := range now {
+			if before, told := g.told[identityOf(&f)]; !told || !sameFact(&before, &f) {
+				out = append(out, f)
+			}
+		}
+		said := make(map[factIdentity]bool, len(now))
+		for i := range now {
+			said[identityOf(&now[i])] = true
+		}
+		for id, f := range g.told {
+			if !said[id] && f.Until != f.Since {
+				f.Until, f.SinceSlack, f.UntilSlack = f.Since, 0, 0 // taken back
+				out = append(out, f)
+			}
+		}
+		slices.SortFunc(out[from:], compareFacts)
+		for i := range out[from:] {
+			st.noteIn(g, &out[from+i])
+		}
+	}
+	return out
+}
+
+func sameFact(a, b *flow.Fact) bool {
+	return a.Until == b.Until && a.SinceSlack == b.SinceSlack && a.UntilSlack == b.UntilSlack && a.User == b.User && a.Device == b.Device
+}
+
+func (st *sessionState) noteIn(g *sessionGroup, f *flow.Fact) {
+	if _, told := g.told[identityOf(f)]; !told {
+		st.facts++
+	}
+	g.told[identityOf(f)] = *f
+}
+
+// note takes in that a fact was told.
+func (st *sessionState) note(f *flow.Fact) {
+	if g := st.groups[f.Session]; g != nil {
+		st.noteIn(g, f)
+	}
+}
+
+// derive is what a group says, a fact once.
+func (st *sessionState) derive(g *sessionGroup) (out []flow.Fact) {
+	seen := map[factIdentity]bool{}
+	add := func(f flow.Fact) {
+		f.SinceSlack = max(f.SinceSlack, 0)
+		if f.Until != 0 {
+			if f.Until <= f.Since {
+				return
+			}
+			f.UntilSlack = min(max(f.UntilSlack, 0), f.Until.Sub(f.Since))
+		}
+		if id := identityOf(&f); !seen[id] {
+			seen[id] = true
+			out = append(out, f)
+		}
+	}
+	for i, s := range g.sessions {
+		if s.User == "" {
+			continue
+		}
+		end, slack := st.end(g, i)
+		for f := range s.Stays {
+			for k := range s.Stays[f] {
+				if s.Stays[f][k].Addr.IsZero() {
+					continue
+				}
+				fact := flow.Fact{Addr: s.Stays[f][k].Addr, Session: g.name, User: s.User, Device: s.Device}
+				s.place(&fact, f, k, end, slack)
+				if !st.shared {
+					st.evict(g, s, s.Stays[f][k].Last, &fact)
+				}
+				add(fact)
+			}
+		}
+		begin := s.begin()
+		for _, h := range st.hosts.of(s.On) {
+			if h.Until != 0 && h.Until <= begin {
+				continue
+			}
+			fact := flow.Fact{Addr: h.Addr, Session: g.name, User: s.User, Device: s.Device, Since: begin, Until: end, UntilSlack: slack}
+			if h.Since > begin {
+				fact.Since, fact.SinceSlack = h.Since, h.SinceSlack
+			}
+			if h.Until != 0 && (end == 0 || h.Until < end) {
+				fact.Until, fact.UntilSlack = h.Until, h.UntilSlack
+			}
+			add(fact)
+		}
+	}
+	return out
+}
+
+// place says when the stay k of a family was.
+func (s *session) place(fact *flow.Fact, f, k int, end flow.Time, slack time.Duration) {
+	at := &s.Stays[f][k]
+	fact.Since = at.First
+	switch {
+	case k > 0 && s.Stays[f][k-1].Addr.IsZero():
+	case k > 0:
+		fact.SinceSlack = at.First.Sub(s.Stays[f][k-1].Last)
+	default:
+		// It may have had the address since it began.
+		fact.SinceSlack = max(at.First.Sub(s.begin()), 0)
+	}
+	fact.Until, fact.UntilSlack = end, slack
+	if k+1 < len(s.Stays[f]) {
+		if next := &s.Stays[f][k+1]; end == 0 || next.First < end {
+			fact.Until, fact.UntilSlack = next.First, 0
+			if !next.Addr.IsZero() {
+				fact.UntilSlack = next.First.Sub(at.Last)
+			}
+		}
+	}
+}
+
+// end is when the session i of a group ends as it looks now, and how far before it may have
+// ended already; 0 if nothing says so.
+func (st *sessionState) end(g *sessionGroup, i int) (end flow.Time, slack time.Duration) {
+	s := g.sessions[i]
+	by := func(at flow.Time, uncertain time.Duration) {
+		if at > 0 && (end == 0 || at < end) {
+			end, slack = at, uncertain
+		}
+	}
+	by(s.Stop, 0)
+	if i+1 < len(g.sessions) {
+		next := g.sessions[i+1].begin()
+		by(next, max(next.Sub(s.Last), 0))
+	}
+	for _, b := range st.boots[g.host] {
+		if b.At > s.begin() && b.At >= s.Last {
+			if b.Exact {
+				by(b.At, 0)
+			} else {
+				by(b.At, b.At.Sub(s.Last))
+			}
+		}
+	}
+	if st.cfg.Idle > 0 {
+		by(s.Last.Add(st.cfg.Idle), 0)
+	}
+	if st.cfg.MaxLength > 0 {
+		by(s.begin().Add(st.cfg.MaxLength), 0)
+	}
+	return end, slack
+}
+
+// evict ends a fact where another session began to use its address: the stop of the one
+// before has been lost, or is on its way.
+func (st *sessionState) evict(g *sessionGroup, s *session, last flow.Time, fact *flow.Fact) {
+	if len(st.byAddr[fact.Addr]) > maxAtAddr {
+		return
+	}
+	for other := range st.byAddr[fact.Addr] {
+		for _, o := range other.sessions {
+			if o == s {
+				continue
+			}
+			stays := o.Stays[family(fact.Addr)]
+			for k := range stays {
+				since := stays[k].First
+				if stays[k].Addr != fact.Addr || since <= fact.Since || fact.Until != 0 && since >= fact.Until {
+					continue
+				}
+				if o.Stop != 0 && o.Stop <= since {
+					continue // an end alone says nothing of a beginning
+				}
+				if last > since {
+					continue // both were heard there: it is not known who has it
+				}
+				fact.Until, fact.UntilSlack = since, max(since.Sub(last), 0)
+			}
+		}
+	}
+}
+
+// makeRoom drops sessions that have ended, looking through them once a minute of the events'
+// time at most.
+func (st *sessionState) makeRoom(now flow.Time) bool {
+	if now >= st.looked && now.Sub(st.looked) < time.Minute {
+		return false
+	}
+	st.looked = now
+	return st.forgetTo(now, 0) < maxSessions
+}
+
+// forget drops what ended longer ago than late events come.
+func (st *sessionState) forget(now flow.Time) {
+	st.forgetTo(now, rememberSessions)
+	st.hosts.forget(now)
+	for host, boots := range st.boots {
+		boots = slices.DeleteFunc(boots, func(b boot) bool { return b.At.Add(rememberSessions) < now && len(st.byHost[host]) == 0 })
+		if st.boots[host] = boots; len(boots) == 0 {
+			delete(st.boots, host)
+		}
+	}
+}
+
+// forgetTo drops groups all sessions of which ended so long before now, and says how many
+// sessions are left.
+func (st *sessionState) forgetTo(now flow.Time, keep time.Duration) int {
+	for name, g := range st.groups {
+		over := true
+		for i, s := range g.sessions {
+			end, _ := st.end(g, i)
+			if end == 0 && s.User == "" {
+				end = s.Last
+			}
+			over = over && end != 0 && end.Add(keep) < now
+		}
+		if !over {
+			continue
+		}
+		st.count -= len(g.sessions)
+		st.facts -= len(g.told)
+		delete(st.groups, name)
+		unindex(st.byHost, g.host, g)
+		for _, s := range g.sessions {
+			if s.On != "" {
+				unindex(st.byOn, s.On, g)
+				unindex(st.byOn, label(s.On), g)
+			}
+			for f := range s.Stays {
+				for k := range s.Stays[f] {
+					unindex(st.byAddr, s.Stays[f][k].Addr, g)
+				}
+			}
+		}
+	}
+	return st.count
+}
+
+// savedSessions is the state in a file.
+type savedSessions struct {
+	Groups []savedGroup      `json:"groups,omitempty"`
+	Boots  map[string][]boot `json:"boots,omitempty"`
+	Hosts  []flow.Fact       `json:"hosts,omitempty"`
+}
+
+type savedGroup struct {
+	Name     string      `json:"name"`
+	Host     string      `json:"host"`
+	Sessions []*session  `json:"sessions"`
+	Told     []flow.Fact `json:"told,omitempty"`
+}
+
+func (st *sessionState) save() (out savedSessions) {
+	for _, name := range slices.Sorted(maps.Keys(st.groups)) {
+		g := st.groups[name]
+		saved := savedGroup{Name: name, Host: g.host, Sessions: g.sessions}
+		for _, f := range g.told {
+			saved.Told = append(saved.Told, f)
+		}
+		slices.SortFunc(saved.Told, compareFacts)
+		out.Groups = append(out.Groups, saved)
+	}
+	out.Boots, out.Hosts = st.boots, st.hosts.save()
+	return out
+}
+
+func (st *sessionState) restore(in *savedSessions) {
+	for i := range in.Groups {
+		saved := &in.Groups[i]
+		g := &sessionGroup{name: saved.Name, host: saved.Host, sessions: saved.Sessions, told: map[factIdentity]flow.Fact{}}
+		st.groups[g.name] = g
+		st.count += len(g.sessions)
+		index(st.byHost, g.host, g)
+		for k := range saved.Told {
+			st.noteIn(g, &saved.Told[k])
+		}
+		for _, s := range g.sessions {
+			if s.On != "" {
+				index(st.byOn, s.On, g)
+				index(st.byOn, label(s.On), g)
+			}
+			for f := range s.Stays {
+				for k := range s.Stays[f] {
+					if a := s.Stays[f][k].Addr; !a.IsZero() {
+						index(st.byAddr, a, g)
+					}
+				}
+			}
+		}
+	}
+	if in.Boots != nil {
+		st.boots = in.Boots
+	}
+	for i := range in.Hosts {
+		st.hosts.put(&in.Hosts[i])
+	}
+}

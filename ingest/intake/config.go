@@ -33,7 +33,7 @@ type Config struct {
 	Rejected RejectedConfig `yaml:"rejected"`
 }
 
-// HTTPConfig is the address that logs are posted to, at /v1/logs/FORMAT.
+// HTTPConfig is the address that logs are posted to, at /v1/logs/FORMAT, and those of sessions at /v1/events/NAME.
 type HTTPConfig struct {
 	// Listen is the address; empty turns it off.
 	Listen string `yaml:"listen"`
@@ -55,6 +55,8 @@ type FilesConfig struct {
 	Paths []string `yaml:"paths"`
 	// Format is the format, or auto.
 	Format string `yaml:"format"`
+	// Events is, instead of a format, the name of one of identity.sessions whose log this is.
+	Events string `yaml:"events"`
 	// Observer is who wrote the files, where their lines do not say so.
 	Observer string `yaml:"observer"`
 }
@@ -65,6 +67,8 @@ type SyslogConfig struct {
 	Listen string `yaml:"listen"`
 	// Format is the format of the messages, or auto: each connection is then taken for what its first messages are.
 	Format string `yaml:"format"`
+	// Events is, instead of a format, the name of one of identity.sessions whose log this is.
+	Events string `yaml:"events"`
 	// TLS is the certificate shown to senders, and with clientCA the one asked of them. Without it messages come in the clear.
 	TLS TLSConfig `yaml:"tls"`
 	// Senders is the allow-list: addresses and prefixes that may connect. Off loopback it is required, unless tls.clientCA is set.
@@ -118,7 +122,14 @@ func (c *Config) Validate() error {
 			errs = append(errs, fmt.Errorf("%s: %w", key, err))
 		}
 	}
-	format := func(key, name string) {
+	format := func(key, name, events string) {
+		if events != "" {
+			if name != "" {
+				check(key+".format", fmt.Errorf("is %q beside events; give one of them", name))
+			}
+			return
+		}
+		key += ".format"
 		_, err := agent.NewDecoder(name, c.Decode, flow.NewNames(1))
 		check(key, err)
 	}
@@ -149,14 +160,14 @@ func (c *Config) Validate() error {
 				check(key+".paths", fmt.Errorf("%q is no pattern: %w", p, err))
 			}
 		}
-		format(key+".format", f.Format)
+		format(key, f.Format, f.Events)
 	}
 	for i := range c.Syslog {
 		s := &c.Syslog[i]
 		key := fmt.Sprintf("syslog[%d]", i)
 		check(key+".listen", address(s.Listen))
 		check(key+".tls", s.TLS.validate())
-		format(key+".format", s.Format)
+		format(key, s.Format, s.Events)
 		_, err := parseSenders(s.Senders)
 		check(key+".senders", err)
 		if !onLoopback(s.Listen) && s.Senders == nil && s.TLS.ClientCA == "" {
@@ -167,7 +178,7 @@ func (c *Config) Validate() error {
 		}
 	}
 	if c.Stdin.Format != "" {
-		format("stdin.format", c.Stdin.Format)
+		format("stdin", c.Stdin.Format, "")
 	}
 	check("decode", c.Decode.Validate())
 	if z := c.Decode.ZoneOffset; z < -14*time.Hour || z > 14*time.Hour {

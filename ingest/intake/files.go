@@ -63,9 +63,8 @@ type followed struct {
 	file  *os.File
 	info  fs.FileInfo
 	src   *bufio.Reader // unpacked; nil: file itself
-	split agent.Splitter
-	done  int64  // bytes handed on, unpacked: whole lines
-	rest  []byte // read behind them
+	done  int64         // bytes handed on, unpacked: whole lines
+	rest  []byte        // read behind them
 	gone  time.Time
 	ended bool
 
@@ -238,7 +237,7 @@ func (f *follower) begin(cfg *FilesConfig, path string, info fs.FileInfo) (_ *fo
 	if err != nil {
 		return nil, err
 	}
-	file := &followed{cfg: cfg, path: path, file: h, info: info, split: agent.Splitter{MaxItem: int(f.in.cfg.MaxLine)}}
+	file := &followed{cfg: cfg, path: path, file: h, info: info}
 	defer func() {
 		if err != nil || file.reader == nil {
 			h.Close()
@@ -260,7 +259,7 @@ func (f *follower) begin(cfg *FilesConfig, path string, info fs.FileInfo) (_ *fo
 	} else if _, err := rand.Read(mark.Key[:]); err != nil {
 		return nil, err
 	}
-	file.reader, err = f.in.newReader("file", cfg.Format, agent.Origin{Seed: binary.BigEndian.Uint64(mark.Key[:]), Observer: cfg.Observer}, mark.Key, f.table)
+	file.reader, err = f.in.readerOf("file", cfg.Format, cfg.Events, agent.Origin{Seed: binary.BigEndian.Uint64(mark.Key[:]), Observer: cfg.Observer}, mark.Key, f.table)
 	if err != nil {
 		return nil, err
 	}
@@ -335,8 +334,8 @@ func (file *followed) resume(offset int64) error {
 		return err
 	}
 	for at := 0; at < len(head); {
-		item, n, err := file.split.Next(head[at:], false)
-		if n == 0 || err == nil && len(item) > 0 && !file.dec.Prime(item) {
+		item, n, err := file.next(head[at:], false)
+		if n == 0 || err == nil && len(item) > 0 && !file.prime(item) {
 			break
 		}
 		at += n
@@ -422,12 +421,11 @@ func (file *followed) source() io.Reader {
 // lines hands on what buf holds of whole lines.
 func (f *follower) lines(ctx context.Context, file *followed, buf []byte, last bool) error {
 	file.origin.Received = f.in.opts.Clock()
-	file.table = f.table
-	file.dec.Rename(f.table.names)
+	file.rename(f.table)
 	var batches []ingest.Lines
 	rest, done := buf, file.done
 	for len(rest) > 0 {
-		item, n, err := file.split.Next(rest, last)
+		item, n, err := file.next(rest, last)
 		if n == 0 {
 			break
 		}
@@ -444,6 +442,9 @@ func (f *follower) lines(ctx context.Context, file *followed, buf []byte, last b
 		batches = file.cut(batches, file.mark(done, last))
 	}
 	f.table = file.table
+	if err := file.give(ctx); err != nil {
+		return err
+	}
 	if err := f.in.append(ctx, batches); err != nil {
 		return err
 	}

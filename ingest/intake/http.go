@@ -31,6 +31,9 @@ import (
 // requestsKept is how long a request is recognised when it comes again.
 const requestsKept = 24 * time.Hour
 
+// eventsWait is how long a request waits for the source of its session events.
+const eventsWait = 10 * time.Second
+
 // httpDoor takes logs as HTTP requests: POST /v1/logs/FORMAT, lines or JSON, plain or packed
 // with gzip or zstd. A request is answered when its flows last. One that comes again, by its
 // Idempotency-Key or without one by its body, is answered alike and not taken in again.
@@ -41,7 +44,8 @@ type httpDoor struct {
 	slots    chan struct{}
 	tables   chan *table // those at rest; each belongs to one request at a time
 
-	mu sync.Mutex // held while a request is looked up and appended
+	mu       sync.Mutex // held while a request is looked up and appended
+	eventsMu sync.Mutex // likewise, of session events, which may have to wait for their source
 }
 
 func (in *Intake) openHTTP(ctx context.Context) (d *httpDoor, err error) {
@@ -75,6 +79,7 @@ func (d *httpDoor) run(ctx context.Context) error {
 	cfg := &d.in.cfg.HTTP
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/logs/{format}", d.serve)
+	mux.HandleFunc("POST /v1/events/{source}", d.serve)
 	srv := &http.Server{
 		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: cfg.Timeout, WriteTimeout: cfg.Timeout + 10*time.Second,
 		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(d.in.log.Handler(), slog.LevelDebug),
@@ -101,6 +106,7 @@ type answer struct {
 	Lines     uint64            `json:"lines"`
 	Accepted  uint64            `json:"accepted"` // lines that were read, flows or not
 	Flows     uint64            `json:"flows"`
+	Events    uint64            `json:"events,omitempty"` // session events
 	NotFlows  map[string]uint64 `json:"not_flows,omitempty"`
 	Rejected  uint64            `json:"rejected"`
 	Errors    []lineError       `json:"errors,omitempty"` // the first of the rejected lines
@@ -156,7 +162,7 @@ func (d *httpDoor) serve(w http.ResponseWriter, r *http.Request) {
 	default:
 		held = d.in.newTable()
 	}
-	code, err := req.read(src, format, idempotency, held)
+	code, err := req.read(r.Context(), src, format, r.PathValue("source"), idempotency, held)
 	if req.reader != nil {
 		held = req.table // perhaps a new one
 	}
@@ -227,11 +233,16 @@ type request struct {
 }
 
 // read reads a body, decodes it and makes it last; code is the status to answer with.
-func (q *request) read(src io.Reader, format, idempotency string, t *table) (code int, err error) {
+func (q *request) read(ctx context.Context, src io.Reader, format, source, idempotency string, t *table) (code int, err error) {
 	in := q.door.in
 	// The key is known when the body is. Ids of flows have to be the same when the request
 	// comes again, so they hang on the lines' own content and place.
-	q.reader, err = in.newReader("http", format, q.origin, [16]byte{}, t)
+	if source == "" {
+		q.reader, err = in.newReader("http", format, q.origin, [16]byte{}, t)
+	} else {
+		format = "events\x00" + source
+		q.reader, err = in.newEventReader("http", source, q.origin, [16]byte{}, t)
+	}
 	if err != nil {
 		return http.StatusNotFound, err
 	}
@@ -261,19 +272,18 @@ func (q *request) read(src io.Reader, format, idempotency string, t *table) (cod
 	if q.total.Read+q.total.NotFlow == 0 {
 		return http.StatusBadRequest, errors.New("none of the lines could be read; nothing is taken in")
 	}
-	return q.keep(batches)
+	return q.keep(ctx, batches)
 }
 
 // batches cuts a body and decodes it.
 func (q *request) batches(body []byte, mark *ingest.Mark) (out []ingest.Lines) {
-	s := agent.Splitter{MaxItem: int(q.door.in.cfg.MaxLine)}
 	cut := func(last bool) {
 		mark.To++
 		mark.Ended = last
 		out = q.cut(out, *mark)
 	}
 	for at := 0; at < len(body); {
-		item, n, err := s.Next(body[at:], true)
+		item, n, err := q.next(body[at:], true)
 		if err != nil || len(item) > 0 {
 			q.line(item, uint64(at), err)
 		}
@@ -292,13 +302,17 @@ func (q *request) batches(body []byte, mark *ingest.Mark) (out []ingest.Lines) {
 }
 
 // keep makes batches last, unless they do.
-func (q *request) keep(batches []ingest.Lines) (code int, err error) {
+func (q *request) keep(ctx context.Context, batches []ingest.Lines) (code int, err error) {
 	d := q.door
-	d.mu.Lock()
+	mu := &d.mu
+	if q.events != nil {
+		mu = &d.eventsMu
+	}
+	mu.Lock()
 	last := batches[len(batches)-1].Mark
 	had, known := d.in.opts.Log.Mark(last.Key)
 	if known && had.Check != last.Check {
-		d.mu.Unlock()
+		mu.Unlock()
 		return http.StatusUnprocessableEntity, errors.New("the Idempotency-Key was used for another body within a day; nothing is taken in")
 	}
 	if known {
@@ -308,8 +322,15 @@ func (q *request) keep(batches []ingest.Lines) (code int, err error) {
 			batches = batches[1:]
 		}
 	}
-	_, err = d.in.opts.Log.AppendLines(batches)
-	d.mu.Unlock()
+	if len(batches) > 0 {
+		waiting, cancel := context.WithTimeout(ctx, eventsWait)
+		err = q.give(waiting)
+		cancel()
+	}
+	if err == nil {
+		_, err = d.in.opts.Log.AppendLines(batches)
+	}
+	mu.Unlock()
 	if err == nil {
 		err = d.in.opts.Log.Sync()
 	}
@@ -327,10 +348,13 @@ func (q *request) answer() *answer {
 	if q.reader == nil {
 		return a
 	}
-	a.Format, a.Why = q.dec.Format()
+	a.Format, a.Why = q.format()
 	a.Lines, a.Flows, a.NotFlows = q.lines, q.flows, q.why
 	a.Accepted = uint64(q.total.Read) + uint64(q.total.NotFlow)
 	a.Rejected, a.Errors = uint64(q.total.Rejected), q.errs
+	if q.events != nil {
+		a.Events = q.events.told
+	}
 	return a
 }
 

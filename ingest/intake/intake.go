@@ -47,12 +47,23 @@ type Options struct {
 	Resolve func(ref string) (string, error)
 	// Token is what HTTP asks for where the configuration names none.
 	Token string
+	// Events are the sources that logs of sessions belong to, by their names in the
+	// configuration. HTTP takes them at /v1/events/NAME.
+	Events map[string]EventSink
 	// Rejected is the file that a sample of the lines which could not be read goes to;
 	// empty: nowhere.
 	Rejected   string
 	Stdin      io.Reader
 	Logger     *slog.Logger          // nil: silent
 	Registerer prometheus.Registerer // nil: no metrics
+}
+
+// EventSink is what takes session events: the source of a name.
+type EventSink interface {
+	// NewDecoder makes a decoder of its log's lines.
+	NewDecoder(maxItem int) (*agent.EventDecoder, error)
+	// Take returns when the events last. Events may be brought again.
+	Take(ctx context.Context, events []agent.SessionEvent) error
 }
 
 // Intake is all ways in of a configuration.
@@ -71,6 +82,16 @@ type Intake struct {
 func New(cfg Config, opts Options) (*Intake, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
+	}
+	for i := range cfg.Files {
+		if err := opts.knows(cfg.Files[i].Events); err != nil {
+			return nil, fmt.Errorf("files[%d].events: %w", i, err)
+		}
+	}
+	for i := range cfg.Syslog {
+		if err := opts.knows(cfg.Syslog[i].Events); err != nil {
+			return nil, fmt.Errorf("syslog[%d].events: %w", i, err)
+		}
 	}
 	in := &Intake{cfg: cfg, opts: opts, log: opts.Logger, met: newMetrics(opts.Registerer)}
 	if in.log == nil {
@@ -200,6 +221,8 @@ type reader struct {
 	key    [16]byte
 	dec    *agent.Decoder
 	decode func(line []byte, pos uint64, o *agent.Origin, out *flow.Batch) error // dec's
+	next   func(buf []byte, eof bool) (item []byte, n int, err error)            // cuts bytes into lines
+	events *eventReader                                                          // of a log of sessions
 	table  *table
 	batch  *flow.Batch
 	counts ingest.LineCounts
@@ -230,7 +253,8 @@ func (in *Intake) newReader(way, format string, origin agent.Origin, key [16]byt
 	if err != nil {
 		return nil, err
 	}
-	return &reader{in: in, way: way, origin: origin, key: key, dec: dec, decode: dec.Decode, table: t, batch: flow.NewBatch(BatchRecords, nil), why: map[string]uint64{}}, nil
+	split := &agent.Splitter{MaxItem: int(in.cfg.MaxLine)}
+	return &reader{next: split.Next, in: in, way: way, origin: origin, key: key, dec: dec, decode: dec.Decode, table: t, batch: flow.NewBatch(BatchRecords, nil), why: map[string]uint64{}}, nil
 }
 
 // line takes a line in; pos is its place in the input.
@@ -238,11 +262,17 @@ func (r *reader) line(line []byte, pos uint64, tooLong error) {
 	r.lines++
 	before := len(r.batch.Records)
 	err := tooLong
-	if err == nil {
+	switch {
+	case err != nil:
+	case r.events != nil:
+		err = r.events.take(line, &r.origin)
+	default:
 		err = r.decode(line, pos, &r.origin, r.batch)
 	}
 	var not agent.NotFlow
 	switch {
+	case err == nil && r.events != nil:
+		r.counts.NotFlow++
 	case err == nil:
 		r.counts.Read++
 		r.flows += uint64(len(r.batch.Records) - before)
@@ -258,19 +288,21 @@ func (r *reader) line(line []byte, pos uint64, tooLong error) {
 		if len(r.errs) < maxLineErrors {
 			r.errs = append(r.errs, lineError{r.lines, pos, err.Error()})
 		}
-		name, _ := r.dec.Format()
+		name, _ := r.format()
 		r.in.rejected.add(rejectedLine{r.origin.Received, r.way, name, r.origin.Observer, pos, err.Error(), line})
 	}
 }
 
 // full says whether the batch should be cut. A quarter leaves room for a line of many flows, and
 // with ten names of 256 bytes a flow is still a payload that fits.
-func (r *reader) full() bool { return len(r.batch.Records) >= BatchRecords/4 }
+func (r *reader) full() bool {
+	return len(r.batch.Records) >= BatchRecords/4 || r.events != nil && len(r.events.held)-r.events.cut >= maxHeldEvents
+}
 
 // cut appends what was gathered to batches, with a mark. A batch of lines that told nothing is
 // one too: they are counted. What does not fit into one batch is several that belong together.
 func (r *reader) cut(batches []ingest.Lines, mark ingest.Mark) []ingest.Lines {
-	name, _ := r.dec.Format()
+	name, _ := r.format()
 	r.in.met.lines(name, r.counts)
 	records := r.batch.Records
 	for {
@@ -289,8 +321,12 @@ func (r *reader) cut(batches []ingest.Lines, mark ingest.Mark) []ingest.Lines {
 		batches = append(batches, l)
 	}
 	r.batch.Reset()
-	r.table = r.in.renew(r.table)
-	r.dec.Rename(r.table.names)
+	if r.events != nil {
+		r.events.cut = len(r.events.held)
+	} else {
+		r.table = r.in.renew(r.table)
+		r.dec.Rename(r.table.names)
+	}
 	return batches
 }
 

@@ -14,7 +14,7 @@ import (
 // readStdin reads standard input to its end. There is no going back in it: what was read
 // and not yet appended when the process is killed is lost, at most a batch.
 func (in *Intake) readStdin(ctx context.Context) error {
-	s, err := in.newStream("stdin", in.cfg.Stdin.Format, agent.Origin{Observer: in.cfg.Stdin.Observer})
+	s, err := in.newStream("stdin", in.cfg.Stdin.Format, "", agent.Origin{Observer: in.cfg.Stdin.Observer})
 	if err != nil {
 		return err
 	}
@@ -62,22 +62,21 @@ func (in *Intake) readStdin(ctx context.Context) error {
 // stream is an input that comes bit by bit and cannot be gone back in.
 type stream struct {
 	*reader
-	split agent.Splitter
-	buf   []byte
-	at    uint64
+	buf []byte
+	at  uint64
 }
 
-func (in *Intake) newStream(way, format string, origin agent.Origin) (*stream, error) {
+func (in *Intake) newStream(way, format, events string, origin agent.Origin) (*stream, error) {
 	var id [24]byte
 	if _, err := rand.Read(id[:]); err != nil {
 		return nil, err
 	}
 	origin.Seed = binary.BigEndian.Uint64(id[16:])
-	r, err := in.newReader(way, format, origin, [16]byte(id[:16]), in.newTable())
+	r, err := in.readerOf(way, format, events, origin, [16]byte(id[:16]), in.newTable())
 	if err != nil {
 		return nil, err
 	}
-	return &stream{reader: r, split: agent.Splitter{MaxItem: int(in.cfg.MaxLine)}}, nil
+	return &stream{reader: r}, nil
 }
 
 // take takes bytes in and hands on what they make up; at the end what is left too.
@@ -87,7 +86,7 @@ func (s *stream) take(ctx context.Context, b []byte, end bool) error {
 	s.buf = append(s.buf, b...)
 	rest := s.buf
 	for len(rest) > 0 {
-		item, n, err := s.split.Next(rest, end)
+		item, n, err := s.next(rest, end)
 		if n == 0 {
 			break
 		}
@@ -110,6 +109,9 @@ func (s *stream) take(ctx context.Context, b []byte, end bool) error {
 func (s *stream) flush(ctx context.Context) error {
 	if s.counts.Sum() == 0 {
 		return nil
+	}
+	if err := s.give(ctx); err != nil {
+		return err
 	}
 	return s.in.append(ctx, s.cut(nil, ingest.Mark{}))
 }

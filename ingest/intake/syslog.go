@@ -131,11 +131,15 @@ func (d *syslogDoor) serve(ctx context.Context, conn net.Conn, peer netip.Addr) 
 		}
 		conn = secured
 	}
-	s, err := d.in.newStream("syslog", d.cfg.Format, agent.Origin{Exporter: flow.AddrFromNetip(peer)})
+	s, err := d.in.newStream("syslog", d.cfg.Format, d.cfg.Events, agent.Origin{Exporter: flow.AddrFromNetip(peer)})
 	if err != nil {
 		return err
 	}
-	s.decode = s.dec.DecodeSyslog
+	if s.events != nil {
+		s.events.sys = true
+	} else {
+		s.decode = s.dec.DecodeSyslog
+	}
 	messages := make(chan []byte, 256)
 	failed := make(chan error, 1)
 	go func() {

@@ -38,6 +38,8 @@ type rig struct {
 	full  atomic.Bool
 	nowMs atomic.Int64
 	stdin io.Reader
+
+	events map[string]EventSink
 }
 
 // taken is a batch as the pipeline sees it.
@@ -93,7 +95,7 @@ func portsOnly(names *flow.Names) Encode {
 func (r *rig) start() {
 	r.Helper()
 	var err error
-	r.in, err = New(r.cfg, Options{Log: r, Encoder: portsOnly, Clock: r.clock, Token: "secret", Rejected: filepath.Join(r.dir, "rejected.ndjson"), Stdin: r.stdin})
+	r.in, err = New(r.cfg, Options{Log: r, Encoder: portsOnly, Clock: r.clock, Token: "secret", Rejected: filepath.Join(r.dir, "rejected.ndjson"), Stdin: r.stdin, Events: r.events})
 	if err != nil {
 		r.Fatal(err)
 	}
@@ -223,7 +225,12 @@ func (r *rig) want(got, want []uint16) {
 // post sends a body and gives the answer.
 func (r *rig) post(format string, body []byte, header ...string) (int, answer) {
 	r.Helper()
-	req, err := http.NewRequestWithContext(r.Context(), http.MethodPost, "http://"+r.in.HTTPAddr()+"/v1/logs/"+format, bytes.NewReader(body))
+	return r.postTo("/v1/logs/"+format, body, header...)
+}
+
+func (r *rig) postTo(path string, body []byte, header ...string) (int, answer) {
+	r.Helper()
+	req, err := http.NewRequestWithContext(r.Context(), http.MethodPost, "http://"+r.in.HTTPAddr()+path, bytes.NewReader(body))
 	if err != nil {
 		r.Fatal(err)
 	}

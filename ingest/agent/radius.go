@@ -33,16 +33,28 @@ func newRadius(d *EventDecoder) (eventParser, error) {
 				return err
 			}
 			v.GetObject().Visit(func(key []byte, v *fastjson.Value) { r.set(key, r.value(v)) })
-			// FreeRADIUS's JSON module escapes a text and then escapes that (seen with 3.2.1);
-			// no account's name has two backslashes.
-			if i := bytes.Index(r.user, []byte(`\\`)); i >= 0 {
-				r.user = append(r.user[:i:i], r.user[i+1:]...)
-			}
+			r.user = r.escapedTwice(r.user)
 		} else if err := r.block(item); err != nil {
 			return err
 		}
 		return r.read(d)
 	}, nil
+}
+
+// escapedTwice takes off what FreeRADIUS's JSON module leaves in a text, which it escapes and
+// then escapes as a whole (seen with 3.2.1). No account's name has one of these pairs.
+func (r *radius) escapedTwice(b []byte) []byte {
+	if bytes.IndexByte(b, '\\') < 0 {
+		return b
+	}
+	from := len(r.text)
+	for i := 0; i < len(b); i++ {
+		if b[i] == '\\' && i+1 < len(b) && (b[i+1] == '\\' || b[i+1] == '"' || b[i+1] == '/') {
+			i++
+		}
+		r.text = append(r.text, b[i])
+	}
+	return r.text[from:len(r.text):len(r.text)]
 }
 
 // value is what a member says: a scalar, the first of a list, or the member value of an
@@ -254,8 +266,9 @@ func (r *radius) places(d *EventDecoder, ev SessionEvent) error {
 
 // time is when it happened. Event-Timestamp is the NAS's word (RFC 2869, 5.3); FreeRADIUS
 // writes it in its own local time with the zone's name, which says little: the offset is
-// found by its Timestamp, in seconds since 1970, less the delay. Where the two cannot be
-// brought together, as with a NAS that has lost its clock, the latter counts.
+// found by its Timestamp, in seconds since 1970, less the delay, or by the receipt. Where
+// the Timestamp cannot be brought together with it, as of a NAS that has lost its clock, that
+// counts.
 func (r *radius) time(d *EventDecoder) (flow.Time, error) {
 	received, ok := flow.Time(0), false
 	if r.stamp != nil {
@@ -289,11 +302,11 @@ func (r *radius) time(d *EventDecoder) (flow.Time, error) {
 		}
 		return t, nil
 	}
-	if r.stamp == nil { // a delivery much later tells no zone
-		return t.Add(-d.cfg.ZoneOffset), nil
-	}
 	if offset, ok := zoneBetween(t, received); ok {
 		return t - offset, nil
+	}
+	if r.stamp == nil { // it came much later, which tells no zone
+		return t.Add(-d.cfg.ZoneOffset), nil
 	}
 	return received, nil
 }

@@ -345,10 +345,11 @@ func (x *Sessions) unseen(i int32) {
 		if own || !begun || witness == nil || !a.healthy(g.all) {
 			continue
 		}
+		saw := *witness // rendering puts the observers in order
 		var row flow.Session
 		x.render(s, &row)
 		s.toldOf[k] |= flow.ContradictUnseen
-		x.say(s, &row, flow.ContradictUnseen, k, &obs{obsKey: obsKey{observer: a.observer, source: a.source}}, witness, [2]flow.Name{}, certainUnseen)
+		x.say(s, &row, flow.ContradictUnseen, k, &obs{obsKey: obsKey{observer: a.observer, source: a.source}}, &saw, [2]flow.Name{}, certainUnseen)
 		s.dirty = true
 	}
 }

@@ -270,8 +270,9 @@ func (r *radius) places(d *EventDecoder, ev SessionEvent) error {
 // the Timestamp cannot be brought together with it, as of a NAS that has lost its clock, that
 // counts.
 func (r *radius) time(d *EventDecoder) (flow.Time, error) {
-	received, ok := flow.Time(0), false
+	var received flow.Time
 	if r.stamp != nil {
+		var ok bool
 		if received, ok = epoch(r.stamp); !ok {
 			return 0, fieldError("Timestamp", r.stamp, "seconds since 1970")
 		}

@@ -19,7 +19,8 @@ const (
 	rememberSessions = 24 * time.Hour
 	// maxSessions bounds the sessions that are held; one is half a kilobyte.
 	maxSessions = 1 << 18
-	// maxStays bounds the addresses of one session one after another, per family.
+	// maxStays is how many addresses one after another, per family, make a session go on as
+	// another.
 	maxStays = 64
 	// maxAtAddr bounds the sessions of an address that are held against each other. Beyond it
 	// the address is that of a proxy: its users are told with the ends that the log tells.
@@ -137,6 +138,12 @@ func (st *sessionState) apply(ev *agent.SessionEvent, dirty dirtySessions) sessi
 	}
 	outcome := sessionTaken
 	s := st.of(g, ev)
+	if s != nil && s.full(ev) {
+		// It goes on as one of its own, and the one before ends where that begins.
+		s = &session{Began: ev.At, First: ev.At, Last: ev.At, User: s.User, Device: s.Device, On: s.On}
+		g.sessions = append(g.sessions, s)
+		st.count++
+	}
 	if s == nil {
 		s = &session{First: ev.At, Last: ev.At}
 		g.sessions = append(g.sessions, s)
@@ -194,6 +201,13 @@ func (st *sessionState) over(g *sessionGroup, s *session) flow.Time {
 	return end
 }
 
+// full says whether an event brings a session that was at too many addresses to another.
+func (s *session) full(ev *agent.SessionEvent) bool {
+	stays := s.Stays[family(ev.Addr)]
+	n := len(stays)
+	return n >= maxStays && !ev.Addr.IsZero() && stays[n-1].Addr != ev.Addr.Canonical() && ev.At > stays[n-1].Last && ev.Kind == agent.SessionUpdate
+}
+
 // merge takes an event into its session.
 func (st *sessionState) merge(g *sessionGroup, s *session, ev *agent.SessionEvent) {
 	s.First = min(s.First, ev.At)
@@ -248,6 +262,9 @@ func (s *session) observe(f int, addr flow.Addr, at flow.Time) {
 	for i > 0 && stays[i-1].First > at {
 		i--
 	}
+	if i < len(stays) && len(stays) >= 2*maxStays {
+		return // ever more in between: what is known stays as it is
+	}
 	switch {
 	case i > 0 && stays[i-1].Addr == addr:
 		stays[i-1].Last = max(stays[i-1].Last, at)
@@ -262,9 +279,6 @@ func (s *session) observe(f int, addr flow.Addr, at flow.Time) {
 		return
 	default:
 		stays = slices.Insert(stays, i, stay{addr, at, at})
-	}
-	if len(stays) > maxStays {
-		stays = slices.Delete(stays, 0, len(stays)-maxStays)
 	}
 	s.Stays[f] = stays
 }

@@ -658,3 +658,35 @@ sessions:
 		t.Error("two sources of one name")
 	}
 }
+
+// TestSessionsManyStays: a session that is at ever more addresses keeps what it told.
+func TestSessionsManyStays(t *testing.T) {
+	rec := &recorder{}
+	r := runSessions(t, sessionsConfig("radius"), "", rec)
+	base := clockOf(t, "08:00")
+	var events []agent.SessionEvent
+	for i := range 5 * maxStays {
+		ev := agent.SessionEvent{Kind: agent.SessionUpdate, At: base.Add(time.Duration(i) * time.Minute), Host: "nas", Session: "1", User: "alice", Addr: flow.AddrFrom4(0x0a000000 + uint32(i))}
+		if i == 0 {
+			ev.Kind = agent.SessionStart
+		}
+		events = append(events, ev)
+	}
+	r.take(events...)
+	told := len(rec.all)
+	for i := range events {
+		r.take(events[i])
+	}
+	if len(rec.all) != told {
+		t.Errorf("told again it told %+v", rec.all[told:])
+	}
+	for i := range events {
+		f := rec.of(events[i].Addr.String())
+		if len(f) != 1 || f[0].Since != events[i].At || i+1 < len(events) && f[0].Until != events[i+1].At {
+			t.Fatalf("at %v: %+v", events[i].At, f)
+		}
+	}
+	if n := r.state.count; n != 5 {
+		t.Errorf("%d sessions", n)
+	}
+}

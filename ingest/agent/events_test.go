@@ -188,7 +188,7 @@ func TestEventErrors(t *testing.T) {
 		{"windows-logon", EventConfig{LogonTypes: []int{2, 99}}, "logonTypes: 99 is no type of logon; want some of 2 (interactive), 3 (network), 7 (unlock), 10 (remote interactive), 11 (cached)"},
 		{"custom", EventConfig{}, "custom is missing; it says how the lines are read"},
 		{"custom", custom(func(c *CustomEventConfig) { delete(c.Fields, "user") }), "custom: fields.user is missing; want the path of that field"},
-		{"custom", custom(func(c *CustomEventConfig) { c.Fields["adress"] = "a" }), "custom: fields.adress is no field of a session event; did you mean address?"},
+		{"custom", custom(func(c *CustomEventConfig) { c.Fields["addr"] = "a" }), "custom: fields.addr is no field of a session event; did you mean at?"},
 		{"custom", custom(func(c *CustomEventConfig) { c.Fields["at"] = "a" }),
 			"custom: time is missing; want rfc3339, s, ms, us, ns or a layout of Go with a zone, such as 2006-01-02 15:04:05 -0700"},
 		{"custom", custom(func(c *CustomEventConfig) { c.Values = map[string]map[string]string{"kind": {"in": "begin"}} }),

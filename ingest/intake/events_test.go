@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,11 +15,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/goccy/go-yaml"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest"
 	"github.com/postern/postern/ingest/agent"
+	"github.com/postern/postern/ingest/identity"
 )
 
 // sink keeps what it is given, each event as kind and session.
@@ -217,5 +220,46 @@ func TestEventsConfig(t *testing.T) {
 		if err == nil || err.Error() != c.want {
 			t.Errorf("%v; want %s", err, c.want)
 		}
+	}
+}
+
+// TestEventsDocs: what the page about sessions shows can be written like that.
+func TestEventsDocs(t *testing.T) {
+	b, err := os.ReadFile(filepath.Join("..", "..", "docs", "identity-sessions.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	configs := 0
+	for block := range strings.SplitSeq(string(b), "```") {
+		text, found := strings.CutPrefix(block, "yaml\n")
+		if !found {
+			continue
+		}
+		configs++
+		var c struct {
+			Identity identity.Config `yaml:"identity"`
+			Logs     Config          `yaml:"logs"`
+		}
+		c.Logs = DefaultConfig()
+		if err := yaml.UnmarshalWithOptions([]byte(text), &c, yaml.Strict()); err != nil {
+			t.Errorf("%v in\n%s", err, text)
+			continue
+		}
+		sources, err := identity.New(c.Identity, identity.Options{StateDir: t.TempDir()})
+		if err != nil {
+			t.Errorf("%v in\n%s", err, text)
+		}
+		events := map[string]EventSink{}
+		for _, s := range sources {
+			if s, ok := s.(*identity.Sessions); ok {
+				events[s.Name()] = s
+			}
+		}
+		if _, err := New(c.Logs, Options{Clock: func() flow.Time { return 1 }, Events: events}); err != nil || len(events) != 1 {
+			t.Errorf("%v in\n%s", err, text)
+		}
+	}
+	if configs != 3 {
+		t.Errorf("%d examples", configs)
 	}
 }

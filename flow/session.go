@@ -283,3 +283,46 @@ func (s *Session) AppendService(b []byte) []byte {
 	}
 	return b
 }
+
+// Record is the session as one judged biflow, for whoever reads sessions as records: its id,
+// client as Src, counters scaled, the verdict of all observers. What the session does not say
+// is absent. A session that is part of another (Into) has no record of its own.
+func (s *Session) Record() Record {
+	c, v := &s.Client, &s.Server
+	r := Record{ID: s.ID, Start: s.Start, End: s.End, Src: c.Addr, Dst: v.Addr, Proto: s.Proto,
+		Has:          HasStart | HasEnd | HasSrc | HasDst | HasProto,
+		SamplingRate: 1, Quality: s.Quality, EnforcedBy: s.EnforcedBy, Enforced: s.Verdict.Observed,
+		BytesRaw: c.Bytes, PacketsRaw: c.Packets, RevBytesRaw: v.Bytes, RevPacketsRaw: v.Packets, TCPFlags: c.TCPFlags, RevTCPFlags: v.TCPFlags,
+		SrcHost: c.Host, DstHost: v.Host, SrcProcess: c.Process, DstProcess: v.Process, SrcIdentity: c.Identity, DstIdentity: v.Identity,
+		SrcSegment: c.Segment, DstSegment: v.Segment, SrcWorkload: c.Workload, DstWorkload: v.Workload,
+		Oriented: Forward, OrientationCertainty: s.OrientationCertainty, OtherHalf: s.BothWays, Verdict: s.Verdict}
+	for _, f := range [...]struct {
+		has  bool
+		what Has
+	}{{s.HasPorts, HasSrcPort | HasDstPort}, {s.HasICMP, HasICMP}, {c.HasBytes, HasBytes}, {c.HasPackets, HasPackets}, {v.HasBytes, HasRevBytes},
+		{v.HasPackets, HasRevPackets}, {s.Proto == ProtoTCP && c.TCPFlags != 0, HasTCPFlags}, {s.Proto == ProtoTCP && v.TCPFlags != 0, HasRevTCPFlags}} {
+		if f.has {
+			r.Has |= f.what
+		}
+	}
+	if s.HasPorts {
+		r.SrcPort, r.DstPort = c.Port, v.Port
+	}
+	if s.HasICMP {
+		r.ICMPType, r.ICMPCode = s.ICMPType, s.ICMPCode
+	}
+	if s.Open {
+		r.Oriented = Open
+		r.Quality |= QualityDirectionOpen
+	} else {
+		r.Quality &^= QualityDirectionOpen
+	}
+	if s.NAT == NATTranslated {
+		r.NATSrc, r.NATDst, r.NATSrcPort, r.NATDstPort = s.NATClient, s.NATServer, s.NATClientPort, s.NATServerPort
+		r.Has |= HasNATSrc | HasNATDst
+		if s.HasPorts {
+			r.Has |= HasNATSrcPort | HasNATDstPort
+		}
+	}
+	return r
+}

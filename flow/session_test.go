@@ -94,3 +94,25 @@ func BenchmarkConversation(b *testing.B) {
 	}
 	_ = n
 }
+
+func TestSessionRecord(t *testing.T) {
+	s := Session{ID: 7, Start: 1000, End: 2000, Proto: ProtoTCP, HasPorts: true, BothWays: true, Verdict: Verdict{Reason: ReasonDenied, Observed: ObservedDeny},
+		Client: SessionEnd{Addr: MustParseAddr("10.0.0.9"), Port: 50000, Bytes: 10, HasBytes: true}, Server: SessionEnd{Addr: MustParseAddr("10.0.0.2"), Port: 445, TCPFlags: SYN | ACK}}
+	s.Conversation = func() uint64 {
+		r := conversationRecord("10.0.0.9", 50000, "10.0.0.2", 445, ProtoTCP)
+		return r.Conversation()
+	}()
+	r := s.Record()
+	client, server := r.Ends()
+	if client != s.Client.Addr || server != s.Server.Addr || r.Service() != "tcp/445" || r.Conversation() != s.Conversation || r.Bytes() != 10 ||
+		!r.All(HasBytes|HasRevTCPFlags) || r.Any(HasRevBytes|HasTCPFlags|HasICMP|HasNATSrc) || r.Enforced != ObservedDeny || !r.OtherHalf || r.ID != 7 {
+		t.Errorf("%+v", r)
+	}
+	s.Open = true
+	if r := s.Record(); r.Oriented != Open || r.Quality&QualityDirectionOpen == 0 || string(s.AppendService(nil)) != r.Service() {
+		t.Errorf("open: %+v", r)
+	}
+	if n := reflect.TypeFor[Session]().NumField(); n != 29 {
+		t.Errorf("a session has %d fields instead of 29; see what of it its record tells", n)
+	}
+}

@@ -242,7 +242,7 @@ func session(f *flow.Fact, all []*flow.Fact, at flow.Time) int {
 		case interval(l, f.Since) == 1:
 			perhaps = append(perhaps, l)
 		case begin <= f.Since || begin >= f.Since.Add(2*time.Minute):
-		case after == nil || begin < after[0].Since.Add(-after[0].SinceSlack):
+		case len(after) == 0 || begin < after[0].Since.Add(-after[0].SinceSlack):
 			after = []*flow.Fact{l}
 		case begin == after[0].Since.Add(-after[0].SinceSlack):
 			after = append(after, l)

@@ -92,6 +92,7 @@ func namespaceID(t testing.TB, dir string) string {
 // counters and who began are stored as they were, and what got through although it should not is
 // a finding, however it was told.
 func TestNetfilter(t *testing.T) {
+	t.Parallel()
 	needRouter(t)
 	needSenders(t)
 	const ofAll = "/proc/sys/net/netfilter/nf_log_all_netns"

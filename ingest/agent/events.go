@@ -77,7 +77,7 @@ type SessionEvent struct {
 type EventConfig struct {
 	// LogonTypes are the types of Windows logons that count, of windows-logon.
 	LogonTypes []int `yaml:"logonTypes"`
-	// Clients places whoever logs on from afar (windows-logon, types 3 and 10) at the client's address too, not only on the host.
+	// Clients is whether who logs on from afar (windows-logon, types 3 and 10) is at the client's address too, not only on the host.
 	Clients bool `yaml:"clients"`
 	// ZoneOffset is how far ahead of UTC the clocks are whose stamps have no zone, such as 2h or -5h.
 	ZoneOffset time.Duration `yaml:"zoneOffset"`

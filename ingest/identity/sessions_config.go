@@ -9,12 +9,12 @@ import (
 	"github.com/postern/postern/ingest/agent"
 )
 
-// SessionsConfig is a log of who logs on and off. Its lines come by logs.http (at
-// /v1/events/NAME), logs.files or logs.syslog, which name it.
+// SessionsConfig is a log of who logs on and off. Its lines come by ingest.logs: http (at
+// /v1/events/NAME), files or syslog, which name it.
 type SessionsConfig struct {
 	// Name is what this source is called in metrics, in stored flows, in URLs and by `postern explain`.
 	Name string `yaml:"name"`
-	// Format is windows-logon, radius or custom.
+	// Format is what wrote the log: windows-logon, radius or custom.
 	Format string `yaml:"format"`
 	// Hosts are the names of sources that say at which addresses a host is, for logs that name the host and not its address. Whoever may write there may move a user to an address.
 	Hosts []string `yaml:"hosts"`

@@ -55,7 +55,7 @@ type FilesConfig struct {
 	Paths []string `yaml:"paths"`
 	// Format is the format, or auto.
 	Format string `yaml:"format"`
-	// Events is, instead of a format, the name of one of identity.sessions whose log this is.
+	// Events is the name of one of identity.sessions whose log this is; it stands instead of a format.
 	Events string `yaml:"events"`
 	// Observer is who wrote the files, where their lines do not say so.
 	Observer string `yaml:"observer"`
@@ -67,7 +67,7 @@ type SyslogConfig struct {
 	Listen string `yaml:"listen"`
 	// Format is the format of the messages, or auto: each connection is then taken for what its first messages are.
 	Format string `yaml:"format"`
-	// Events is, instead of a format, the name of one of identity.sessions whose log this is.
+	// Events is the name of one of identity.sessions whose log this is; it stands instead of a format.
 	Events string `yaml:"events"`
 	// TLS is the certificate shown to senders, and with clientCA the one asked of them. Without it messages come in the clear.
 	TLS TLSConfig `yaml:"tls"`

@@ -238,9 +238,11 @@ func TestEventsDocs(t *testing.T) {
 		configs++
 		var c struct {
 			Identity identity.Config `yaml:"identity"`
-			Logs     Config          `yaml:"logs"`
+			Ingest   struct {
+				Logs Config `yaml:"logs"`
+			} `yaml:"ingest"`
 		}
-		c.Logs = DefaultConfig()
+		c.Ingest.Logs = DefaultConfig()
 		if err := yaml.UnmarshalWithOptions([]byte(text), &c, yaml.Strict()); err != nil {
 			t.Errorf("%v in\n%s", err, text)
 			continue
@@ -255,7 +257,7 @@ func TestEventsDocs(t *testing.T) {
 				events[s.Name()] = s
 			}
 		}
-		if _, err := New(c.Logs, Options{Clock: func() flow.Time { return 1 }, Events: events}); err != nil || len(events) != 1 {
+		if _, err := New(c.Ingest.Logs, Options{Clock: func() flow.Time { return 1 }, Events: events}); err != nil || len(events) != 1 {
 			t.Errorf("%v in\n%s", err, text)
 		}
 	}

@@ -50,6 +50,12 @@ func who(a flow.Addr, workload, segment, identity string) string {
 func (f *finding) title() string {
 	t, ex := &f.Told, word(f.Told.Exception)
 	switch f.Key.Type {
+	case flow.FindingIdentity:
+		return "Two identities for one end of a session"
+	case flow.FindingUnseen:
+		return "A session that the host's own agent never saw"
+	case flow.FindingVerdict:
+		return "A session that was stopped at one end and seen at the other"
 	case flow.FindingExpired:
 		return "Ended exception " + ex + " still in use"
 	case flow.FindingNotYetValid:
@@ -100,6 +106,9 @@ func moment(t flow.Time) string {
 // sentence says who did what, to whom, by which exception or against which rule,
 // and why that matters. An open pair is named as a pair: no culprit is made up.
 func (f *finding) sentence() string {
+	if said := f.contradiction(); said != "" {
+		return said
+	}
 	t, k := &f.Told, &f.Key
 	a := who(k.Client, t.SrcWorkload, t.SrcSegment, t.Identity)
 	z := who(k.Server, t.DstWorkload, t.DstSegment, "")
@@ -192,6 +201,12 @@ func (f *finding) next() string {
 		stop = " Enforcement blocked it, so there is time to ask first."
 	}
 	switch f.Key.Type {
+	case flow.FindingIdentity:
+		return "See which of the two is right: an agent that names another identity than everybody else is misconfigured, or lies."
+	case flow.FindingUnseen:
+		return "Look at the agent of that host: it was switched off, was bypassed, or leaves out what somebody does not want seen."
+	case flow.FindingVerdict:
+		return "See whether enforcement at that end does what it says: what it reports as stopped got through."
 	case flow.FindingExpired:
 		return "Ask " + owner + " whether the access is still needed. If it is, request a new exception with its own ticket and approval; if not, stop whatever still uses it." + stop
 	case flow.FindingNotYetValid:

@@ -13,6 +13,9 @@ var severities = map[string]struct{ escaped, attempted, blocked flow.Severity }{
 	flow.FindingOutlived:    {flow.Medium, flow.Medium, flow.Low},
 	flow.FindingDenied:      {flow.Medium, flow.Low, flow.Low},
 	flow.FindingMisblocked:  {flow.Low, flow.Low, flow.Low},
+	flow.FindingIdentity:    {flow.Medium, flow.Medium, flow.Low},
+	flow.FindingUnseen:      {flow.Medium, flow.Low, flow.Low},
+	flow.FindingVerdict:     {flow.Medium, flow.Medium, flow.Low},
 }
 
 const crownJewel = "crown-jewel"

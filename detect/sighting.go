@@ -83,6 +83,10 @@ type told struct {
 	ValidUntil    flow.Time       `json:"validUntil,omitempty"` // of an outlived exception
 	Start         flow.Time       `json:"start"`
 	Record        uint64          `json:"record"`
+
+	// Of contradictions between observers.
+	Side   string  `json:"side,omitempty"` // client or server
+	Claims []claim `json:"claims,omitempty"`
 }
 
 // standsBefore orders the records of a finding: which of two tells more of it.

@@ -20,6 +20,13 @@ const (
 	FindingMisblocked  = "misblocked"
 )
 
+// The types of finding that contradictions between observers give rise to.
+const (
+	FindingIdentity = "identity-mismatch"
+	FindingUnseen   = "unseen-by-agent"
+	FindingVerdict  = "verdict-mismatch"
+)
+
 // Finding is what somebody must be told: the same object in the webhook, in
 // ClickHouse and on standard output. Strings may hold what hosts on the network
 // chose to say; whoever renders one escapes it.

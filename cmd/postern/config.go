@@ -35,6 +35,8 @@ type config struct {
 	Identity identityConfig `yaml:"identity"`
 	// Enrich bounds the wait for the other half of a conversation.
 	Enrich enrich.Config `yaml:"enrich"`
+	// Sessions is how observations of one conversation are merged.
+	Sessions enrich.SessionsConfig `yaml:"sessions"`
 	// Detect is how findings are made and told.
 	Detect detect.Config `yaml:"detect"`
 	// ClickHouse is where rows go.
@@ -91,6 +93,7 @@ func defaultConfig() config {
 		Policy:     policyConfig{Dir: "policy", Judge: policy.DefaultConfig()},
 		Identity:   identityConfig{IdentityConfig: enrich.DefaultIdentityConfig()},
 		Enrich:     enrich.DefaultConfig(),
+		Sessions:   enrich.DefaultSessionsConfig(),
 		Detect:     detect.DefaultConfig(),
 		ClickHouse: sink.DefaultClickHouseConfig(),
 		Embedded:   embedded.DefaultConfig(),
@@ -183,6 +186,7 @@ func (c *config) validate() error {
 	check("identity", c.Identity.IdentityConfig.Validate())
 	check("identity", c.Identity.Sources.Validate())
 	check("enrich", c.Enrich.Validate())
+	check("sessions", c.Sessions.Validate())
 	check("detect", c.Detect.Validate())
 	check("clickhouse", c.ClickHouse.Validate())
 	if c.ClickHouse.URL == sink.URLEmbedded {

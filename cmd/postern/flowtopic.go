@@ -355,6 +355,9 @@ func (s *flowTopic) produce(ctx context.Context, h kafka.Header, records []flow.
 	return send()
 }
 
+// sessions has nothing to do: they are merged where flows are judged.
+func (s *flowTopic) sessions(context.Context, sink.Insert, []flow.Session) error { return nil }
+
 // findings has nothing to do: who hands flows on judges none.
 func (s *flowTopic) findings(_ context.Context, _ sink.Insert, contribs []flow.Contribution, events []*flow.Finding) error {
 	if len(contribs)+len(events) > 0 {

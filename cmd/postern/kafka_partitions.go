@@ -283,7 +283,7 @@ func (s *switchOver) grow(ctx context.Context, kind string) error {
 // records that wait are counted where they wait from now on.
 func (s *switchOver) divide() error {
 	states := map[int]partitionState{}
-	var pairers, detectors [][]byte
+	var pairers, detectors, sessions [][]byte
 	var last flow.Time
 	var slowest pace
 	for p := range s.to {
@@ -295,6 +295,9 @@ func (s *switchOver) divide() error {
 			kept.Producers = producers{}
 		} else {
 			pairers, detectors = append(pairers, kept.Sections["pairer"]), append(detectors, kept.Sections["detector"])
+			if state, ok := kept.Sections["sessions"]; ok {
+				sessions = append(sessions, state)
+			}
 		}
 		kept.Ledger = maps.Clone(kept.Ledger)
 		if kept.Ledger == nil {
@@ -308,6 +311,10 @@ func (s *switchOver) divide() error {
 		return err
 	}
 	found, err := detect.Divide(detectors, s.to, partition)
+	if err != nil {
+		return err
+	}
+	merged, err := enrich.DivideSessions(sessions, s.to, partition)
 	if err != nil {
 		return err
 	}
@@ -335,7 +342,7 @@ func (s *switchOver) divide() error {
 			return err
 		}
 		state.Version, state.Settings, state.Last, state.Pace = partitionStateVersion, settings, last, slowest
-		state.Sections = map[string][]byte{"pairer": waiting[p], "detector": found[p]}
+		state.Sections = map[string][]byte{"pairer": waiting[p], "detector": found[p], "sessions": merged[p]}
 		states[p] = state
 	}
 	s.say(fmt.Sprintf("%d of %d partitions have a checkpoint; %d flows wait there for their other half", len(pairers), s.from, moved))

@@ -38,6 +38,8 @@ func (c *counting) rows(_ context.Context, u unit, _ int, b *block) (bool, error
 	return false, nil
 }
 
+func (c *counting) sessions(context.Context, sink.Insert, []flow.Session) error { return nil }
+
 func (c *counting) findings(context.Context, sink.Insert, []flow.Contribution, []*flow.Finding) error {
 	return nil
 }

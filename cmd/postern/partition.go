@@ -70,14 +70,21 @@ type partitionState struct {
 
 const partitionStateVersion = 1
 
-// sections are the states of the stages by name; each is JSON, and stays that.
+// sections are the states of the stages by name. Those that are JSON stay that, others are in
+// base64.
 type sections map[string][]byte
 
 // MarshalJSON implements json.Marshaler.
 func (s sections) MarshalJSON() ([]byte, error) {
 	raw := make(map[string]json.RawMessage, len(s))
 	for name, state := range s {
-		raw[name] = state
+		if raw[name] = state; len(state) == 0 || state[0] != '{' {
+			text, err := json.Marshal(state)
+			if err != nil {
+				return nil, err
+			}
+			raw[name] = text
+		}
 	}
 	return json.Marshal(raw)
 }
@@ -90,7 +97,14 @@ func (s *sections) UnmarshalJSON(b []byte) error {
 	}
 	*s = make(sections, len(raw))
 	for name, state := range raw {
-		(*s)[name] = state
+		if (*s)[name] = state; len(state) == 0 || state[0] == '{' {
+			continue
+		}
+		var binary []byte
+		if err := json.Unmarshal(state, &binary); err != nil {
+			return err
+		}
+		(*s)[name] = binary
 	}
 	return nil
 }
@@ -354,7 +368,7 @@ func (w *partition) build() (err error) {
 	} else {
 		w.pin = &pinned{w.history}
 		reg := prometheus.WrapRegistererWith(prometheus.Labels{"partition": strconv.Itoa(w.a.Partition)}, w.reg)
-		if cfg.pairer, cfg.detector, err = judges(set, w.pin, w.identity, w.names, reg); err != nil {
+		if cfg.judging, err = judges(set, w.pin, w.identity, w.names, reg); err != nil {
 			return err
 		}
 		cfg.store, cfg.blocks = w.rows, w.blocks

@@ -14,8 +14,6 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 
-	"github.com/postern/postern/detect"
-	"github.com/postern/postern/enrich"
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest"
 	"github.com/postern/postern/ingest/kafka"
@@ -37,14 +35,15 @@ import (
 // Everything left of the line is a deterministic state machine over the entries of
 // its input. Nothing there asks a clock.
 type pipeline struct {
-	names    *flow.Names
-	decoder  *ingest.Decoder  // nil where records come decoded
-	pairer   *enrich.Pairer   // nil where they go on unjudged
-	detector *detect.Detector // nil likewise
+	names   *flow.Names
+	decoder *ingest.Decoder // nil where records come decoded
+	judging                 // nothing where they go on unjudged
 	// collect ends a unit for the detector: its Collect, at the very end its Flush.
 	collect func() ([]flow.Contribution, []*flow.Finding)
-	store   store
-	log     *slog.Logger
+	// settle ends a unit for the sessions, likewise.
+	settle func() ([]flow.Session, []flow.Contradiction)
+	store  store
+	log    *slog.Logger
 
 	// onFlow, if set, sees every judged batch in order (replay --flows).
 	onFlow func(*flow.Batch) error
@@ -130,6 +129,8 @@ type store interface {
 	// rows inserts a block under a range's name, the chunk of a unit; duplicate says that
 	// the store had it already.
 	rows(ctx context.Context, u unit, chunk int, b *block) (duplicate bool, err error)
+	// sessions makes versions of sessions last.
+	sessions(ctx context.Context, ins sink.Insert, versions []flow.Session) error
 	// findings makes contributions and events last.
 	findings(ctx context.Context, ins sink.Insert, c []flow.Contribution, events []*flow.Finding) error
 }
@@ -143,17 +144,17 @@ type storeItem struct {
 	end      bool
 	contribs []flow.Contribution
 	events   []*flow.Finding
+	sessions []flow.Session
 	cp       *checkpoint  // to save when all before it is durable; may be nil
 	done     func() error // after that
 }
 
 type pipelineConfig struct {
-	names    *flow.Names
-	decoder  *ingest.Decoder
-	pairer   *enrich.Pairer
-	detector *detect.Detector
-	store    store
-	log      *slog.Logger
+	names   *flow.Names
+	decoder *ingest.Decoder
+	judging
+	store store
+	log   *slog.Logger
 	// chunkRows is the number of rows after which a block is inserted.
 	chunkRows int
 	// blocks are taken from here and put back, by several pipelines; nil: blocks of its own.
@@ -171,8 +172,8 @@ func newBlocks(n int, st store) chan *block {
 
 func newPipeline(cfg pipelineConfig) *pipeline {
 	p := &pipeline{
-		names: cfg.names, decoder: cfg.decoder, pairer: cfg.pairer,
-		detector: cfg.detector, store: cfg.store, log: cfg.log,
+		names: cfg.names, decoder: cfg.decoder, judging: cfg.judging,
+		store: cfg.store, log: cfg.log,
 		collect:   func() ([]flow.Contribution, []*flow.Finding) { return nil, nil },
 		chunkRows: cfg.chunkRows,
 		decoded:   flow.NewBatch(flow.BatchSize, nil),
@@ -184,7 +185,7 @@ func newPipeline(cfg pipelineConfig) *pipeline {
 		storing:   map[*block]struct{}{},
 	}
 	if p.detector != nil {
-		p.collect = p.detector.Collect
+		p.collect, p.settle = p.detector.Collect, p.sessions.Collect
 	}
 	if p.free == nil {
 		p.free = newBlocks(storeBlocks, p.store)
@@ -263,6 +264,7 @@ func (p *pipeline) tick(ctx context.Context, now flow.Time) error {
 		if p.pairer != nil {
 			p.pairer.Tick(now, p.judged)
 			p.detector.Tick(now)
+			p.sessions.Tick(now)
 		}
 	})
 }
@@ -315,6 +317,7 @@ func (p *pipeline) judge(after func()) error {
 	}
 	if p.detector != nil {
 		p.detector.Observe(p.judged)
+		p.sessions.Observe(p.judged)
 		p.judgedSoFar.add(p.judged)
 	}
 	if p.onFlow != nil {
@@ -370,6 +373,12 @@ func (p *pipeline) end(ctx context.Context, cp *checkpoint, extra map[string][]b
 	p.gate.Lock()
 	clear(p.queued)
 	p.gate.Unlock()
+	var sessions []flow.Session
+	if p.sessions != nil {
+		var contradictions []flow.Contradiction
+		sessions, contradictions = p.settle()
+		p.detector.Contradict(contradictions)
+	}
 	contribs, events := p.collect()
 	if p.onEvents != nil {
 		if err := p.onEvents(events); err != nil {
@@ -386,7 +395,7 @@ func (p *pipeline) end(ctx context.Context, cp *checkpoint, extra map[string][]b
 		maps.Copy(cp.state, extra)
 		cp.Ledger = p.received()
 	}
-	return p.send(ctx, storeItem{unit: p.unit, end: true, contribs: contribs, events: events, cp: cp, done: done})
+	return p.send(ctx, storeItem{unit: p.unit, end: true, contribs: contribs, events: events, sessions: sessions, cp: cp, done: done})
 }
 
 // drain ends the input for good: what waits for another half is judged without it,
@@ -398,6 +407,7 @@ func (p *pipeline) drain(ctx context.Context, last bool) error {
 	if last {
 		p.collect = p.detector.Flush
 	}
+	p.settle = p.sessions.Flush // of each input: times begin anew with the next
 	return p.advance(ctx, func() { p.pairer.Flush(p.judged) })
 }
 
@@ -413,7 +423,7 @@ func (p *pipeline) sections() map[string]section {
 		out["decoder"] = p.decoder
 	}
 	if p.pairer != nil {
-		out["pairer"], out["detector"] = p.pairer, p.detector
+		out["pairer"], out["detector"], out["sessions"] = p.pairer, p.detector, p.sessions
 	}
 	return out
 }
@@ -431,10 +441,10 @@ func (p *pipeline) snapshot() (map[string][]byte, error) {
 }
 
 // use puts stages in the pipeline.
-func (p *pipeline) use(decoder *ingest.Decoder, pairer *enrich.Pairer, detector *detect.Detector) {
-	p.decoder, p.pairer, p.detector = decoder, pairer, detector
-	if detector != nil {
-		p.collect = detector.Collect
+func (p *pipeline) use(decoder *ingest.Decoder, j judging) {
+	p.decoder, p.judging = decoder, j
+	if j.detector != nil {
+		p.collect, p.settle = j.detector.Collect, j.sessions.Collect
 	}
 }
 
@@ -516,6 +526,11 @@ func (p *pipeline) insert(ctx context.Context, item storeItem) error {
 }
 
 func (p *pipeline) finish(ctx context.Context, saved saver, item storeItem) error {
+	if len(item.sessions) > 0 {
+		if err := p.store.sessions(ctx, item.unit.Insert, item.sessions); err != nil {
+			return err
+		}
+	}
 	if err := p.store.findings(ctx, item.unit.Insert, item.contribs, item.events); err != nil {
 		return err
 	}

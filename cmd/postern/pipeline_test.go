@@ -91,6 +91,8 @@ func (r *recorder) rows(_ context.Context, ins unit, _ int, b *block) (bool, err
 	return false, nil
 }
 
+func (r *recorder) sessions(context.Context, sink.Insert, []flow.Session) error { return nil }
+
 func (r *recorder) findings(_ context.Context, ins sink.Insert, c []flow.Contribution, events []*flow.Finding) error {
 	if r.crash() {
 		return errCrash

@@ -297,15 +297,16 @@ func (r *replayer) file(ctx context.Context, file string, s store, l loader, las
 	}
 	dcfg := r.cfg.Ingest.Decode
 	dcfg.SourceID, dcfg.BelieveClock = sourceID(input), true
-	var pairer *enrich.Pairer
+	var stages judging
 	if r.history != nil {
-		if pairer, err = enrich.NewPairer(r.cfg.Enrich, r.history, enrich.DeclaredBy(r.history), r.names, nil); err != nil {
+		set := stageSettings{Enrich: r.cfg.Enrich, Detect: r.cfg.Detect, Sessions: r.cfg.Sessions}
+		if stages, err = judges(set, r.history, r.identity, r.names, nil); err != nil {
 			return err
 		}
-		pairer.Identify(r.identity)
+		stages.detector = r.detector // findings are of all files
 	}
 	p := newPipeline(pipelineConfig{
-		names: r.names, decoder: ingest.NewDecoder(dcfg, r.names, nil), pairer: pairer, detector: r.detector,
+		names: r.names, decoder: ingest.NewDecoder(dcfg, r.names, nil), judging: stages,
 		store: s, log: r.log, chunkRows: r.cfg.Ingest.Spool.ChunkRows,
 	})
 	p.onFlow, p.onEvents = r.onFlow, r.keep
@@ -540,4 +541,8 @@ func (s *replayStore) openTargets(ctx context.Context, cfg config, log *slog.Log
 		running.Wait()
 		_ = s.told.close()
 	}, nil
+}
+
+func (s *replayStore) sessions(ctx context.Context, ins sink.Insert, versions []flow.Session) error {
+	return storeSessions(ctx, s.db, s.names, ins, versions)
 }

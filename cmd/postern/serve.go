@@ -316,15 +316,14 @@ func (s *service) openPipeline() error {
 	if err != nil {
 		return err
 	}
-	decoder, pairer, detector, err := s.stages(set, reg)
+	decoder, stages, err := s.stages(set, reg)
 	if err != nil {
 		return err
 	}
 	s.pipe = newPipeline(pipelineConfig{
 		names:     s.names,
 		decoder:   decoder,
-		pairer:    pairer,
-		detector:  detector,
+		judging:   stages,
 		store:     s.store,
 		log:       s.log,
 		chunkRows: s.cfg.Ingest.Spool.ChunkRows,
@@ -442,7 +441,7 @@ func (s *service) known(ctx context.Context, seg *ingest.Segment) bool {
 // checkpointShare which part of the time they may take at most: where stages remember much,
 // checkpoints are rarer. Both bound what a restart reads again; tokens make that
 // harmless, and at most maxUncheckpointed goes by without one: far fewer segments than the
-// tokens that ClickHouse remembers.
+// tokens that ClickHouse remembers. A spool that fills up is given back at once.
 const (
 	checkpointEvery   = time.Second
 	checkpointShare   = 20 // a twentieth
@@ -455,7 +454,8 @@ func (s *service) checkpointDue() bool {
 	if s.spool.Behind() {
 		apart = max(apart, checkpointEvery)
 	}
-	return s.stoppingNow() || time.Since(s.checkpointed) >= apart
+	since := time.Since(s.checkpointed)
+	return s.stoppingNow() || since >= apart || since >= checkpointEvery && s.spool.Bytes() > int64(s.cfg.Ingest.Spool.MaxBytes)/4
 }
 
 // stoppingNow says whether nothing more is received.

@@ -24,24 +24,33 @@ type stageSettings struct {
 	Logs   agent.Config         `yaml:"logs"`
 	Enrich enrich.Config        `yaml:"enrich"`
 	Detect detect.Config        `yaml:"detect"`
+
+	Sessions enrich.SessionsConfig `yaml:"sessions"`
+}
+
+// judging is the stages behind decoding, all nil where flows are judged elsewhere.
+type judging struct {
+	pairer   *enrich.Pairer
+	detector *detect.Detector
+	sessions *enrich.Sessions
 }
 
 func (c *config) stageSettings() (stageSettings, string, error) {
-	s := stageSettings{c.Ingest.Decode, c.Ingest.Logs.Decode, c.Enrich, c.Detect}
+	s := stageSettings{c.Ingest.Decode, c.Ingest.Logs.Decode, c.Enrich, c.Detect, c.Sessions}
 	text, err := yaml.Marshal(s)
 	return s, string(text), err
 }
 
 // stages makes the stages of these settings, empty.
-func (s *service) stages(set stageSettings, reg prometheus.Registerer) (*ingest.Decoder, *enrich.Pairer, *detect.Detector, error) {
+func (s *service) stages(set stageSettings, reg prometheus.Registerer) (*ingest.Decoder, judging, error) {
 	set.Decode.SourceID = sourceID(s.spool.ID().String())
 	set.Decode.Log = s.log
 	decoder := ingest.NewDecoder(set.Decode, s.names, reg)
 	if s.keeper == nil { // flows are judged elsewhere
-		return decoder, nil, nil, nil
+		return decoder, judging{}, nil
 	}
-	pairer, detector, err := judges(set, s.history, s.identity, s.names, reg)
-	return decoder, pairer, detector, err
+	j, err := judges(set, s.history, s.identity, s.names, reg)
+	return decoder, j, err
 }
 
 // versions is the policy as the stages ask for it.
@@ -51,15 +60,18 @@ type versions interface {
 }
 
 // judges makes the stages behind decoding.
-func judges(set stageSettings, v versions, who *enrich.Identity, names *flow.Names, reg prometheus.Registerer) (*enrich.Pairer, *detect.Detector, error) {
+func judges(set stageSettings, v versions, who *enrich.Identity, names *flow.Names, reg prometheus.Registerer) (j judging, err error) {
 	set.Enrich.ClockTolerance, set.Detect.ClockTolerance = set.Decode.ClockTolerance, set.Decode.ClockTolerance
-	pairer, err := enrich.NewPairer(set.Enrich, v, enrich.DeclaredBy(v), names, reg)
-	if err != nil {
-		return nil, nil, err
+	set.Sessions.ClockTolerance = set.Decode.ClockTolerance
+	if j.pairer, err = enrich.NewPairer(set.Enrich, v, enrich.DeclaredBy(v), names, reg); err != nil {
+		return j, err
 	}
-	pairer.Identify(who)
-	detector, err := detect.New(set.Detect, detect.Versions{History: v}, names, reg)
-	return pairer, detector, err
+	j.pairer.Identify(who)
+	if j.detector, err = detect.New(set.Detect, detect.Versions{History: v}, names, reg); err != nil {
+		return j, err
+	}
+	j.sessions, err = enrich.NewSessions(set.Sessions, who.Domains(), names, reg)
+	return j, err
 }
 
 func parseSettings(text string) (set stageSettings, err error) {
@@ -100,13 +112,13 @@ func (s *service) settle(cp *checkpoint) (stageSettings, prometheus.Registerer, 
 // adopt puts the stages of the configuration in the place of those that finished
 // what was begun before. The checkpoint just taken names them already.
 func (s *service) adopt(cp *checkpoint) error {
-	decoder, pairer, detector, err := s.stages(*s.next, s.registry)
+	decoder, stages, err := s.stages(*s.next, s.registry)
 	if err != nil {
 		return err
 	}
 	s.pipe.gate.Lock()
 	defer s.pipe.gate.Unlock()
-	s.pipe.use(decoder, pairer, detector)
+	s.pipe.use(decoder, stages)
 	s.next = nil
 	return s.pipe.restoreStages(cp.state)
 }

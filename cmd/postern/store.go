@@ -352,6 +352,35 @@ func (nowhere) writer() rowWriter { return nil }
 func (nowhere) rows(context.Context, unit, int, *block) (bool, error) {
 	return false, nil
 }
+func (nowhere) sessions(context.Context, sink.Insert, []flow.Session) error { return nil }
 func (nowhere) findings(context.Context, sink.Insert, []flow.Contribution, []*flow.Finding) error {
+	return nil
+}
+
+// maxSessionRows is how many versions of sessions an insert holds.
+const maxSessionRows = 50_000
+
+// sessions makes versions of sessions last.
+func (s *durableStore) sessions(ctx context.Context, ins sink.Insert, versions []flow.Session) error {
+	if err := s.wait(ctx); err != nil {
+		return err
+	}
+	return s.insist(ctx, "sessions", func() error { return storeSessions(ctx, s.db, s.names, ins, versions) })
+}
+
+// storeSessions inserts versions of sessions under the tokens of their unit.
+func storeSessions(ctx context.Context, db *sink.ClickHouse, names *flow.Names, ins sink.Insert, versions []flow.Session) error {
+	w := sink.NewSessionWriter(names)
+	w.Bind(db)
+	for i := 0; len(versions) > 0; i++ {
+		n := min(len(versions), maxSessionRows)
+		w.Append(versions[:n])
+		part := ins
+		part.Token = fmt.Sprintf("%s/sessions/%d", ins.Token, i)
+		if _, err := w.FlushWithRetry(ctx, part); err != nil {
+			return err
+		}
+		versions = versions[n:]
+	}
 	return nil
 }

@@ -52,7 +52,7 @@ func needRouter(t testing.TB) {
 // needNamespaces ends the test where no network namespace can be made.
 func needNamespaces(t testing.TB) {
 	t.Helper()
-	probe := fmt.Sprint("postern-probe-", os.Getpid())
+	probe := fmt.Sprint("postern-probe-", os.Getpid(), "-", t.Name())
 	if out, err := exec.Command("ip", "netns", "add", probe).CombinedOutput(); err != nil {
 		absent(t, "network namespaces cannot be made here: "+string(out))
 	}

@@ -117,7 +117,7 @@ func newDetection(cfg config, log *slog.Logger) (*detection, error) {
 	}
 	d.policy = newPolicyLog(d.client, d.keeper, log)
 	d.keeper.onGroups = d.identity.NameGroups
-	d.facts = newFactTopic(d.client, d.identity, log)
+	d.facts = newFactTopic(d.client, d.identity.Take, log)
 	topics := []string{cfg.Kafka.Topic(kafka.TopicFlows)}
 	for _, t := range cfg.Ingest.Kafka.Topics {
 		topics = append(topics, t.Topic)

@@ -12,7 +12,6 @@ import (
 
 	kgo "github.com/segmentio/kafka-go"
 
-	"github.com/postern/postern/enrich"
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest/kafka"
 )
@@ -23,7 +22,7 @@ import (
 type factTopic struct {
 	client *kafka.Client
 	topic  string
-	store  *enrich.Identity // nil: facts are told, not read
+	take   func([]flow.Fact, flow.Heartbeat) // nil: facts are told, not read
 	log    *slog.Logger
 
 	telling sync.Mutex
@@ -32,8 +31,8 @@ type factTopic struct {
 	next int64 // offset up to which it was read
 }
 
-func newFactTopic(client *kafka.Client, store *enrich.Identity, log *slog.Logger) *factTopic {
-	return &factTopic{client: client, topic: client.Config().Topic(kafka.TopicFacts), store: store, log: log}
+func newFactTopic(client *kafka.Client, take func([]flow.Fact, flow.Heartbeat), log *slog.Logger) *factTopic {
+	return &factTopic{client: client, topic: client.Config().Topic(kafka.TopicFacts), take: take, log: log}
 }
 
 // tell implements [identity.Tell]. A crash may leave the first of many facts behind; they are
@@ -100,6 +99,11 @@ func (f *factTopic) sync(ctx context.Context) error {
 	}
 }
 
+// told gives what the topic holds.
+func (f *factTopic) told(ctx context.Context, take func([]flow.Fact)) error {
+	return newFactTopic(f.client, func(facts []flow.Fact, _ flow.Heartbeat) { take(facts) }, f.log).sync(ctx)
+}
+
 // run reads what comes until ctx ends.
 func (f *factTopic) run(ctx context.Context) error {
 	for ctx.Err() == nil {
@@ -151,11 +155,11 @@ func (f *factTopic) step(ctx context.Context) error {
 		}
 		facts = append(facts, t.Facts...)
 		if t.Beat != nil { // it speaks of the facts before it
-			f.store.Take(facts, *t.Beat)
+			f.take(facts, *t.Beat)
 			facts = nil
 		}
 	}
-	f.store.Take(facts, flow.Heartbeat{})
+	f.take(facts, flow.Heartbeat{})
 	f.next = got.Next
 	return nil
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,6 +25,7 @@ import (
 	"github.com/postern/postern/enrich"
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest/identity"
+	"github.com/postern/postern/ingest/intake"
 	"github.com/postern/postern/policy"
 )
 
@@ -36,7 +39,7 @@ type identityConfig struct {
 // about them has.
 func (c *identityConfig) enabled() bool {
 	s := &c.Sources
-	return len(s.Inventory)+len(s.DHCP)+len(s.HTTP)+len(s.LDAP) > 0
+	return len(s.Inventory)+len(s.DHCP)+len(s.HTTP)+len(s.LDAP)+len(s.Sessions) > 0
 }
 
 // factLog keeps what sources say, in the order in which it became known. Judging asks the
@@ -213,25 +216,87 @@ func (l *factLog) close() error { return l.file.Close() }
 // compactEvery is how often the log of facts is looked through.
 const compactEvery = 24 * time.Hour
 
-// findOut runs the sources of a configuration until ctx ends.
-func findOut(ctx context.Context, cfg config, domains *flow.Domains, tell identity.Tell, log *slog.Logger, reg prometheus.Registerer) error {
+// identitySources are where it is found out who is behind addresses.
+type identitySources struct {
+	list     []identity.Source
+	sessions []*identity.Sessions
+	events   map[string]intake.EventSink // the same, by name
+}
+
+// newSources makes the sources of a configuration; it opens nothing.
+func newSources(cfg config, domains *flow.Domains, log *slog.Logger, reg prometheus.Registerer) (*identitySources, error) {
 	list, err := identity.New(cfg.Identity.Sources, identity.Options{
 		Resolve: resolveSecret, StateDir: filepath.Join(cfg.Data, "facts", "sources"), Domains: domains,
 		Clock: wallClock, Logger: log, Metrics: reg,
 	})
 	if err != nil {
-		return fmt.Errorf("identity.%w", err)
+		return nil, fmt.Errorf("identity.%w", err)
+	}
+	s := &identitySources{list: list, events: map[string]intake.EventSink{}}
+	for _, one := range list {
+		if sessions, ok := one.(*identity.Sessions); ok {
+			s.sessions = append(s.sessions, sessions)
+			s.events[sessions.Name()] = sessions
+		}
+	}
+	return s, nil
+}
+
+// run runs the sources until ctx ends. Sessions of logons name hosts; they learn the hosts'
+// addresses from what the other sources tell, and have told before.
+func (s *identitySources) run(ctx context.Context, tell identity.Tell, told func(ctx context.Context, take func([]flow.Fact)) error) error {
+	learn := func(ctx context.Context, facts []flow.Fact) error {
+		for _, sessions := range s.sessions {
+			if err := sessions.Learn(ctx, facts); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	for _, s := range list {
+	for _, one := range s.list {
+		to := tell
+		if _, ok := one.(*identity.Sessions); !ok && len(s.sessions) > 0 {
+			to = func(ctx context.Context, facts []flow.Fact, beat flow.Heartbeat) error {
+				if err := tell(ctx, facts, beat); err != nil {
+					return err
+				}
+				return learn(ctx, facts)
+			}
+		}
 		g.Go(func() error {
-			if err := s.Run(ctx, tell); err != nil {
-				return fmt.Errorf("identity: %s: %w", s.Name(), err)
+			if err := one.Run(ctx, to); err != nil {
+				return fmt.Errorf("identity: %s: %w", one.Name(), err)
+			}
+			return nil
+		})
+	}
+	if len(s.sessions) > 0 {
+		g.Go(func() error {
+			newest := map[flow.FactKey]flow.Fact{}
+			if err := told(ctx, func(facts []flow.Fact) {
+				for i := range facts {
+					newest[facts[i].Key()] = facts[i]
+				}
+			}); err != nil {
+				return err
+			}
+			facts := slices.SortedFunc(maps.Values(newest), func(a, b flow.Fact) int { return cmp.Compare(a.Since, b.Since) })
+			if err := learn(ctx, facts); err != nil && ctx.Err() == nil {
+				return err
 			}
 			return nil
 		})
 	}
 	return g.Wait()
+}
+
+// told gives what the log holds.
+func (l *factLog) told(_ context.Context, take func([]flow.Fact)) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, err := readFacts(l.path, func(facts []flow.Fact, _ flow.Heartbeat) { take(facts) })
+	return err
 }
 
 // factsGrace is how much later than the hold flows are judged: what became known at the last

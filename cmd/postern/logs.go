@@ -39,7 +39,7 @@ func (s *service) openIntake(ctx context.Context) (err error) {
 		}
 	}
 	s.intake, err = intake.New(cfg, intake.Options{
-		Log: s.spool, Encoder: encodeLines, Clock: wallClock, Resolve: resolveSecret, Token: token,
+		Log: s.spool, Events: s.sources.events, Encoder: encodeLines, Clock: wallClock, Resolve: resolveSecret, Token: token,
 		Rejected: filepath.Join(s.cfg.Data, "rejected-lines.ndjson"), Stdin: os.Stdin,
 		Logger: s.log.With("intake", "logs"), Registerer: s.registry,
 	})

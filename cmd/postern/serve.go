@@ -80,6 +80,7 @@ type service struct {
 	spool     *ingest.Spool
 	listeners []*ingest.Listener
 	intake    *intake.Intake // logs
+	sources   *identitySources
 	answering *admin
 
 	stopping  chan struct{} // closed when no more is received
@@ -153,19 +154,12 @@ func (s *service) run(ctx context.Context) (err error) {
 		sources.Go(func() error { return l.Run(sctx) })
 	}
 	sources.Go(func() error { return s.intake.Run(sctx) })
-	if s.keeper == nil && s.cfg.Identity.enabled() {
-		if topic, ok := s.store.(*flowTopic); ok {
-			told := newFactTopic(topic.client, nil, s.log)
-			domains := flow.NewDomains(s.cfg.Identity.DefaultDomain, s.cfg.Identity.Domains)
-			sources.Go(func() error {
-				return findOut(sctx, s.cfg, domains, told.tell, s.log.With("stage", "identity"), s.registry)
-			})
-		}
+	if topic, ok := s.store.(*flowTopic); ok && s.keeper == nil && s.cfg.Identity.enabled() {
+		facts := newFactTopic(topic.client, nil, s.log)
+		sources.Go(func() error { return s.sources.run(sctx, facts.tell, facts.told) })
 	}
 	if s.facts != nil {
-		sources.Go(func() error {
-			return findOut(sctx, s.cfg, s.identity.Domains(), s.facts.tell, s.log.With("stage", "identity"), s.registry)
-		})
+		sources.Go(func() error { return s.sources.run(sctx, s.facts.tell, s.facts.told) })
 		sources.Go(func() error {
 			return every(sctx, compactEvery, func() {
 				if err := s.facts.compact(wallClock()); err != nil {
@@ -374,8 +368,12 @@ func (s *service) listen(ctx context.Context) error {
 		}
 		s.listeners = append(s.listeners, listener)
 	}
-	err := s.openIntake(ctx)
-	if err != nil {
+	domains := flow.NewDomains(s.cfg.Identity.DefaultDomain, s.cfg.Identity.Domains)
+	var err error
+	if s.sources, err = newSources(s.cfg, domains, s.log.With("stage", "identity"), s.registry); err != nil {
+		return err
+	}
+	if err := s.openIntake(ctx); err != nil {
 		return err
 	}
 	s.answering, err = openAdmin(&s.cfg, s, s.log)

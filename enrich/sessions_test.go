@@ -1048,3 +1048,85 @@ func TestSessionsSampling(t *testing.T) {
 		t.Errorf("with one that does not sample: %+v", last)
 	}
 }
+
+// TestSessionsSoak: hostile traffic (translations that chain and circle, clocks that are off,
+// records that are late or long) under tiny bounds loses no memory, and what is written ends
+// in one last version each.
+func TestSessionsSoak(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 11))
+	for range 30 {
+		names := flow.NewNames(0)
+		cfg := DefaultSessionsConfig()
+		cfg.MaxSessions, cfg.MaxUnjoined, cfg.MaxHosts = 1+rng.IntN(60), 1+rng.IntN(30), 1+rng.IntN(4)
+		cfg.NATPools = []netip.Prefix{netip.MustParsePrefix("10.0.0.3/32")}
+		cfg.UpdateEvery = time.Duration(1+rng.IntN(60)) * time.Second
+		if rng.IntN(2) == 0 {
+			cfg.ClockTolerance = 30 * time.Second
+		}
+		rs := chatter(rng, names, 600)
+		for i := range rs {
+			r := &rs[i]
+			r.Received = r.End + 1
+			switch rng.IntN(8) {
+			case 0:
+				r.Has |= flow.HasNATSrc | flow.HasNATSrcPort
+				r.NATSrc, r.NATSrcPort = flow.AddrFrom4(0x0a000000+rng.Uint32N(6)), uint16(40000+rng.IntN(2))
+			case 1:
+				r.Has |= flow.HasNATDst
+				r.NATDst = flow.AddrFrom4(0x0a000100 + rng.Uint32N(6))
+			case 2:
+				if r.Reporter != flow.ReporterElsewhere {
+					off := flow.Time(rng.IntN(3)-1) * 3_600_000
+					r.Start, r.End = r.Start+off, r.End+off
+				}
+			case 3:
+				r.Start -= flow.Time(rng.IntN(1_000_000))
+			case 4:
+				r.Has &^= flow.HasProto
+			}
+		}
+		x := newTestSessions(t, cfg, names)
+		var rows []flow.Session
+		for part := range slices.Chunk(arriveWithin(rng, rs, cfg.Lateness), 1+rng.IntN(50)) {
+			x.Observe(batchOf(part...))
+			r, _ := x.Collect()
+			rows = append(rows, r...)
+			if rng.IntN(10) == 0 {
+				b, err := x.Snapshot()
+				if err != nil {
+					t.Fatal(err)
+				}
+				x = newTestSessions(t, cfg, names)
+				if err := x.Restore(b); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if x.live > cfg.MaxSessions || x.strays.live > cfg.MaxUnjoined || len(x.hosts) > cfg.MaxHosts || len(x.agents) > cfg.MaxHosts {
+				t.Fatalf("%d sessions, %d strays, %d hosts, %d agents", x.live, x.strays.live, len(x.hosts), len(x.agents))
+			}
+		}
+		r, _ := x.Flush()
+		rows = append(rows, r...)
+		if x.live != 0 || len(x.chains) != 0 || len(x.freeObs) != len(x.obs) || len(x.free) != len(x.list) {
+			t.Fatalf("after the end: %d sessions, %d chains, %d of %d observers free, %d of %d places free", x.live, len(x.chains), len(x.freeObs), len(x.obs), len(x.free), len(x.list))
+		}
+		written := map[uint64]bool{}
+		for i := range rows {
+			s := &rows[i]
+			written[s.ID] = true
+			if s.Into == s.ID {
+				t.Errorf("a session is part of itself: %+v", s)
+			}
+			if s.Into == 0 && (s.Start > s.End || s.Records == 0 || s.ObserversTotal == 0) {
+				t.Errorf("an odd row: %+v", s)
+			}
+		}
+		for i := range rows {
+			if into := rows[i].Into; into != 0 && !written[into] {
+				t.Errorf("a session is part of one that was never written: %+v", rows[i])
+			}
+		}
+	}
+}

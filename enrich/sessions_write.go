@@ -149,7 +149,7 @@ func (x *Sessions) step(i int32, watermark flow.Time, over bool) {
 	idle := x.cfg.Idle.of(s.conv.Proto)
 	if s.beforeID != 0 {
 		// It is written as part of the session before the translation, and lasts as long.
-		if p := x.sessionBefore(s); p >= 0 && !over {
+		if p := x.waitsFor(s); p >= 0 && !over {
 			x.queue(i, max(watermark+minute, max(s.all.end, x.list[p].all.end)+idle+1))
 			return
 		}
@@ -211,6 +211,18 @@ func (x *Sessions) step(i int32, watermark flow.Time, over bool) {
 		}
 	}
 	x.queue(i, next)
+}
+
+// waitsFor is the session before the translation that s is written as part of; -1 if there is
+// none, as where translations go round in a circle.
+func (x *Sessions) waitsFor(s *sess) int32 {
+	p := x.sessionBefore(s)
+	for q, depth := p, 0; q >= 0 && x.list[q].beforeID != 0; q, depth = x.sessionBefore(&x.list[q]), depth+1 {
+		if depth == maxTranslations {
+			return -1
+		}
+	}
+	return p
 }
 
 // sessionBefore is the session before the translation that s is behind; -1 if it is not held.

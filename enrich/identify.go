@@ -54,6 +54,20 @@ func (id *identities) question(r *flow.Record, q []Question) {
 
 // judge judges a record that was asked about as number i.
 func (p *Pairer) judge(r *flow.Record, i int) (settled bool) {
+	settled = p.judgeAsked(r, i)
+	p.discredit(r)
+	return settled
+}
+
+// discredit takes from a verdict what an exception did to it where an end is what translation
+// hands out to many and the record does not say who is behind it.
+func (p *Pairer) discredit(r *flow.Record) {
+	if r.Verdict.Exception != flow.NoName && (p.natPools.NATPool(r.Src) || p.natPools.NATPool(r.Dst)) {
+		Discredit(&r.Verdict)
+	}
+}
+
+func (p *Pairer) judgeAsked(r *flow.Record, i int) (settled bool) {
 	id := &p.identity
 	if id.store == nil {
 		return p.policy.JudgeRecordAs(r, nil)
@@ -63,6 +77,7 @@ func (p *Pairer) judge(r *flow.Record, i int) (settled bool) {
 
 // judgeAgain judges a record that was held.
 func (p *Pairer) judgeAgain(r *flow.Record) {
+	defer p.discredit(r)
 	id := &p.identity
 	if id.store == nil {
 		p.policy.JudgeRecordAs(r, nil)

@@ -56,6 +56,7 @@ type Pairer struct {
 	policy   Policy
 	declared Declared
 	identity identities
+	natPools *SessionsConfig // names the addresses that translation hands out
 	names    *flow.Names
 	m        *metrics
 
@@ -108,7 +109,7 @@ func NewPairer(cfg Config, policy Policy, declared Declared, names *flow.Names, 
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	p := &Pairer{cfg: cfg, policy: policy, declared: declared, names: names, m: newMetrics(reg),
+	p := &Pairer{cfg: cfg, policy: policy, declared: declared, names: names, m: newMetrics(reg), natPools: &SessionsConfig{},
 		window: flow.Time(cfg.Window / time.Millisecond)}
 	p.near = p.window * 2 / 3
 	p.reset()
@@ -118,6 +119,9 @@ func NewPairer(cfg Config, policy Policy, declared Declared, names *flow.Names, 
 // Identify has records carry who is behind their ends, as of their own time, and judges them
 // by that. The facts of that time must have been taken in before, see [Identity.Cut].
 func (p *Pairer) Identify(s *Identity) { p.identity.store = s }
+
+// Translated has no exception credited to addresses that cfg names as pools of translation.
+func (p *Pairer) Translated(cfg *SessionsConfig) { p.natPools = cfg }
 
 func (p *Pairer) reset() {
 	p.members, p.free, p.due, p.waiting = nil, nil, nil, 0

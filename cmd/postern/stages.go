@@ -67,6 +67,7 @@ func judges(set stageSettings, v versions, who *enrich.Identity, names *flow.Nam
 		return j, err
 	}
 	j.pairer.Identify(who)
+	j.pairer.Translated(&set.Sessions)
 	if j.detector, err = detect.New(set.Detect, detect.Versions{History: v}, names, reg); err != nil {
 		return j, err
 	}

@@ -116,6 +116,9 @@ ingest:
 policy: {dir: %[4]s, since: 2020-01-01T00:00:00Z}
 embedded: {listen: "127.0.0.1:0", maxMemory: 1GiB}
 admin: {listen: "%[5]s"}
+# Short, so that sessions are written while the test waits.
+enrich: {window: 2s}
+sessions: {lateness: 10s}
 `, s.data, dir, door, s.policyDir(), s.admin))
 	s.start()
 	r := startPart(t, "the router", routerScript, "run", dir, word)
@@ -258,6 +261,31 @@ admin: {listen: "%[5]s"}
 		if row["service"] != "tcp/22" || row["type"] != "policy-violation" || row["client"] != "10.60.0.10" || row["server"] != "192.0.2.20" {
 			t.Errorf("a finding of %v", row)
 		}
+	}
+
+	// Log and conntrack are one session, with the verdict of the one and the counters of the other.
+	const written = "SELECT count() AS n FROM sessions FINAL WHERE service IN ('tcp/22', 'tcp/3389')"
+	s.until("the sessions to be written", 40*time.Second, func() bool { return s.number(written) >= 2 })
+	for _, row := range s.query(`SELECT service, records, observers_total, observed, outcome, nat, toString(client) AS c, toString(server) AS s, toString(nat_client) AS nc, client_packets, client_bytes, server_packets, server_bytes
+		FROM sessions FINAL WHERE service IN ('tcp/22', 'tcp/3389')`) {
+		got := fmt.Sprint(row["observed"], " ", row["outcome"], " ", row["nat"], " ", row["nc"], " ", row["c"], " ", row["s"], " of ", row["observers_total"])
+		want := "deny blocked none <nil> ::ffff:10.60.0.10 ::ffff:192.0.2.20 of 1"
+		if row["service"] == "tcp/22" {
+			want = "allow escaped translated ::ffff:192.0.2.1 ::ffff:10.60.0.10 ::ffff:192.0.2.20 of 2"
+			c := counters["22"]
+			if n := fmt.Sprint(row["client_packets"], " ", row["client_bytes"], " ", row["server_packets"], " ", row["server_bytes"]); n != fmt.Sprint(c.packets, " ", c.bytes, " ", c.revPackets, " ", c.revBytes) {
+				t.Errorf("the session counts %s, conntrack %v", n, c)
+			}
+			if row["records"] != 3.0 {
+				t.Errorf("it was told by %v records; want the log's, conntrack's NEW and its DESTROY", row["records"])
+			}
+		}
+		if got != want {
+			t.Errorf("the session of %v: %s, want %s", row["service"], got, want)
+		}
+	}
+	if n := s.number(written); n != 2 {
+		t.Errorf("%d sessions, want 2", n)
 	}
 	kernel.stop()
 	r.stop()

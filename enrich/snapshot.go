@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"reflect"
 	"slices"
@@ -84,7 +85,8 @@ func read(b []byte) (s snapshot, err error) {
 	if len(s.Members) > 1<<24 {
 		return s, fmt.Errorf("the snapshot of enrich holds %d records; at most %d", len(s.Members), 1<<24)
 	}
-	return s, s.convert()
+	err = s.convert()
+	return s, err
 }
 
 // layout is that of a record in this program.
@@ -112,6 +114,9 @@ func layoutOf(out []string, path string, t reflect.Type) []string {
 func (s *snapshot) convert() error {
 	if slices.Equal(s.Layout, layout) {
 		return nil
+	}
+	if len(s.Layout) == 0 {
+		return errors.New("the snapshot of enrich does not say how its records are laid out")
 	}
 	type place struct{ at, size int }
 	here := make(map[string]place, len(layout))

@@ -39,7 +39,7 @@ type identityConfig struct {
 // about them has.
 func (c *identityConfig) enabled() bool {
 	s := &c.Sources
-	return len(s.Inventory)+len(s.DHCP)+len(s.HTTP)+len(s.LDAP)+len(s.Sessions) > 0
+	return len(s.Inventory)+len(s.DHCP)+len(s.HTTP)+len(s.LDAP)+len(s.Sessions)+len(s.Kubernetes) > 0
 }
 
 // factLog keeps what sources say, in the order in which it became known. Judging asks the

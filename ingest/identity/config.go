@@ -28,6 +28,8 @@ type Config struct {
 	LDAP []LDAPConfig `yaml:"ldap"`
 	// Sessions are logs of who logs on and off: Windows, RADIUS, VPNs.
 	Sessions []SessionsConfig `yaml:"sessions"`
+	// Kubernetes are clusters whose pods are watched.
+	Kubernetes []KubernetesConfig `yaml:"kubernetes"`
 }
 
 // InventoryConfig is a file, or a folder of files, of addresses and who holds them.
@@ -174,6 +176,9 @@ func (c Config) Validate() error {
 	}
 	for i, s := range c.Sessions {
 		check("sessions", i, s.Name, s.Validate())
+	}
+	for i, s := range c.Kubernetes {
+		check("kubernetes", i, s.Name, s.Validate())
 	}
 	return errors.Join(errs...)
 }
@@ -362,6 +367,12 @@ func New(cfg Config, opts Options) ([]Source, error) {
 	for i, c := range cfg.Sessions {
 		s, err := newSessions(c, opts.StateDir, opts.Clock, opts.Logger, met)
 		if err := add("sessions", i, s, err); err != nil {
+			return nil, err
+		}
+	}
+	for i, c := range cfg.Kubernetes {
+		s, err := newKubernetes(c, opts.Resolve, opts.StateDir, opts.Clock, opts.Logger, met)
+		if err := add("kubernetes", i, s, err); err != nil {
 			return nil, err
 		}
 	}

@@ -373,7 +373,7 @@ func (k *kubernetes) applyPod(s *kubeScope, p *kubePod, at flow.Time) {
 		case held && !k.within(s, &h) && h.Heard > p.claim():
 			// Watches of two namespaces come side by side, so the later claim may come first.
 		default:
-			k.take(addr, p, at, s.sure)
+			k.take(addr, p, at)
 		}
 	}
 }
@@ -430,7 +430,7 @@ func (k *kubernetes) applyList(s *kubeScope, l *kubeList, at flow.Time) {
 		switch {
 		case tie: // nobody can tell
 			if held {
-				k.release(addr, h.Fact.Session, at, s.sure)
+				k.release(addr, h.Fact.Session, at, k.heard(&h, s.sure))
 			}
 		case winner == nil:
 			if held && k.within(s, &h) && !keeps(h.Fact.Session) {
@@ -439,7 +439,7 @@ func (k *kubernetes) applyList(s *kubeScope, l *kubeList, at flow.Time) {
 		case held && h.Fact.Session == winner.uid:
 			k.show(addr, winner, at, s.sure)
 		default:
-			k.take(addr, winner, at, s.sure)
+			k.take(addr, winner, at)
 		}
 	}
 	s.claims = claims
@@ -453,12 +453,23 @@ func (k *kubernetes) within(s *kubeScope, h *holder) bool {
 		!slices.ContainsFunc(k.scopes, func(o *kubeScope) bool { return o.namespace == namespace })
 }
 
+// heard is until when all that happened to a holder is known, at most a time. Its own
+// namespace may have been silent while others were heard.
+func (k *kubernetes) heard(h *holder, most flow.Time) flow.Time {
+	for _, s := range k.scopes {
+		if k.within(s, h) {
+			most = min(most, s.sure)
+		}
+	}
+	return most
+}
+
 // take gives an address to a pod that had not shown it. Who had it ends where the pod may
 // have begun.
-func (k *kubernetes) take(addr flow.Addr, p *kubePod, at, sure flow.Time) {
+func (k *kubernetes) take(addr flow.Addr, p *kubePod, at flow.Time) {
 	from := p.earliest(at, k.cfg.Lag)
 	if h, known := k.table[addr]; known && !h.Over {
-		k.release(addr, h.Fact.Session, at, min(sure, from))
+		k.release(addr, h.Fact.Session, at, k.heard(&h, from))
 	}
 	if _, known := k.table[addr]; !known && len(k.table) >= maxFacts {
 		k.met.failures.Inc()

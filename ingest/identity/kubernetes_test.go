@@ -32,6 +32,7 @@ type kubeTest struct {
 	reg   *prometheus.Registry
 	met   *metrics
 	rec   *recorder
+	tell  Tell // rec's, unless set
 	begin flow.Time
 }
 
@@ -65,7 +66,11 @@ func (k *kubeTest) start() (stop func()) {
 	s.client.Transport.(*http.Transport).DialContext = k.pipes.dial
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx, k.rec.tell) }()
+	tell := k.tell
+	if tell == nil {
+		tell = k.rec.tell
+	}
+	go func() { done <- s.Run(ctx, tell) }()
 	return func() {
 		cancel()
 		if err := <-done; !errors.Is(err, context.Canceled) {
@@ -684,6 +689,31 @@ func TestKubernetesValidate(t *testing.T) {
 	t.Setenv("KUBERNETES_SERVICE_HOST", "")
 	if _, err := New(Config{Kubernetes: []KubernetesConfig{c.Kubernetes[0]}}, Options{}); err == nil || !strings.Contains(err.Error(), "does not run in a pod") {
 		t.Errorf("outside a cluster: %v", err)
+	}
+}
+
+// TestKubernetesDocs: what the page shows can be written like that.
+func TestKubernetesDocs(t *testing.T) {
+	b, err := os.ReadFile("../../docs/identity-kubernetes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sources := 0
+	for block := range strings.SplitSeq(string(b), "```") {
+		text, found := strings.CutPrefix(block, "yaml\n")
+		if !found || !strings.HasPrefix(text, "kubernetes:") {
+			continue
+		}
+		var c Config
+		if err := yaml.UnmarshalWithOptions([]byte(text), &c, yaml.Strict()); err != nil {
+			t.Errorf("%v in\n%s", err, text)
+		} else if err := c.Validate(); err != nil {
+			t.Errorf("%v in\n%s", err, text)
+		}
+		sources += len(c.Kubernetes)
+	}
+	if sources != 3 {
+		t.Errorf("%d sources were found on the page", sources)
 	}
 }
 

@@ -5,12 +5,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -332,19 +334,70 @@ func TestKubernetesBacklog(t *testing.T) {
 		stop := k.start()
 		defer stop()
 		k.sleep(65 * time.Second)
-		k.api.refuseAll(503)
+		k.api.mu.Lock()
+		k.api.refuse = func(*http.Request) (int, string) { time.Sleep(28 * time.Second); return 0, "" }
+		k.api.mu.Unlock()
 		k.api.drop()
+		k.sleep(5 * time.Second)
+		k.api.remove("a", "p1") // at 70
+		k.sleep(5 * time.Second)
+		k.api.remove("a", "p2") // at 75, and both are told at 93
 		k.sleep(30 * time.Second)
-		k.api.remove("a", "p1") // at 95, and again others, all told together
+		k.api.remove("a", "p3") // at 105, told at once; what came before is from when the watch had just begun
 		k.sleep(time.Second)
-		k.api.remove("a", "p2")
-		k.sleep(time.Second)
-		k.api.refuseAll(0)
-		k.sleep(31 * time.Second)
-		for _, addr := range []string{"10.1.0.1", "10.1.0.2"} {
-			if got := k.of(addr); len(got) != 1 || got[0].Certain != 50 || got[0].Until < 97 {
+		for _, addr := range []string{"10.1.0.1", "10.1.0.2", "10.1.0.3"} {
+			if got := k.of(addr); len(got) != 1 || got[0].Certain != 50 || got[0].Until < 93 {
 				t.Errorf("%s: %+v", addr, got)
 			}
+		}
+		if lists, watches := k.api.saw("limit="), k.api.saw("watch=true"); lists != 1 || watches != 2 {
+			t.Errorf("%d lists, %d watches", lists, watches)
+		}
+	})
+}
+
+// TestKubernetesStalled: what waited because facts could not be stored happened before it came.
+func TestKubernetesStalled(t *testing.T) {
+	inKube(t, func(k *kubeTest) {
+		for i := range 250 {
+			for j := range 3 {
+				k.api.put("a", fmt.Sprintf("p%d-%d", i, j), podRunning(fmt.Sprintf("10.1.%d.%d", j, i)))
+			}
+		}
+		var away atomic.Bool
+		k.rec.fail = func() error {
+			if away.Load() {
+				return errors.New("the store is away")
+			}
+			return nil
+		}
+		stop := k.start()
+		defer stop()
+		k.sleep(65 * time.Second)
+		away.Store(true)
+		for j := range 3 { // more than what a reader may have read, and a server have sent
+			for i := range 250 {
+				k.api.remove("a", fmt.Sprintf("p%d-%d", i, j))
+			}
+			k.sleep(30 * time.Second)
+		}
+		away.Store(false)
+		k.sleep(2 * time.Minute)
+		late := 0
+		for j := range 3 {
+			for i := range 250 {
+				removed := 65 + 30*float64(j)
+				got := k.of(fmt.Sprintf("10.1.%d.%d", j, i))
+				if len(got) != 1 || got[0].Until < removed || got[0].Certain > removed {
+					t.Fatalf("%d-%d: removed at %v, %+v", i, j, removed, got)
+				}
+				if got[0].Until > removed+20 {
+					late++
+				}
+			}
+		}
+		if late < 200 {
+			t.Errorf("only %d were told late; nothing waited", late)
 		}
 	})
 }
@@ -763,5 +816,50 @@ func FuzzKubernetes(f *testing.F) {
 		if open != k.open {
 			t.Fatalf("%d are open, %d counted", open, k.open)
 		}
+	})
+}
+
+// BenchmarkKubernetes reads a page of 500 pods of 9 kB, and events of them.
+func BenchmarkKubernetes(b *testing.B) {
+	cfg := DefaultKubernetesConfig()
+	cfg.Name, cfg.Server = "k", "http://127.0.0.1"
+	pod := func(i int) string {
+		return fmt.Sprintf(`{"kind":"Pod","metadata":{"name":"web-%d","namespace":"shop","uid":"%d","resourceVersion":"%d","labels":{"app":"web","pod-template-hash":"5d4f"},"managedFields":[{"manager":"%s"}],`+
+			`"ownerReferences":[{"kind":"ReplicaSet","name":"web-5d4f","controller":true}]},"spec":{"nodeName":"n","serviceAccountName":"web"},"status":{"phase":"Running","podIPs":[{"ip":"10.1.%d.%d"}],"startTime":"2026-11-21T10:00:00Z"}}`,
+			i, i, i+1, strings.Repeat(`f:metadata {} `, 600), i>>8, i&255)
+	}
+	var items []string
+	var events []kubeEvent
+	for i := range 500 {
+		items = append(items, pod(i))
+		events = append(events, kubeEvent{"MODIFIED", json.RawMessage(pod(i))})
+	}
+	page := []byte(`{"kind":"PodList","metadata":{"resourceVersion":"7"},"items":[` + strings.Join(items, ",") + `]}`)
+	k, err := newKubernetes(cfg, nil, "", clockNow, nil, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Run("list", func(b *testing.B) {
+		b.SetBytes(int64(len(page)))
+		for b.Loop() {
+			l := &kubeList{bad: map[string]bool{}}
+			if _, err := cfg.decodeList(page, l, &partialError{}); err != nil || len(l.pods) != 500 {
+				b.Fatal(err, len(l.pods))
+			}
+			k.apply(kubeNews{at: 1_800_000_000_000, sure: 1_799_999_990_000, list: l})
+		}
+		b.ReportMetric(float64(500*b.N)/b.Elapsed().Seconds(), "pods/s")
+	})
+	b.Run("events", func(b *testing.B) {
+		for b.Loop() {
+			for i := range events {
+				n := kubeNews{at: 1_800_000_001_000}
+				if _, err := cfg.decodeEvent(&events[i], &n); err != nil {
+					b.Fatal(err)
+				}
+				k.apply(n)
+			}
+		}
+		b.ReportMetric(float64(len(events)*b.N)/b.Elapsed().Seconds(), "events/s")
 	})
 }

@@ -13,6 +13,7 @@ type SessionsConfig struct {
 	// Lateness is how long after it began an observation may still arrive: the longest active
 	// time-out of the exporters plus a minute. A session is written once event time has passed
 	// its start by this. What ended before that is late: stored as a flow, kept out of sessions.
+	// It is at least enrich.window, for which a record waits for its other half.
 	Lateness time.Duration `yaml:"lateness"`
 	// CloudLateness is Lateness while logs of clouds come in (AWS, Azure, Google), which gather
 	// them for minutes. It holds for all observations then: they are of the same sessions.

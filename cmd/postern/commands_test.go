@@ -56,16 +56,17 @@ func TestCheck(t *testing.T) {
 		t.Errorf("a good folder: %v\n%s", err, out)
 	}
 	for name, test := range map[string]struct{ file, text, want string }{
-		"unknown key":       {"policy", "postern: v1\nsegmnets: []\n", `p.yaml:2:1: .*"segmnets".*; did you mean "segments"\?`},
-		"unknown key below": {"policy", "postern: v1\nsegments:\n  - name: a\n    prefxes: [10.0.0.0/8]\n", `p.yaml:4:5: .*"prefxes".*; did you mean "prefixes"\?`},
-		"everything open":   {"policy", "postern: v1\nsegments:\n  - {name: a, prefixes: [10.0.0.0/8]}\nexceptions:\n  - id: EX-1\n    class: vendor\n    from: {any: true}\n    to: {any: true}\n    ticket: T-1\n    owner: o\n    reason: r\n    requested: {by: a, at: 2026-01-01T00:00:00Z}\n    approved: [{by: b, role: r, at: 2026-01-01T00:00:00Z}]\n    notBefore: 2026-01-01T00:00:00Z\n    expires: 2026-01-02T00:00:00Z\n", `p.yaml:\d+:\d+: .*; `},
-		"a colon in braces": {"config", "kafka: {brokers: [kafka-1:9092]}\n", `postern.yaml:1:26: .*put a text that holds a colon in quotes`},
-		"key of settings":   {"config", "ingest:\n  netflw: {listen: \"127.0.0.1:1\"}\n", `postern.yaml:2:3: unknown key "netflw"; did you mean "netflow"\?`},
-		"duration":          {"config", "detect:\n  grace: soon\n", `postern.yaml:2:10: `},
-		"size":              {"config", "ingest:\n  spool:\n    maxBytes: lots\n", `postern.yaml:3:15: .*; write 512KiB`},
-		"out of range":      {"config", "detect:\n  updateEvery: 1ms\n", `postern.yaml:2:\d+: .*write a duration`},
-		"off loopback":      {"config", "ingest:\n  netflow:\n    listen: 0.0.0.0:2055\n", `postern.yaml:3:\d+: .*allow-list; write exporters`},
-		"secret itself":     {"config", "webhooks:\n  - name: siem\n    url: https://siem.example/\n    secrets: [\"whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0\"]\n", `postern.yaml:\d+:\d+: .*env:NAME or file:PATH`},
+		"unknown key":        {"policy", "postern: v1\nsegmnets: []\n", `p.yaml:2:1: .*"segmnets".*; did you mean "segments"\?`},
+		"unknown key below":  {"policy", "postern: v1\nsegments:\n  - name: a\n    prefxes: [10.0.0.0/8]\n", `p.yaml:4:5: .*"prefxes".*; did you mean "prefixes"\?`},
+		"everything open":    {"policy", "postern: v1\nsegments:\n  - {name: a, prefixes: [10.0.0.0/8]}\nexceptions:\n  - id: EX-1\n    class: vendor\n    from: {any: true}\n    to: {any: true}\n    ticket: T-1\n    owner: o\n    reason: r\n    requested: {by: a, at: 2026-01-01T00:00:00Z}\n    approved: [{by: b, role: r, at: 2026-01-01T00:00:00Z}]\n    notBefore: 2026-01-01T00:00:00Z\n    expires: 2026-01-02T00:00:00Z\n", `p.yaml:\d+:\d+: .*; `},
+		"a colon in braces":  {"config", "kafka: {brokers: [kafka-1:9092]}\n", `postern.yaml:1:26: .*put a text that holds a colon in quotes`},
+		"key of settings":    {"config", "ingest:\n  netflw: {listen: \"127.0.0.1:1\"}\n", `postern.yaml:2:3: unknown key "netflw"; did you mean "netflow"\?`},
+		"duration":           {"config", "detect:\n  grace: soon\n", `postern.yaml:2:10: `},
+		"size":               {"config", "ingest:\n  spool:\n    maxBytes: lots\n", `postern.yaml:3:15: .*; write 512KiB`},
+		"out of range":       {"config", "detect:\n  updateEvery: 1ms\n", `postern.yaml:2:\d+: .*write a duration`},
+		"too soon for pairs": {"config", "enrich:\n  window: 15s\nsessions:\n  lateness: 12s\n", `postern.yaml:4:\d+: .*shorter than enrich.window \(15s\)`},
+		"off loopback":       {"config", "ingest:\n  netflow:\n    listen: 0.0.0.0:2055\n", `postern.yaml:3:\d+: .*allow-list; write exporters`},
+		"secret itself":      {"config", "webhooks:\n  - name: siem\n    url: https://siem.example/\n    secrets: [\"whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0\"]\n", `postern.yaml:\d+:\d+: .*env:NAME or file:PATH`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

@@ -187,6 +187,10 @@ func (c *config) validate() error {
 	check("identity", c.Identity.Sources.Validate())
 	check("enrich", c.Enrich.Validate())
 	check("sessions", c.Sessions.Validate())
+	if c.Sessions.Lateness < c.Enrich.Window { // what waited for its other half would be late for its session
+		check("sessions", fmt.Errorf("lateness is %v, shorter than enrich.window (%v), for which a record waits for its other half; write at least that",
+			c.Sessions.Lateness, c.Enrich.Window))
+	}
 	check("detect", c.Detect.Validate())
 	check("clickhouse", c.ClickHouse.Validate())
 	if c.ClickHouse.URL == sink.URLEmbedded {

@@ -120,6 +120,7 @@ func (d *Detector) add(s *sighting, r *flow.Record) {
 	}
 	f.Closed = false
 	f.Records++
+	f.Firm = f.Firm || s.Firm
 	f.Span.Start, f.Span.End = min(f.Span.Start, s.Span.Start), max(f.Span.End, s.Span.End)
 	if s.Told.standsBefore(&f.Told) {
 		f.Told = s.Told
@@ -147,12 +148,13 @@ func (d *Detector) session(f *finding, s *sighting) (grown int64) {
 		return 1
 	}
 	idle := d.cfg.Idle.of(s.Key.Proto)
-	before := len(sess)
+	before, stopped := len(sess), f.covered(s.Session)
 	merged, n := sess.add(s.Span, idle)
 	if f.Sessions == nil {
 		f.Sessions = map[uint32]spans{}
 	}
 	f.Sessions[s.Session] = sess
+	f.Stopped += f.covered(s.Session) - stopped
 	d.sessions += len(sess) - before
 
 	midnight := flow.Time(f.Key.Day * dayMillis)
@@ -280,6 +282,14 @@ func (d *Detector) sweep() {
 				f.Sessions[s] = sess
 			}
 		}
+		for s, refused := range f.Refused {
+			d.sessions -= refused.drop(d.clock - d.lateness - idle)
+			if len(refused) == 0 {
+				delete(f.Refused, s)
+			} else {
+				f.Refused[s] = refused
+			}
+		}
 		over := max(f.Span.End, flow.Time((k.Day+1)*dayMillis)) + d.lateness + d.cfg.Idle.longest()
 		f.Closed = d.clock > over
 		if _, untold := d.pending[f]; !untold && !f.Touched && d.clock > over+millis(keepClosed) {
@@ -291,6 +301,9 @@ func (d *Detector) sweep() {
 func (d *Detector) forget(f *finding) {
 	for _, sess := range f.Sessions {
 		d.sessions -= len(sess)
+	}
+	for _, refused := range f.Refused {
+		d.sessions -= len(refused)
 	}
 	delete(d.findings, f.Key)
 }

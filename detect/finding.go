@@ -34,6 +34,14 @@ type finding struct {
 	HighPorts []uint16 `json:"highPorts,omitempty"`
 	Samples   []sample `json:"samples,omitempty"`
 
+	// What came of its sessions; see [Detector.Settle]. Refused are the spans that were
+	// stopped, by client's port, Stopped is how many sessions they cover, Turned how often
+	// that changed. Firm: somebody saw one get through.
+	Refused map[uint32]spans `json:"refused,omitempty"`
+	Stopped int64            `json:"stopped,omitempty"`
+	Turned  uint64           `json:"turned,omitempty"`
+	Firm    bool             `json:"firm,omitempty"`
+
 	ToldRevision uint64    `json:"toldRevision,omitempty"`
 	ToldAt       flow.Time `json:"toldAt,omitempty"`
 
@@ -56,9 +64,9 @@ func (s *sample) compare(o *sample) int {
 // revision rises with everything that is added and depends on nothing else.
 func (f *finding) revision() uint64 {
 	if f.Linked {
-		return f.Records + 1
+		return f.Records + f.Turned + 1
 	}
-	return f.Records
+	return f.Records + f.Turned
 }
 
 // wantsSample says whether a record would be among the samples: the earliest few.
@@ -85,6 +93,7 @@ func addPort(ports []uint16, p uint16) []uint16 {
 
 // render makes the finding that is told and stored. It is a copy of its own.
 func (f *finding) render() *flow.Finding {
+	f = f.settled()
 	t := &f.Told
 	out := &flow.Finding{
 		ID: f.ID, SchemaVersion: flow.FindingSchema, Revision: f.revision(), Type: f.Key.Type,

@@ -226,5 +226,8 @@ func (f *finding) next() string {
 	if t.Open {
 		return "Look at both hosts to see which of them began, then stop the traffic or ask for a rule or an exception."
 	}
+	if t.Outcome == flow.OutcomeBlocked {
+		return "Find out what on " + f.Key.Client.String() + " makes the connection: it was let out and stopped on its way. Stop it, or ask for a rule or an exception."
+	}
 	return "Find out what on " + f.Key.Client.String() + " made the connection. Stop it, or ask for a rule or an exception; and see why enforcement let it through."
 }

@@ -107,6 +107,7 @@ type sighting struct {
 	Span    span            `json:"span"`
 	Told    told            `json:"told"`
 	Sample  json.RawMessage `json:"sample,omitempty"` // only of one that is held
+	Firm    bool            `json:"firm,omitempty"`   // it was seen to get through
 }
 
 // sight makes a sighting of a judged record.
@@ -155,6 +156,7 @@ func (d *Detector) sight(r *flow.Record, typ string) sighting {
 		}
 	}
 	s.Told.Severity = severity(&s.Told, typ)
+	s.Firm = v.Outcome == flow.OutcomeEscaped && !letOutOnly(r)
 	return s
 }
 

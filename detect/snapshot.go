@@ -62,6 +62,9 @@ func (d *Detector) Restore(b []byte) error {
 		for _, sess := range f.Sessions {
 			d.sessions += len(sess)
 		}
+		for _, refused := range f.Refused {
+			d.sessions += len(refused)
+		}
 		if f.Touched {
 			d.touched = append(d.touched, f)
 		}

@@ -38,21 +38,33 @@ func TestSessions(t *testing.T) {
 				at.Format(time.RFC3339Nano), client, port, agent.account, agent.node, agent.direction)
 		}
 	}
+	// The client's agent lets out what the server's then stops.
+	for _, agent := range []struct{ node, direction, verdict string }{{"node-a", "EGRESS", "FORWARDED"}, {"node-b", "INGRESS", "DROPPED"}} {
+		fmt.Fprintf(&lines, `{"flow":{"time":%q,"verdict":%q,"IP":{"source":"10.50.0.99","destination":"10.20.0.1"},"l4":{"TCP":{"source_port":50099,"destination_port":22,"flags":{"SYN":true}}},`+
+			`"source":{},"destination":{},"node_name":%q,"traffic_direction":%q,"is_reply":false}}`+"\n", at.Format(time.RFC3339Nano), agent.verdict, agent.node, agent.direction)
+	}
 	d.export(records...)
-	if code, answer := r.post("hubble", "", lines.Bytes()); code != 200 || answer["flows"] != float64(2*sessions) {
+	if code, answer := r.post("hubble", "", lines.Bytes()); code != 200 || answer["flows"] != float64(2*sessions+2) {
 		t.Fatalf("%d %v", code, answer)
 	}
 	r.until("the sessions to be written", 60*time.Second, func() bool {
 		return r.number("SELECT count() AS n FROM sessions WHERE observers_total = 3") == sessions
 	})
-	if n := r.number("SELECT count() AS n FROM flows"); n != 3*sessions {
-		t.Errorf("%d observations are stored, want %d", n, 3*sessions)
+	if n := r.number("SELECT count() AS n FROM flows"); n != 3*sessions+2 {
+		t.Errorf("%d observations are stored, want %d", n, 3*sessions+2)
 	}
-	if n := r.number("SELECT count() AS n FROM sessions"); n != sessions {
-		t.Errorf("%d sessions, want %d", n, sessions)
+	r.until("what was stopped to be told as stopped", 30*time.Second, func() bool {
+		return r.number("SELECT count() AS n FROM findings WHERE outcome = 'blocked'") > 0
+	})
+	if n := r.number("SELECT count() AS n FROM sessions"); n != sessions+1 {
+		t.Errorf("%d sessions, want %d", n, sessions+1)
 	}
-	if n := r.number("SELECT uniqExact(f.conversation) AS n FROM flows AS f INNER JOIN sessions AS s ON f.conversation = s.conversation"); n != sessions {
-		t.Errorf("%d conversations of flows and sessions meet, want %d", n, sessions)
+	said := r.query("SELECT outcome, severity FROM finding_contributions WHERE type = 'policy-violation' AND client = '10.50.0.99' ORDER BY revision")
+	if got := fmt.Sprint(said); got != "[map[outcome:escaped severity:medium] map[outcome:blocked severity:low]]" {
+		t.Errorf("of a connection that was let out and stopped is said %s", got)
+	}
+	if n := r.number("SELECT uniqExact(f.conversation) AS n FROM flows AS f INNER JOIN sessions AS s ON f.conversation = s.conversation"); n != sessions+1 {
+		t.Errorf("%d conversations of flows and sessions meet, want %d", n, sessions+1)
 	}
 	row := r.query("SELECT src_identity, src_host, client_bytes, server_bytes, observed, both_ways, src_agent, dst_agent FROM sessions WHERE client = '10.50.0.3'")[0]
 	if got := fmt.Sprint(row["src_identity"], " ", row["src_host"], " ", row["client_bytes"], " ", row["server_bytes"], " ", row["observed"], " ", row["both_ways"], " ", row["src_agent"], " ", row["dst_agent"]); got != "shop/web shop/web-1 900 7000 allow true true true" {

@@ -377,6 +377,7 @@ func (p *pipeline) end(ctx context.Context, cp *checkpoint, extra map[string][]b
 	if p.sessions != nil {
 		var contradictions []flow.Contradiction
 		sessions, contradictions = p.settle()
+		p.detector.Settle(sessions)
 		p.detector.Contradict(contradictions)
 	}
 	contribs, events := p.collect()

@@ -30,7 +30,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		connections: prometheus.NewGauge(prometheus.GaugeOpts{Name: "postern_ingest_syslog_connections",
 			Help: "Open syslog connections."}),
 		refused: prometheus.NewCounter(prometheus.CounterOpts{Name: "postern_ingest_syslog_refused_connections_total",
-			Help: "Syslog connections refused because there were too many, or because TLS failed."}),
+			Help: "Syslog connections refused because there were too many, the sender is not allowed, or TLS failed."}),
 		files: prometheus.NewGauge(prometheus.GaugeOpts{Name: "postern_ingest_log_files",
 			Help: "Files of logs that are followed."}),
 		behind: prometheus.NewGauge(prometheus.GaugeOpts{Name: "postern_ingest_log_files_behind_bytes",

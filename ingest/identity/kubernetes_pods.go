@@ -165,7 +165,8 @@ func (c *KubernetesConfig) decodePod(raw []byte) (p kubePod, err error) {
 	if o.Spec.HostNetwork || o.Status.Phase == "Succeeded" || o.Status.Phase == "Failed" {
 		return p, nil
 	}
-	return p, o.addresses(&p)
+	err = o.addresses(&p)
+	return p, err
 }
 
 // kubeUIDOf is the uid of a pod of which something else makes no sense.

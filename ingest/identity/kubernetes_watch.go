@@ -50,7 +50,8 @@ func (k *kubernetes) follow(ctx context.Context, scope int, news chan<- kubeNews
 	r := &kubeReader{k: k, scope: scope, news: news, log: k.log.With("namespace", k.scopes[scope].namespace)}
 	var listed time.Time
 	for version, failures := "", 0; ; {
-		began, err := time.Now(), error(nil)
+		var err error
+		began := time.Now()
 		if version == "" {
 			if wait := kubeRelist - time.Since(listed); !listed.IsZero() && wait > 0 && !pause(ctx, wait) {
 				return
@@ -362,7 +363,7 @@ func (r *kubeReader) watch(ctx context.Context, version string) (string, error) 
 		err := events.Decode(&e)
 		at := r.k.clock()
 		switch {
-		case err == io.EOF:
+		case errors.Is(err, io.EOF):
 			return version, nil
 		case err != nil:
 			return version, why(fmt.Errorf("a watch broke off: %w", err))

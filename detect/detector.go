@@ -90,6 +90,7 @@ func (d *Detector) judged(r *flow.Record) {
 	v := &r.Verdict
 	if v.Reason == flow.ReasonWaived && v.Outcome != flow.OutcomeMisblocked && v.Outcome != flow.OutcomeBlocked {
 		d.watch(r)
+		d.scope(r)
 		if v.ValidUntil != 0 && r.End > v.ValidUntil+d.grace {
 			s := d.sight(r, flow.FindingOutlived)
 			s.Told.ValidUntil = v.ValidUntil

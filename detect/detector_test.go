@@ -34,6 +34,10 @@ func (p fakePolicy) SegmentFacts(_ flow.Time, s flow.Name) (string, string) {
 	return "normal", ""
 }
 
+func (p fakePolicy) ScopeGrown(flow.Time, flow.Name, flow.Addr, flow.Addr) (flow.Dimensions, flow.Time) {
+	return 0, 0
+}
+
 // at is a time in seconds after the midnight of the tests.
 func at(seconds float64) flow.Time { return base + flow.Time(seconds*1000) }
 

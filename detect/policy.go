@@ -16,6 +16,9 @@ type Policy interface {
 	// SegmentFacts gives a segment's tier (none, low, normal, high, crown-jewel)
 	// and owner in the version in force at a time.
 	SegmentFacts(at flow.Time, segment flow.Name) (tier, owner string)
+	// ScopeGrown says which ends came into the scope of an exception only after it was
+	// approved, and since when the scope has held both; see [policy.History.ScopeGrown].
+	ScopeGrown(at flow.Time, exception flow.Name, client, server flow.Addr) (grown flow.Dimensions, since flow.Time)
 }
 
 // Facts are what the files say of an exception.
@@ -30,17 +33,20 @@ type Facts struct {
 	Ends flow.Time `json:"ends,omitempty"`
 }
 
-// Versions answers what detect asks from the versions of a policy.
-type Versions struct {
-	// History says which version is in force at a time, nil for none: *policy.History.
-	History interface {
-		At(t flow.Time) *policy.Index
-	}
+// History is the versions of a policy: *policy.History.
+type History interface {
+	// At is the version in force at a time, nil for none.
+	At(t flow.Time) *policy.Index
+	// ScopeGrown is that of [Policy].
+	ScopeGrown(at flow.Time, exception flow.Name, client, server flow.Addr) (grown flow.Dimensions, since flow.Time)
 }
+
+// Versions answers what detect asks from the versions of a policy.
+type Versions struct{ History }
 
 // ExceptionFacts implements [Policy].
 func (v Versions) ExceptionFacts(at flow.Time, exception flow.Name) (Facts, bool) {
-	x := v.History.At(at)
+	x := v.At(at)
 	if x == nil {
 		return Facts{}, false
 	}
@@ -71,7 +77,7 @@ func clip(s string) string {
 
 // SegmentFacts implements [Policy].
 func (v Versions) SegmentFacts(at flow.Time, segment flow.Name) (tier, owner string) {
-	x := v.History.At(at)
+	x := v.At(at)
 	if x == nil || segment == flow.NoName {
 		return "", ""
 	}

@@ -66,6 +66,8 @@ func (f *finding) title() string {
 		return "Exception " + ex + " used outside its scope (" + strings.Join(t.Failed.Texts(), ", ") + ")"
 	case flow.FindingOutlived:
 		return "Session outlived exception " + ex
+	case flow.FindingGrown:
+		return "Exception " + ex + " allows what it did not when it was approved (" + strings.Join(t.Failed.Texts(), ", ") + ")"
 	case flow.FindingMisblocked:
 		return "Permitted traffic is blocked"
 	}
@@ -148,13 +150,15 @@ func (f *finding) sentence() string {
 		b.WriteString("; " + ex + " comes close but does not fit in " + strings.Join(t.Failed.Texts(), ", "))
 	case flow.FindingOutlived:
 		b.WriteString(" in a session that " + ex + " allowed and that went on after it ended on " + moment(t.ValidUntil))
+	case flow.FindingGrown:
+		b.WriteString(", allowed by " + ex + ", into whose scope " + newcomers(t.Failed) + " came on " + moment(t.GrownAt) + ", after it had been approved")
 	case flow.FindingMisblocked:
 		b.WriteString(", although " + permittedBy(t) + " permits it")
 	default:
 		b.WriteString(", although " + decided(t.Rule) + " denies it")
 	}
 	switch k.Type {
-	case flow.FindingDenied, flow.FindingMisblocked, flow.FindingOutlived:
+	case flow.FindingDenied, flow.FindingMisblocked, flow.FindingOutlived, flow.FindingGrown:
 	default:
 		if t.Rule != "" {
 			b.WriteString("; " + decided(t.Rule) + " denies it")
@@ -215,6 +219,8 @@ func (f *finding) next() string {
 		return "Stop the traffic or get the exception reviewed; until it is approved nothing allows this." + stop
 	case flow.FindingOutlived:
 		return "End the session, or ask " + owner + " for a new exception before it goes on."
+	case flow.FindingGrown:
+		return "See in the policy's history who brought " + newcomers(t.Failed) + " into the scope and why. If " + owner + " meant it, have the exception approved as it is now; if not, undo the change."
 	case flow.FindingOutOfScope:
 		if t.Failed&flow.DimSource != 0 {
 			return "Find out who uses " + f.Key.Client.String() + " and why it knows this path: the exception was not given to it. The owner of the exception need not act." + stop

@@ -11,6 +11,7 @@ var severities = map[string]struct{ escaped, attempted, blocked flow.Severity }{
 	flow.FindingNotYetValid: {flow.Medium, flow.Low, flow.Low},
 	flow.FindingOutOfScope:  {flow.Medium, flow.Low, flow.Low},
 	flow.FindingOutlived:    {flow.Medium, flow.Medium, flow.Low},
+	flow.FindingGrown:       {flow.Low, flow.Low, flow.Low},
 	flow.FindingDenied:      {flow.Medium, flow.Low, flow.Low},
 	flow.FindingMisblocked:  {flow.Low, flow.Low, flow.Low},
 	flow.FindingIdentity:    {flow.Medium, flow.Medium, flow.Low},

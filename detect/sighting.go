@@ -81,6 +81,7 @@ type told struct {
 	SegmentOwner  string          `json:"segmentOwner,omitempty"`
 	Facts         Facts           `json:"facts"`
 	ValidUntil    flow.Time       `json:"validUntil,omitempty"` // of an outlived exception
+	GrownAt       flow.Time       `json:"grownAt,omitempty"`    // since when a scope that grew has held both ends
 	Start         flow.Time       `json:"start"`
 	Record        uint64          `json:"record"`
 

@@ -16,6 +16,7 @@ const (
 	FindingUnapproved  = "unapproved"
 	FindingOutOfScope  = "out-of-scope"
 	FindingOutlived    = "outlived-exception"
+	FindingGrown       = "scope-growth"
 	FindingDenied      = "policy-violation"
 	FindingMisblocked  = "misblocked"
 )

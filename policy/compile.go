@@ -179,7 +179,8 @@ type exceptInfo struct {
 	notBefore    flow.Time
 	end          flow.Time // expiry, revocation or removal, whichever is first
 	implicateEnd flow.Time
-	overrides    []uint64 // over the words of the denies
+	heldSince    flow.Time // when the first version came into force that held it under this approval
+	overrides    []uint64  // over the words of the denies
 	e            *Exception
 	removed      bool
 }

@@ -102,6 +102,7 @@ func (h *History) Add(p *Policy, since flow.Time) error {
 		if j > 0 {
 			intervals[j].Index.share(intervals[j-1].Index)
 		}
+		intervals[j].holds(intervals[:j])
 	}
 	h.line.Store(&timeline{intervals, old.forgotten})
 	return nil

@@ -246,3 +246,65 @@ func TestPolicyFolderSwapped(t *testing.T) {
 	taken(3)
 	s.stop()
 }
+
+// TestRelabelled: an office machine is given the label that an exception speaks of, while the
+// service runs. What it may do now nobody approved, and the owner is told, once, across a
+// restart as well (THREATS 9).
+func TestRelabelled(t *testing.T) {
+	labelled := func(app string) string {
+		return livePolicy(false) + `
+workloads:
+  - {name: pay-1, app: payments, addresses: [10.50.1.1]}
+  - {name: desk-2, app: ` + app + `, addresses: [10.50.1.2]}
+exceptions:
+  - id: EX-9
+    class: migration
+    from: {app: payments}
+    to: {cidr: 10.20.0.9/32}
+    services: [tcp/22]
+    ticket: CHG-9
+    owner: team
+    reason: moving
+    requested: {by: ana, at: 2024-01-01T00:00:00Z}
+    approved: [{by: raj, role: owner, at: 2024-01-02T00:00:00Z}]
+    notBefore: 2024-01-03T00:00:00Z
+    expires: 2099-01-01T00:00:00Z
+`
+	}
+	s := newServer(t, labelled("desktops"), "detect: {lateness: 1s}\n")
+	s.start()
+	fw := firewall(t, s.udp)
+	port := uint16(30000)
+	reach := func(client string) {
+		port++
+		fw.export(session(time.Now(), client, "10.20.0.9", port, 22))
+	}
+	reach("10.50.1.1")
+	reach("10.50.1.2")
+	s.arrived(fw)
+	s.writePolicy(labelled("payments"))
+	s.until("the change to be in force", 30*time.Second, func() bool { return s.metric("postern_policy_loads_total", `result="accepted"`) >= 2 })
+	reach("10.50.1.1")
+	reach("10.50.1.2")
+	s.arrived(fw)
+	s.stop()
+	s.start()
+	reach("10.50.1.2")
+	s.arrived(fw)
+	s.stop()
+	s.start()
+	defer s.stop()
+	if v := s.verdicts(); v[30001] != "waived EX-9" || v[30002] != "out-of-scope EX-9" || v[30003] != "waived EX-9" || v[30004] != "waived EX-9" || v[30005] != "waived EX-9" {
+		t.Errorf("verdicts: %v", v)
+	}
+	var found []string
+	for _, row := range s.query("SELECT type, client, toString(count) AS n, sentence FROM findings WHERE exception = 'EX-9' ORDER BY type") {
+		found = append(found, fmt.Sprint(row["type"], " ", row["client"], " ", row["n"]))
+		if row["type"] == flow.FindingGrown && !strings.Contains(fmt.Sprint(row["sentence"]), "into whose scope the source came on") {
+			t.Errorf("the finding says %q", row["sentence"])
+		}
+	}
+	if got := strings.Join(found, ", "); got != "out-of-scope 10.50.1.2 1, scope-growth 10.50.1.2 2" {
+		t.Errorf("findings: %s", got)
+	}
+}

@@ -57,6 +57,7 @@ func (s *service) stages(set stageSettings, reg prometheus.Registerer) (*ingest.
 type versions interface {
 	enrich.Policy
 	enrich.Versions
+	detect.History
 }
 
 // judges makes the stages behind decoding.

@@ -148,11 +148,12 @@ func (l *factLog) tell(_ context.Context, facts []flow.Fact, beat flow.Heartbeat
 
 // write appends whole lines, all of them or none.
 func (l *factLog) write(b []byte) error {
-	if _, err := l.file.WriteAt(b, l.size); err != nil {
-		return errors.Join(err, l.file.Truncate(l.size))
+	_, err := l.file.WriteAt(b, l.size)
+	if err == nil {
+		err = l.file.Sync()
 	}
-	if err := l.file.Sync(); err != nil {
-		return err
+	if err != nil { // what is written next may be shorter, and must not stand before the rest of this
+		return errors.Join(err, l.file.Truncate(l.size))
 	}
 	l.size += int64(len(b))
 	return nil
@@ -195,20 +196,18 @@ func (l *factLog) compact(now flow.Time) error {
 		}
 	})
 	err = errors.Join(err, failed, w.Flush(), f.Sync())
-	st, serr := f.Stat()
-	if err = errors.Join(err, serr, f.Close()); err != nil {
-		return err
+	size, serr := f.Seek(0, io.SeekEnd)
+	if err = errors.Join(err, serr); err == nil {
+		err = os.Rename(next, l.path)
 	}
-	if err := os.Rename(next, l.path); err != nil {
-		return err
-	}
-	file, err := os.OpenFile(l.path, os.O_WRONLY, 0o600)
 	if err != nil {
-		return err
+		return errors.Join(err, f.Close())
 	}
+	// From here on this is the file that the next start reads, whatever fails.
 	old := l.file
-	l.file, l.size = file, st.Size()
-	return old.Close()
+	l.file, l.size = f, size
+	// Without its name on disk a power cut could bring the old file back, which lacks what is written now.
+	return errors.Join(old.Close(), syncDir(filepath.Dir(l.path)))
 }
 
 func (l *factLog) close() error { return l.file.Close() }

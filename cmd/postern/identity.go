@@ -73,8 +73,8 @@ func openFacts(data string, store *enrich.Identity, keep time.Duration, log *slo
 	if err := os.MkdirAll(filepath.Dir(l.path), 0o700); err != nil {
 		return nil, err
 	}
-	whole, err := readFacts(l.path, store.Take)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	whole, err := readFactsOf(l.path, store.Take)
+	if err != nil {
 		return nil, err
 	}
 	if l.file, err = os.OpenFile(l.path, os.O_CREATE|os.O_WRONLY, 0o600); err != nil {
@@ -87,14 +87,23 @@ func openFacts(data string, store *enrich.Identity, keep time.Duration, log *slo
 	return l, nil
 }
 
-// readFacts reads a log and says how much of it is whole lines.
-func readFacts(path string, take func([]flow.Fact, flow.Heartbeat)) (whole int64, err error) {
+// readFactsOf reads the log at path, which may not be there, and says how much of it is whole
+// lines.
+func readFactsOf(path string, take func([]flow.Fact, flow.Heartbeat)) (whole int64, err error) {
 	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
 	if err != nil {
 		return 0, err
 	}
 	defer f.Close()
-	r := bufio.NewReaderSize(f, 1<<20)
+	return readFacts(path, f, take)
+}
+
+// readFacts is readFactsOf for what src gives of the log at path.
+func readFacts(path string, src io.Reader, take func([]flow.Fact, flow.Heartbeat)) (whole int64, err error) {
+	r := bufio.NewReaderSize(src, 1<<20)
 	for number := 1; ; number++ {
 		line, err := r.ReadBytes('\n')
 		if errors.Is(err, io.EOF) {
@@ -159,29 +168,41 @@ func (l *factLog) write(b []byte) error {
 	return nil
 }
 
-// compact leaves out of the log what ended longer ago than facts are kept.
-func (l *factLog) compact(now flow.Time) error {
+// sofar opens what the log holds at this moment; it is only added to behind size.
+func (l *factLog) sofar() (f *os.File, size int64, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	f, err = os.Open(l.path)
+	return f, l.size, err
+}
+
+// compact leaves out of the log what ended longer ago than facts are kept. Sources go on
+// telling meanwhile.
+func (l *factLog) compact(now flow.Time) error {
+	f, size, err := l.sofar()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
 	horizon := now.Add(-l.keep)
 	// What counts of a fact that was told several times is when its last telling ends.
 	ends := map[flow.FactKey]flow.Time{}
-	if _, err := readFacts(l.path, func(facts []flow.Fact, _ flow.Heartbeat) {
+	if _, err := readFacts(l.path, io.NewSectionReader(f, 0, size), func(facts []flow.Fact, _ flow.Heartbeat) {
 		for i := range facts {
 			ends[facts[i].Key()] = facts[i].Until
 		}
 	}); err != nil {
 		return err
 	}
-	next := l.path + ".next"
-	f, err := os.OpenFile(next, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	path := l.path + ".next"
+	next, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
-	w := bufio.NewWriterSize(f, 1<<20)
+	w := bufio.NewWriterSize(next, 1<<20)
 	enc := json.NewEncoder(w)
 	var failed error
-	_, err = readFacts(l.path, func(facts []flow.Fact, beat flow.Heartbeat) {
+	_, err = readFacts(l.path, io.NewSectionReader(f, 0, size), func(facts []flow.Fact, beat flow.Heartbeat) {
 		var t toldFacts
 		for i := range facts {
 			if end := ends[facts[i].Key()]; end == 0 || end > horizon {
@@ -195,19 +216,42 @@ func (l *factLog) compact(now flow.Time) error {
 			failed = enc.Encode(t)
 		}
 	})
-	err = errors.Join(err, failed, w.Flush(), f.Sync())
-	size, serr := f.Seek(0, io.SeekEnd)
-	if err = errors.Join(err, serr); err == nil {
-		err = os.Rename(next, l.path)
+	if err = errors.Join(err, failed, w.Flush(), next.Sync()); err == nil {
+		err = l.replace(path, next, f, size)
 	}
 	if err != nil {
-		return errors.Join(err, f.Close())
+		return errors.Join(err, next.Close())
 	}
-	// From here on this is the file that the next start reads, whatever fails.
-	old := l.file
-	l.file, l.size = f, size
-	// Without its name on disk a power cut could bring the old file back, which lacks what is written now.
-	return errors.Join(old.Close(), syncDir(filepath.Dir(l.path)))
+	// Without its name on disk a power cut could bring the old file back, which lacks what is
+	// written from here on.
+	return syncDir(filepath.Dir(l.path))
+}
+
+// replace adds to next, the file at path, what was told since the log had size, and puts it in
+// the place of the log. old is open on that. Where it fails the log stays what it was.
+func (l *factLog) replace(path string, next, old *os.File, size int64) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	at, err := next.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	n, err := io.Copy(next, io.NewSectionReader(old, size, l.size-size))
+	if err = errors.Join(err, next.Sync()); err != nil {
+		return err
+	}
+	if err := os.Rename(path, l.path); err != nil {
+		return err
+	}
+	_ = l.file.Close() // all of it is in next, and durable
+	l.file, l.size = next, at+n
+	return nil
+}
+
+// written waits for what a source is telling at this moment.
+func (l *factLog) written() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 }
 
 func (l *factLog) close() error { return l.file.Close() }
@@ -292,9 +336,12 @@ func (s *identitySources) run(ctx context.Context, tell identity.Tell, told func
 
 // told gives what the log holds.
 func (l *factLog) told(_ context.Context, take func([]flow.Fact)) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	_, err := readFacts(l.path, func(facts []flow.Fact, _ flow.Heartbeat) { take(facts) })
+	f, size, err := l.sofar()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = readFacts(l.path, io.NewSectionReader(f, 0, size), func(facts []flow.Fact, _ flow.Heartbeat) { take(facts) })
 	return err
 }
 
@@ -334,7 +381,7 @@ func knownIdentities(cfg config, names *flow.Names) (*enrich.Identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := readFacts(factsPath(cfg.Data), who.Take); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if _, err := readFactsOf(factsPath(cfg.Data), who.Take); err != nil {
 		return nil, err
 	}
 	return who, nil

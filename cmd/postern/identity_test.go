@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -10,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/postern/postern/enrich"
 	"github.com/postern/postern/flow"
@@ -89,6 +92,9 @@ func TestFactLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.mustTell(t, 0, lease("10.0.0.5", "eve", now, 0))
+	if err := l.compact(now); err != nil {
+		t.Fatal(err)
+	}
 	if err := l.close(); err != nil {
 		t.Fatal(err)
 	}
@@ -153,5 +159,56 @@ func TestFactLogFailedWrite(t *testing.T) {
 	}
 	if err := again.close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestFactLogToldMeanwhile: sources tell while the log is looked through, again and again.
+// Nothing that they told is missing at the end, nothing twice, and all of it is in order.
+func TestFactLogToldMeanwhile(t *testing.T) {
+	data := t.TempDir()
+	now := wallClock()
+	l, _ := openedFacts(t, data)
+	const tellings = 400
+	done := make(chan error)
+	go func() {
+		for i := range tellings {
+			if err := l.tell(t.Context(), []flow.Fact{lease("10.0.0.1", fmt.Sprintf("u%d", i), now+flow.Time(i), 0),
+				lease("10.0.0.2", "gone", 1000+flow.Time(i), 2000)}, flow.Heartbeat{}); err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- nil
+	}()
+	rounds := 0
+	for running := true; running; rounds++ {
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+			running = false
+		default:
+		}
+		if err := l.compact(now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if rounds < 3 {
+		t.Fatalf("it was looked through only %d times", rounds)
+	}
+	if err := l.close(); err != nil {
+		t.Fatal(err)
+	}
+	l, held := openedFacts(t, data)
+	if err := l.close(); err != nil {
+		t.Fatal(err)
+	}
+	var want []string
+	for i := range tellings {
+		want = append(want, fmt.Sprintf("10.0.0.1 u%d", i))
+	}
+	if d := cmp.Diff(want, held); d != "" {
+		t.Errorf("after %d rounds:\n%s", rounds, d)
 	}
 }

@@ -432,7 +432,11 @@ func (s *service) known(ctx context.Context, seg *ingest.Segment) bool {
 	for e := range seg.Entries() {
 		last = max(last, e.Time)
 	}
-	return waitUntil(ctx, s.stopping, last.Add(s.cfg.Identity.Hold+factsGrace))
+	if !waitUntil(ctx, s.stopping, last.Add(s.cfg.Identity.Hold+factsGrace)) {
+		return false
+	}
+	s.facts.written() // a disk may take longer than the grace, and what it takes may count
+	return true
 }
 
 // checkpointEvery is how far apart checkpoints are at least while segments wait, and

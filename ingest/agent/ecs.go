@@ -2,33 +2,162 @@ package agent
 
 import (
 	"bytes"
+	"strings"
 
 	"github.com/valyala/fastjson"
 
 	"github.com/postern/postern/flow"
 )
 
+// The fields that are read of each end; its number times ecsEndFields goes before.
+const (
+	ecsIP = iota
+	ecsPort
+	ecsBytes
+	ecsPackets
+	ecsDomain
+	ecsNATIP
+	ecsNATPort
+	ecsEndUser
+	ecsEndUserDomain
+	ecsEndFields
+)
+
+const (
+	ecsSource = iota * ecsEndFields
+	ecsDestination
+	ecsClient
+	ecsServer
+	ecsEnds
+)
+
+// The fields that are read beside them.
+const (
+	ecsTimestamp = ecsEnds + iota
+	ecsType
+	ecsStart
+	ecsEnd
+	ecsDuration
+	ecsCategory
+	ecsEventType
+	ecsAction
+	ecsNumber
+	ecsTransport
+	ecsNetworkBytes
+	ecsNetworkPackets
+	ecsApplication
+	ecsProtocol
+	ecsNetworkDirection
+	ecsFlags
+	ecsFinal
+	ecsRuleID
+	ecsRuleName
+	ecsRuleUUID
+	ecsObserverName
+	ecsObserverHostname
+	ecsObserverIP
+	ecsObserverSerial
+	ecsHostName
+	ecsHostHostname
+	ecsHostIP
+	ecsAgentType
+	ecsAgentName
+	ecsExecutable
+	ecsProcessName
+	ecsUserName
+	ecsUserDomain
+)
+
+var ecsEndNames = []string{
+	ecsIP:            "ip",
+	ecsPort:          "port",
+	ecsBytes:         "bytes",
+	ecsPackets:       "packets",
+	ecsDomain:        "domain",
+	ecsNATIP:         "nat.ip",
+	ecsNATPort:       "nat.port",
+	ecsEndUser:       "user.name",
+	ecsEndUserDomain: "user.domain",
+}
+
+var ecsNames = []string{
+	ecsTimestamp - ecsEnds:        "@timestamp",
+	ecsType - ecsEnds:             "type",
+	ecsStart - ecsEnds:            "event.start",
+	ecsEnd - ecsEnds:              "event.end",
+	ecsDuration - ecsEnds:         "event.duration",
+	ecsCategory - ecsEnds:         "event.category",
+	ecsEventType - ecsEnds:        "event.type",
+	ecsAction - ecsEnds:           "event.action",
+	ecsNumber - ecsEnds:           "network.iana_number",
+	ecsTransport - ecsEnds:        "network.transport",
+	ecsNetworkBytes - ecsEnds:     "network.bytes",
+	ecsNetworkPackets - ecsEnds:   "network.packets",
+	ecsApplication - ecsEnds:      "network.application",
+	ecsProtocol - ecsEnds:         "network.protocol",
+	ecsNetworkDirection - ecsEnds: "network.direction",
+	ecsFlags - ecsEnds:            "netflow.tcp_control_bits",
+	ecsFinal - ecsEnds:            "flow.final",
+	ecsRuleID - ecsEnds:           "rule.id",
+	ecsRuleName - ecsEnds:         "rule.name",
+	ecsRuleUUID - ecsEnds:         "rule.uuid",
+	ecsObserverName - ecsEnds:     "observer.name",
+	ecsObserverHostname - ecsEnds: "observer.hostname",
+	ecsObserverIP - ecsEnds:       "observer.ip",
+	ecsObserverSerial - ecsEnds:   "observer.serial_number",
+	ecsHostName - ecsEnds:         "host.name",
+	ecsHostHostname - ecsEnds:     "host.hostname",
+	ecsHostIP - ecsEnds:           "host.ip",
+	ecsAgentType - ecsEnds:        "agent.type",
+	ecsAgentName - ecsEnds:        "agent.name",
+	ecsExecutable - ecsEnds:       "process.executable",
+	ecsProcessName - ecsEnds:      "process.name",
+	ecsUserName - ecsEnds:         "user.name",
+	ecsUserDomain - ecsEnds:       "user.domain",
+}
+
+// ecsPaths are the fields in the order of the constants: each a member of its set's object, else
+// of the event under its whole name.
+func ecsPaths() *paths {
+	p := &paths{}
+	add := func(name string) {
+		set, field, ok := strings.Cut(name, ".")
+		if !ok {
+			p.add([]string{name})
+			return
+		}
+		var ways [][]string
+		for _, way := range digWays(field) {
+			ways = append(ways, append([]string{set}, way...))
+		}
+		p.add(append(ways, []string{name})...)
+	}
+	for _, end := range []string{"source.", "destination.", "client.", "server."} {
+		for _, name := range ecsEndNames {
+			add(end + name)
+		}
+	}
+	for _, name := range ecsNames {
+		add(name)
+	}
+	return p
+}
+
 // ecs reads network events in the Elastic Common Schema, as Packetbeat, Filebeat's modules for
 // firewalls and Elastic Agent write them. Fields: https://www.elastic.co/docs/reference/ecs,
 // the sets base, source, destination, client, server, network, event, rule, observer, host,
 // process and user. Fields may be nested or have dots in their names.
-func ecs(v *fastjson.Value, e *entry) error {
-	src, dst, event, network := at(v, "source"), at(v, "destination"), at(v, "event"), at(v, "network")
-	f := ecsFields{v: v}
-	v.GetObject().Visit(func(key []byte, _ *fastjson.Value) { f.dots = f.dots || bytes.IndexByte(key, '.') >= 0 })
-	srcIP, dstIP := f.said(src, "source.", "ip"), f.said(dst, "destination.", "ip")
-	client, server := at(v, "client"), at(v, "server")
-	clientIP, serverIP := f.said(client, "client.", "ip"), f.said(server, "server.", "ip")
+func ecs(f *found, e *entry) error {
+	src, dst := ecsSource, ecsDestination
+	srcIP, dstIP := f.said(src+ecsIP), f.said(dst+ecsIP)
+	clientIP, serverIP := f.said(ecsClient+ecsIP), f.said(ecsServer+ecsIP)
 	if srcIP == nil && dstIP == nil && clientIP != nil {
-		src, dst, srcIP, dstIP = client, server, clientIP, serverIP
-		f.source, f.destination = "client.", "server."
-	} else {
-		f.source, f.destination = "source.", "destination."
+		src, dst, srcIP, dstIP = ecsClient, ecsServer, clientIP, serverIP
 	}
 	if srcIP == nil || dstIP == nil {
 		return NotFlow("an event without addresses")
 	}
-	if err := ecsOther(&f, v, event); err != nil {
+	if err := ecsOther(f); err != nil {
 		return err
 	}
 
@@ -43,84 +172,53 @@ func ecs(v *fastjson.Value, e *entry) error {
 	case bytes.Equal(clientIP, dstIP):
 		r.Has |= flow.HasResponder
 	}
-	if err := ecsTimes(&f, v, event, r); err != nil {
+	if err := ecsTimes(f, r); err != nil {
 		return err
 	}
-	proto, ok := octet(num(f.field(network, "network.", "iana_number")))
+	proto, ok := octet(num(f.at[ecsNumber]))
 	if !ok {
-		proto, ok = protocol(f.said(network, "network.", "transport"))
+		proto, ok = protocol(f.said(ecsTransport))
 	}
 	setProto(r, proto, ok)
 	if !r.IsICMP() {
-		sp, ok := port16(num(f.field(src, f.source, "port")))
+		sp, ok := port16(num(f.at[src+ecsPort]))
 		setSrcPort(r, sp, ok)
-		dp, ok := port16(num(f.field(dst, f.destination, "port")))
+		dp, ok := port16(num(f.at[dst+ecsPort]))
 		setDstPort(r, dp, ok)
 	}
-	if flags, ok := num(f.field(at(v, "netflow"), "netflow.", "tcp_control_bits")); ok {
+	if flags, ok := num(f.at[ecsFlags]); ok {
 		setFlags(r, uint16(flags), flags <= 0xffff)
 	}
-	f.counters(r, src, dst, network)
-	if a, ok := addr(f.said(src, f.source, "nat.ip")); ok {
+	ecsCounters(f, r, src, dst)
+	if a, ok := addr(f.said(src + ecsNATIP)); ok {
 		r.NATSrc, r.Has = a, r.Has|flow.HasNATSrc
 	}
-	if a, ok := addr(f.said(dst, f.destination, "nat.ip")); ok {
+	if a, ok := addr(f.said(dst + ecsNATIP)); ok {
 		r.NATDst, r.Has = a, r.Has|flow.HasNATDst
 	}
-	if p, ok := port16(num(f.field(src, f.source, "nat.port"))); ok && p != 0 {
+	if p, ok := port16(num(f.at[src+ecsNATPort])); ok && p != 0 {
 		r.NATSrcPort, r.Has = p, r.Has|flow.HasNATSrcPort
 	}
-	if p, ok := port16(num(f.field(dst, f.destination, "nat.port"))); ok && p != 0 {
+	if p, ok := port16(num(f.at[dst+ecsNATPort])); ok && p != 0 {
 		r.NATDstPort, r.Has = p, r.Has|flow.HasNATDstPort
 	}
 
-	r.Enforced = f.enforced(event)
-	r.EnforcedBy = e.name(f.first(at(v, "rule"), "rule.", "id", "name", "uuid"))
-	r.App = e.name(f.first(network, "network.", "application", "protocol"))
-	r.SrcHost, r.DstHost = e.name(f.said(src, f.source, "domain")), e.name(f.said(dst, f.destination, "domain"))
-	e.ecsReporter(&f, r, network, srcIP, dstIP)
-	if u := f.said(src, f.source, "user.name"); u != nil {
-		r.SrcIdentity = e.account(f.said(src, f.source, "user.domain"), u)
+	r.Enforced = ecsEnforced(f)
+	r.EnforcedBy = e.name(f.first(ecsRuleID, ecsRuleName, ecsRuleUUID))
+	r.App = e.name(f.first(ecsApplication, ecsProtocol))
+	r.SrcHost, r.DstHost = e.name(f.said(src+ecsDomain)), e.name(f.said(dst+ecsDomain))
+	e.ecsReporter(f, r, srcIP, dstIP)
+	if u := f.said(src + ecsEndUser); u != nil {
+		r.SrcIdentity = e.account(f.said(src+ecsEndUserDomain), u)
 	}
-	if u := f.said(dst, f.destination, "user.name"); u != nil {
-		r.DstIdentity = e.account(f.said(dst, f.destination, "user.domain"), u)
-	}
-	return nil
-}
-
-// ecsFields reads fields of an event.
-type ecsFields struct {
-	v                   *fastjson.Value
-	source, destination string // the prefixes of the ends that are read
-	dots                bool   // there are names with dots
-}
-
-// field is a field of a set: a member of its object, else of the event under the whole name.
-func (f *ecsFields) field(set *fastjson.Value, prefix, name string) *fastjson.Value {
-	if m := dig(set, name); m != nil || !f.dots {
-		return m
-	}
-	var whole [48]byte
-	return at(f.v, text(append(append(whole[:0], prefix...), name...)))
-}
-
-func (f *ecsFields) said(set *fastjson.Value, prefix, name string) []byte {
-	return said(str(f.field(set, prefix, name)))
-}
-
-// first is the first of several fields that says something.
-func (f *ecsFields) first(set *fastjson.Value, prefix string, names ...string) []byte {
-	for _, name := range names {
-		if b := f.said(set, prefix, name); b != nil {
-			return b
-		}
+	if u := f.said(dst + ecsEndUser); u != nil {
+		r.DstIdentity = e.account(f.said(dst+ecsEndUserDomain), u)
 	}
 	return nil
 }
 
-// has says whether a field that is a word or a list of words has a word.
-func (f *ecsFields) has(set *fastjson.Value, prefix, name, word string) bool {
-	m := f.field(set, prefix, name)
+// ecsHas says whether a field that is a word or a list of words has a word.
+func ecsHas(m *fastjson.Value, word string) bool {
 	if m == nil {
 		return false
 	}
@@ -136,73 +234,68 @@ func (f *ecsFields) has(set *fastjson.Value, prefix, name, word string) bool {
 }
 
 // ecsOther says what an event with addresses is that tells no flow; nil if it may tell one.
-func ecsOther(f *ecsFields, v, event *fastjson.Value) error {
-	switch kind := str(v, "type"); {
+func ecsOther(f *found) error {
+	switch kind := str(f.at[ecsType]); {
 	case string(kind) == "flow":
 		return nil
-	case len(kind) > 0 && string(f.said(at(v, "agent"), "agent.", "type")) == "packetbeat":
+	case len(kind) > 0 && string(f.said(ecsAgentType)) == "packetbeat":
 		return NotFlow("a request within a flow")
 	}
-	if f.field(event, "event.", "category") == nil || f.has(event, "event.", "category", "network") ||
-		f.has(event, "event.", "category", "network_traffic") || f.has(event, "event.", "category", "intrusion_detection") {
+	category := f.at[ecsCategory]
+	if category == nil || ecsHas(category, "network") || ecsHas(category, "network_traffic") || ecsHas(category, "intrusion_detection") {
 		return nil
 	}
 	return NotFlow("an event that is not about the network")
 }
 
-func ecsTimes(f *ecsFields, v, event *fastjson.Value, r *flow.Record) error {
-	var err error
-	read := func(name string) (t flow.Time) {
-		if m := f.field(event, "event.", name); m != nil && err == nil {
-			t, err = moment(m)
-		}
-		return t
-	}
-	r.Start, r.End = read("start"), read("end")
-	if err != nil {
+func ecsTimes(f *found, r *flow.Record) (err error) {
+	if r.Start, err = momentOf(f.at[ecsStart], "time"); err != nil {
 		return err
 	}
-	if d, ok := num(f.field(event, "event.", "duration")); ok && r.Start != 0 && r.End == 0 && d < 1e18 {
+	if r.End, err = momentOf(f.at[ecsEnd], "time"); err != nil {
+		return err
+	}
+	if d, ok := num(f.at[ecsDuration]); ok && r.Start != 0 && r.End == 0 && d < 1e18 {
 		r.End = r.Start + flow.Time(d/1e6)
 	}
 	if r.Start == 0 && r.End == 0 {
-		r.Start, err = moment(v, "@timestamp")
+		r.Start, err = momentOf(f.at[ecsTimestamp], "@timestamp")
 	}
 	return err
 }
 
-// counters fills what both ends sent. An intermediate state of Packetbeat's repeats them from
+// ecsCounters fills what both ends sent. An intermediate state of Packetbeat's repeats them from
 // the beginning on: its last one tells them.
-func (f *ecsFields) counters(r *flow.Record, src, dst, network *fastjson.Value) {
-	if final := f.field(at(f.v, "flow"), "flow.", "final"); final != nil && final.Type() == fastjson.TypeFalse {
+func ecsCounters(f *found, r *flow.Record, src, dst int) {
+	if final := f.at[ecsFinal]; final != nil && final.Type() == fastjson.TypeFalse {
 		return
 	}
-	n, ok := num(f.field(src, f.source, "bytes"))
-	m, back := num(f.field(dst, f.destination, "bytes"))
+	n, ok := num(f.at[src+ecsBytes])
+	m, back := num(f.at[dst+ecsBytes])
 	if !ok && !back {
-		n, ok = num(f.field(network, "network.", "bytes"))
+		n, ok = num(f.at[ecsNetworkBytes])
 	}
 	setBytes(r, n, ok)
 	setRevBytes(r, m, back)
-	n, ok = num(f.field(src, f.source, "packets"))
-	m, back = num(f.field(dst, f.destination, "packets"))
+	n, ok = num(f.at[src+ecsPackets])
+	m, back = num(f.at[dst+ecsPackets])
 	if !ok && !back {
-		n, ok = num(f.field(network, "network.", "packets"))
+		n, ok = num(f.at[ecsNetworkPackets])
 	}
 	setPackets(r, n, ok)
 	setRevPackets(r, m, back)
 }
 
-// enforced is what enforcement did: by the type of the event, else by an action that can mean
+// ecsEnforced is what enforcement did: by the type of the event, else by an action that can mean
 // nothing else.
-func (f *ecsFields) enforced(event *fastjson.Value) flow.Observed {
+func ecsEnforced(f *found) flow.Observed {
 	switch {
-	case f.has(event, "event.", "type", "denied"):
+	case ecsHas(f.at[ecsEventType], "denied"):
 		return flow.ObservedDeny
-	case f.has(event, "event.", "type", "allowed"):
+	case ecsHas(f.at[ecsEventType], "allowed"):
 		return flow.ObservedAllow
 	}
-	action := f.said(event, "event.", "action")
+	action := f.said(ecsAction)
 	var low [16]byte
 	if len(action) > len(low) {
 		return flow.ObservedUnknown
@@ -223,22 +316,17 @@ func (f *ecsFields) enforced(event *fastjson.Value) flow.Observed {
 }
 
 // ecsReporter finds where the observer sits, and sets what is told of the end it sits at.
-func (e *entry) ecsReporter(f *ecsFields, r *flow.Record, network *fastjson.Value, srcIP, dstIP []byte) {
-	v := f.v
-	host := at(v, "host")
-	name := f.first(at(v, "observer"), "observer.", "name", "hostname", "ip", "serial_number")
+func (e *entry) ecsReporter(f *found, r *flow.Record, srcIP, dstIP []byte) {
+	name := f.first(ecsObserverName, ecsObserverHostname, ecsObserverIP, ecsObserverSerial)
 	onPath := name != nil
 	if name == nil {
-		name = f.first(host, "host.", "name", "hostname")
-	}
-	if name == nil {
-		name = f.said(at(v, "agent"), "agent.", "name")
+		name = f.first(ecsHostName, ecsHostHostname, ecsAgentName)
 	}
 	if name != nil {
 		r.Observer = e.name(name)
 	}
 	// ingress and egress are as of a host; inbound, outbound and the like as of a perimeter.
-	switch direction := f.said(network, "network.", "direction"); {
+	switch direction := f.said(ecsNetworkDirection); {
 	case string(direction) == "ingress":
 		setDirection(r, false)
 		if !onPath {
@@ -250,7 +338,7 @@ func (e *entry) ecsReporter(f *ecsFields, r *flow.Record, network *fastjson.Valu
 			r.Reporter = flow.ReporterSource
 		}
 	case !onPath:
-		atSrc, atDst := f.has(host, "host.", "ip", text(srcIP)), f.has(host, "host.", "ip", text(dstIP))
+		atSrc, atDst := ecsHas(f.at[ecsHostIP], text(srcIP)), ecsHas(f.at[ecsHostIP], text(dstIP))
 		switch {
 		case atSrc && !atDst:
 			r.Reporter = flow.ReporterSource
@@ -261,9 +349,8 @@ func (e *entry) ecsReporter(f *ecsFields, r *flow.Record, network *fastjson.Valu
 	if r.Reporter == flow.ReporterElsewhere {
 		return
 	}
-	process := e.name(f.first(at(v, "process"), "process.", "executable", "name"))
-	u := at(v, "user")
-	user := e.account(f.said(u, "user.", "domain"), f.said(u, "user.", "name"))
+	process := e.name(f.first(ecsExecutable, ecsProcessName))
+	user := e.account(f.said(ecsUserDomain), f.said(ecsUserName))
 	if r.Reporter == flow.ReporterSource {
 		r.SrcProcess, r.SrcIdentity = process, user
 	} else {

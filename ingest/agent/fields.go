@@ -397,16 +397,20 @@ func lastOf(path []byte) []byte { return path[bytes.LastIndexByte(path, '/')+1:]
 
 // moment is the time of a member as RFC 3339, 0 if there is none.
 func moment(v *fastjson.Value, keys ...string) (flow.Time, error) {
-	if v = at(v, keys...); v == nil {
+	name := "time"
+	if len(keys) > 0 {
+		name = keys[len(keys)-1]
+	}
+	return momentOf(at(v, keys...), name)
+}
+
+// momentOf is [moment] of a member that was looked for already, by its name.
+func momentOf(v *fastjson.Value, name string) (flow.Time, error) {
+	if v == nil {
 		return 0, nil
 	}
-	b := v.GetStringBytes()
-	t, ok := when(b)
+	t, ok := when(v.GetStringBytes())
 	if !ok {
-		name := "time"
-		if len(keys) > 0 {
-			name = keys[len(keys)-1]
-		}
 		return 0, fieldError(name, shown(v), "a time such as 2026-10-02T15:04:05.123Z")
 	}
 	return t, nil
@@ -477,16 +481,6 @@ func dig(v *fastjson.Value, path string) *fastjson.Value {
 		}
 		if m := dig(v.Get(path[:i]), path[i+1:]); m != nil {
 			return m
-		}
-	}
-	return nil
-}
-
-// tells is the first text that says something among members found by [dig].
-func tells(v *fastjson.Value, paths ...string) []byte {
-	for _, path := range paths {
-		if b := said(str(dig(v, path))); b != nil {
-			return b
 		}
 	}
 	return nil

@@ -41,8 +41,8 @@ var formats = []Format{
 	{"illumio", "Illumio traffic flow summaries", ofJSON(illumio), knownIllumio},
 	{"suricata", "Suricata EVE", ofJSON(suricata), knownSuricata},
 	{"calico", "Calico flow logs", ofJSON(calico), knownCalico},
-	{"ocsf", "OCSF network activity", ofJSON(ocsf), knownOCSF},
-	{"ecs", "Elastic Common Schema", ofJSON(ecs), knownECS},
+	{"ocsf", "OCSF network activity", ofPaths(ocsfPaths(), ocsf), knownOCSF},
+	{"ecs", "Elastic Common Schema", ofPaths(ecsPaths(), ecs), knownECS},
 }
 
 // Auto is the name of no format: the first lines decide.

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"strings"
 
 	"github.com/valyala/fastjson"
 
@@ -10,22 +11,148 @@ import (
 
 const ocsfNetworkActivity = 4001
 
+// The members that are read.
+const (
+	ocsfClass = iota
+	ocsfActivity
+	ocsfCount
+	ocsfMoment
+	ocsfMomentText
+	ocsfStart
+	ocsfStartText
+	ocsfEnd
+	ocsfEndText
+	ocsfDuration
+	ocsfSrcIP
+	ocsfSrcPort
+	ocsfSrcHostname
+	ocsfSrcName
+	ocsfDstIP
+	ocsfDstPort
+	ocsfDstHostname
+	ocsfDstName
+	ocsfService
+	ocsfProtocol
+	ocsfProtocolName
+	ocsfDirection
+	ocsfFlags
+	ocsfBytes
+	ocsfBytesIn
+	ocsfBytesOut
+	ocsfPackets
+	ocsfPacketsIn
+	ocsfPacketsOut
+	ocsfAction
+	ocsfDisposition
+	ocsfInitiator
+	ocsfAssigned
+	ocsfPointID
+	ocsfPointHostname
+	ocsfPointName
+	ocsfRule
+	ocsfRuleName
+	ocsfPolicy
+	ocsfPolicyName
+	ocsfApp
+	ocsfAppProtocol
+	ocsfProcessPath
+	ocsfProcessName
+	ocsfProcessFile
+	ocsfUserDomain
+	ocsfUserName
+	ocsfUserEmail
+	ocsfUserID
+	ocsfDeviceHostname
+	ocsfDeviceName
+	ocsfDeviceID
+	ocsfDeviceIP
+)
+
+var ocsfNames = []string{
+	ocsfClass:          "class_uid",
+	ocsfActivity:       "activity_id",
+	ocsfCount:          "count",
+	ocsfMoment:         "time",
+	ocsfMomentText:     "time_dt",
+	ocsfStart:          "start_time",
+	ocsfStartText:      "start_time_dt",
+	ocsfEnd:            "end_time",
+	ocsfEndText:        "end_time_dt",
+	ocsfDuration:       "duration",
+	ocsfSrcIP:          "src_endpoint.ip",
+	ocsfSrcPort:        "src_endpoint.port",
+	ocsfSrcHostname:    "src_endpoint.hostname",
+	ocsfSrcName:        "src_endpoint.name",
+	ocsfDstIP:          "dst_endpoint.ip",
+	ocsfDstPort:        "dst_endpoint.port",
+	ocsfDstHostname:    "dst_endpoint.hostname",
+	ocsfDstName:        "dst_endpoint.name",
+	ocsfService:        "dst_endpoint.svc_name",
+	ocsfProtocol:       "connection_info.protocol_num",
+	ocsfProtocolName:   "connection_info.protocol_name",
+	ocsfDirection:      "connection_info.direction_id",
+	ocsfFlags:          "connection_info.tcp_flags",
+	ocsfBytes:          "traffic.bytes",
+	ocsfBytesIn:        "traffic.bytes_in",
+	ocsfBytesOut:       "traffic.bytes_out",
+	ocsfPackets:        "traffic.packets",
+	ocsfPacketsIn:      "traffic.packets_in",
+	ocsfPacketsOut:     "traffic.packets_out",
+	ocsfAction:         "action_id",
+	ocsfDisposition:    "disposition_id",
+	ocsfInitiator:      "initiator_id",
+	ocsfAssigned:       "is_src_dst_assignment_known",
+	ocsfPointID:        "observation_point_id",
+	ocsfPointHostname:  "network_observation_point.hostname",
+	ocsfPointName:      "network_observation_point.name",
+	ocsfRule:           "firewall_rule.uid",
+	ocsfRuleName:       "firewall_rule.name",
+	ocsfPolicy:         "policy.uid",
+	ocsfPolicyName:     "policy.name",
+	ocsfApp:            "app_name",
+	ocsfAppProtocol:    "app_protocol_name",
+	ocsfProcessPath:    "actor.process.file.path",
+	ocsfProcessName:    "actor.process.name",
+	ocsfProcessFile:    "actor.process.file.name",
+	ocsfUserDomain:     "actor.user.domain",
+	ocsfUserName:       "actor.user.name",
+	ocsfUserEmail:      "actor.user.email_addr",
+	ocsfUserID:         "actor.user.uid",
+	ocsfDeviceHostname: "device.hostname",
+	ocsfDeviceName:     "device.name",
+	ocsfDeviceID:       "device.uid",
+	ocsfDeviceIP:       "device.ip",
+}
+
+// ocsfPaths are the members in the order of the constants.
+func ocsfPaths() *paths {
+	p := &paths{}
+	for i, name := range ocsfNames {
+		way := strings.Split(name, ".")
+		if i == ocsfProcessFile {
+			p.add([]string{"actor", "process", "file.name"}, way) // a name with a dot in it, too
+			continue
+		}
+		p.add(way)
+	}
+	return p
+}
+
 // ocsf reads Network Activity (class 4001) of the Open Cybersecurity Schema Framework, 1.0 to
 // 1.9: events/network/network_activity.json, profiles/security_control.json, host.json and
 // datetime.json of the schema, https://schema.ocsf.io.
-func ocsf(v *fastjson.Value, e *entry) error {
-	class, ok := num(v, "class_uid")
+func ocsf(f *found, e *entry) error {
+	class, ok := num(f.at[ocsfClass])
 	switch {
 	case !ok:
 		return fieldError("class_uid", nil, "the number of a class, of network activity 4001")
 	case class != ocsfNetworkActivity:
 		return NotFlow("another class of OCSF")
 	}
-	if activity, ok := num(v, "activity_id"); ok && activity == 7 {
+	if activity, ok := num(f.at[ocsfActivity]); ok && activity == 7 {
 		return NotFlow("a program that listens")
 	}
-	src, dst, info := at(v, "src_endpoint"), at(v, "dst_endpoint"), at(v, "connection_info")
-	srcIP, dstIP := said(str(src, "ip")), said(str(dst, "ip"))
+	srcIP, dstIP := f.said(ocsfSrcIP), f.said(ocsfDstIP)
 	if srcIP == nil || dstIP == nil {
 		return NotFlow("network activity without an address")
 	}
@@ -33,119 +160,100 @@ func ocsf(v *fastjson.Value, e *entry) error {
 	if err := ends(r, srcIP, dstIP); err != nil {
 		return err
 	}
-	if err := ocsfTimes(v, r); err != nil {
+	if err := ocsfTimes(f, r); err != nil {
 		return err
 	}
-	proto, ok := octet(num(info, "protocol_num"))
+	proto, ok := octet(num(f.at[ocsfProtocol]))
 	if !ok {
-		proto, ok = protocol(str(info, "protocol_name"))
+		proto, ok = protocol(str(f.at[ocsfProtocolName]))
 	}
 	setProto(r, proto, ok)
 	if !r.IsICMP() {
-		sp, ok := port16(num(src, "port"))
+		sp, ok := port16(num(f.at[ocsfSrcPort]))
 		setSrcPort(r, sp, ok)
-		dp, ok := port16(num(dst, "port"))
+		dp, ok := port16(num(f.at[ocsfDstPort]))
 		setDstPort(r, dp, ok)
 	}
-	flags, ok := num(info, "tcp_flags")
+	flags, ok := num(f.at[ocsfFlags])
 	setFlags(r, uint16(flags), ok && flags <= 0xffff)
-	ocsfTraffic(at(v, "traffic"), r)
-	if n, ok := num(v, "count"); ok && n > 1 {
+	ocsfTraffic(f, r)
+	if n, ok := num(f.at[ocsfCount]); ok && n > 1 {
 		r.Quality |= flow.QualityAggregated
 	}
 
-	device := at(v, "device")
-	r.Reporter = ocsfReporter(v, device, src, dst, srcIP, dstIP)
-	if direction, ok := num(info, "direction_id"); ok && r.Reporter != flow.ReporterElsewhere && (direction == 1 || direction == 2) {
+	r.Reporter = ocsfReporter(f, srcIP, dstIP)
+	if direction, ok := num(f.at[ocsfDirection]); ok && r.Reporter != flow.ReporterElsewhere && (direction == 1 || direction == 2) {
 		setDirection(r, direction == 2)
 	}
-	switch initiator, ok := num(v, "initiator_id"); {
+	switch initiator, ok := num(f.at[ocsfInitiator]); {
 	case ok && initiator == 1:
 		r.Has |= flow.HasInitiator
 	case ok && initiator == 2:
 		r.Has |= flow.HasResponder
-	case !ok && v.GetBool("is_src_dst_assignment_known"):
+	case !ok && f.at[ocsfAssigned].GetBool():
 		r.Has |= flow.HasInitiator
 	}
-	r.Enforced = ocsfEnforced(v)
-	rule := tells(at(v, "firewall_rule"), "uid", "name")
-	if rule == nil {
-		rule = tells(at(v, "policy"), "uid", "name")
-	}
-	r.EnforcedBy = e.name(rule)
+	r.Enforced = ocsfEnforced(f)
+	r.EnforcedBy = e.name(f.first(ocsfRule, ocsfRuleName, ocsfPolicy, ocsfPolicyName))
 
-	r.SrcHost, r.DstHost = e.name(tells(src, "hostname", "name")), e.name(tells(dst, "hostname", "name"))
-	actor := at(v, "actor")
-	p, u := at(actor, "process"), at(actor, "user")
-	program := said(str(p, "file", "path"))
-	if program == nil {
-		program = tells(p, "name", "file.name")
-	}
-	process := e.name(program)
-	user := e.account(said(str(u, "domain")), tells(u, "name", "email_addr", "uid"))
+	r.SrcHost, r.DstHost = e.name(f.first(ocsfSrcHostname, ocsfSrcName)), e.name(f.first(ocsfDstHostname, ocsfDstName))
+	process := e.name(f.first(ocsfProcessPath, ocsfProcessName, ocsfProcessFile))
+	user := e.account(f.said(ocsfUserDomain), f.first(ocsfUserName, ocsfUserEmail, ocsfUserID))
 	if r.Reporter == flow.ReporterDestination {
 		r.DstProcess, r.DstIdentity = process, user
 	} else { // the schema's actor is whose activity it is
 		r.SrcProcess, r.SrcIdentity = process, user
 	}
-	app := tells(v, "app_name", "app_protocol_name")
-	if app == nil {
-		app = said(str(dst, "svc_name"))
-	}
-	r.App = e.name(app)
-	observer := tells(device, "hostname", "name", "uid", "ip")
-	if observer == nil {
-		observer = tells(at(v, "network_observation_point"), "hostname", "name")
-	}
-	if observer != nil {
+	r.App = e.name(f.first(ocsfApp, ocsfAppProtocol, ocsfService))
+	if observer := f.first(ocsfDeviceHostname, ocsfDeviceName, ocsfDeviceID, ocsfDeviceIP, ocsfPointHostname, ocsfPointName); observer != nil {
 		r.Observer = e.name(observer)
 	}
 	return nil
 }
 
 // ocsfTimes fills the times: milliseconds since 1970 or, in the profile datetime, RFC 3339.
-func ocsfTimes(v *fastjson.Value, r *flow.Record) (err error) {
-	if r.Start, err = ocsfTime(v, "start_time", "start_time_dt"); err != nil {
+func ocsfTimes(f *found, r *flow.Record) (err error) {
+	if r.Start, err = ocsfTime(f, ocsfStart, ocsfStartText); err != nil {
 		return err
 	}
-	if r.End, err = ocsfTime(v, "end_time", "end_time_dt"); err != nil {
+	if r.End, err = ocsfTime(f, ocsfEnd, ocsfEndText); err != nil {
 		return err
 	}
-	if duration, ok := num(v, "duration"); ok && r.Start != 0 && r.End == 0 && duration < 1e12 {
+	if duration, ok := num(f.at[ocsfDuration]); ok && r.Start != 0 && r.End == 0 && duration < 1e12 {
 		r.End = r.Start + flow.Time(duration)
 	}
 	if r.Start == 0 && r.End == 0 {
-		r.Start, err = ocsfTime(v, "time", "time_dt")
+		r.Start, err = ocsfTime(f, ocsfMoment, ocsfMomentText)
 	}
 	return err
 }
 
-func ocsfTime(v *fastjson.Value, key, text string) (flow.Time, error) {
-	f := at(v, key)
-	if f == nil {
-		return moment(v, text)
+func ocsfTime(f *found, number, text int) (flow.Time, error) {
+	v := f.at[number]
+	if v == nil {
+		return momentOf(f.at[text], ocsfNames[text])
 	}
-	n, ok := num(f)
+	n, ok := num(v)
 	if !ok || n > maxEpoch*1000 {
-		return 0, fieldError(key, shown(f), "milliseconds since 1970")
+		return 0, fieldError(ocsfNames[number], shown(v), "milliseconds since 1970")
 	}
 	return flow.Time(n), nil
 }
 
 // ocsfTraffic fills the counters: out is from the source to the destination. Where nothing but
 // the sum is told, that is taken.
-func ocsfTraffic(t *fastjson.Value, r *flow.Record) {
-	n, ok := num(t, "bytes_out")
-	m, back := num(t, "bytes_in")
+func ocsfTraffic(f *found, r *flow.Record) {
+	n, ok := num(f.at[ocsfBytesOut])
+	m, back := num(f.at[ocsfBytesIn])
 	if !ok && !back {
-		n, ok = num(t, "bytes")
+		n, ok = num(f.at[ocsfBytes])
 	}
 	setBytes(r, n, ok)
 	setRevBytes(r, m, back)
-	n, ok = num(t, "packets_out")
-	m, back = num(t, "packets_in")
+	n, ok = num(f.at[ocsfPacketsOut])
+	m, back = num(f.at[ocsfPacketsIn])
 	if !ok && !back {
-		n, ok = num(t, "packets")
+		n, ok = num(f.at[ocsfPackets])
 	}
 	setPackets(r, n, ok)
 	setRevPackets(r, m, back)
@@ -153,8 +261,8 @@ func ocsfTraffic(t *fastjson.Value, r *flow.Record) {
 
 // ocsfReporter is the end that observed: as the event says, else that whose address or name
 // the device has.
-func ocsfReporter(v, device, src, dst *fastjson.Value, srcIP, dstIP []byte) flow.Reporter {
-	switch point, _ := num(v, "observation_point_id"); point {
+func ocsfReporter(f *found, srcIP, dstIP []byte) flow.Reporter {
+	switch point, _ := num(f.at[ocsfPointID]); point {
 	case 1:
 		return flow.ReporterSource
 	case 2:
@@ -162,12 +270,11 @@ func ocsfReporter(v, device, src, dst *fastjson.Value, srcIP, dstIP []byte) flow
 	case 3:
 		return flow.ReporterElsewhere
 	}
+	d, h := f.said(ocsfDeviceIP), f.said(ocsfDeviceHostname)
 	is := func(ip, name []byte) bool {
-		d := said(str(device, "ip"))
-		h := said(str(device, "hostname"))
 		return d != nil && bytes.Equal(d, ip) || h != nil && bytes.Equal(h, name)
 	}
-	atSrc, atDst := is(srcIP, said(str(src, "hostname"))), is(dstIP, said(str(dst, "hostname")))
+	atSrc, atDst := is(srcIP, f.said(ocsfSrcHostname)), is(dstIP, f.said(ocsfDstHostname))
 	switch {
 	case atSrc && !atDst:
 		return flow.ReporterSource
@@ -179,9 +286,9 @@ func ocsfReporter(v, device, src, dst *fastjson.Value, srcIP, dstIP []byte) flow
 
 // ocsfEnforced is what a control did, by its action and the disposition that came of it. A
 // control that only observed (3) neither allowed nor denied.
-func ocsfEnforced(v *fastjson.Value) flow.Observed {
-	action, _ := num(v, "action_id")
-	disposition, _ := num(v, "disposition_id")
+func ocsfEnforced(f *found) flow.Observed {
+	action, _ := num(f.at[ocsfAction])
+	disposition, _ := num(f.at[ocsfDisposition])
 	switch disposition {
 	case 2, 6, 21, 25, 26: // blocked, dropped, reset, rejected, unauthorized
 		return flow.ObservedDeny

@@ -80,7 +80,7 @@ func randomGoflow2(r *rand.Rand) string {
 	}
 	when := func() string {
 		return pick("0", "1790953449000000000", "1790953450000000000", "1790953445123456789", "1786658477000000000", "1795248417000000000",
-			"1690953445000000000", `"2026-10-02T15:04:09.25Z"`, "1790953449", "1790953449000", "-5", number())
+			"1690953445000000000", `"2026-10-02T15:04:09.25Z"`, `"2600-01-01T00:00:00Z"`, "1790953449", "1790953449000", "-5", number())
 	}
 	address := func() string {
 		return pick(`"10.1.0.5"`, `"2001:db8::1"`, `"0.0.0.0"`, `"::ffff:10.0.0.1"`, `"x"`, `""`, "7", "null")
@@ -107,7 +107,7 @@ func randomGoflow2(r *rand.Rand) string {
 		add("fragment_offset", number())
 	}
 	if r.IntN(2) == 0 {
-		add("layer_stack", pick(`["Ethernet","IPv4","TCP"]`, `["UDP"]`, "[1,3]", "[]", "[4,99]", "null"))
+		add("layer_stack", pick(`["Ethernet","IPv4","TCP"]`, `["UDP"]`, `["IPv4"]`, `["IPv6","7"]`, "[1,3]", "[]", "[4,99]", "null"))
 	}
 	return "{" + strings.Join(members, ",") + "}"
 }

@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"strconv"
 	"time"
 
 	"github.com/postern/postern/flow"
+	"github.com/postern/postern/ingest/goflow2"
 )
 
 // maxJSONDepth bounds how deep values that are stepped over may nest; goflow2's
@@ -66,7 +66,7 @@ func (f *Foreign) decodeJSON(value []byte, seed uint64, received flow.Time, out 
 		case want == jsonNext:
 			err = errJSONSyntax
 		case c == '{':
-			f.msg = goflowMessage{}
+			f.msg = goflow2.Message{}
 			err = s.object(&f.msg)
 		}
 		want = jsonElement
@@ -83,7 +83,7 @@ func (f *Foreign) decodeJSON(value []byte, seed uint64, received flow.Time, out 
 			if n := bytes.IndexByte(value[start:], '\n'); n >= 0 {
 				s.i = start + n
 			}
-		case !f.msg.hasFlow:
+		case !f.msg.Known():
 			f.refuse(errForeignNoFlow)
 			refused++
 		case len(out.Records)-before >= maxForeignRecords:
@@ -92,7 +92,7 @@ func (f *Foreign) decodeJSON(value []byte, seed uint64, received flow.Time, out 
 		default:
 			r := out.Next()
 			r.ID = foreignID(seed, i)
-			f.msg.record(r, received)
+			f.msg.Record(r, received)
 		}
 	}
 }
@@ -145,7 +145,7 @@ type scalar struct {
 }
 
 // object reads an object that begins at s.i into m.
-func (s *jsonScanner) object(m *goflowMessage) error {
+func (s *jsonScanner) object(m *goflow2.Message) error {
 	if !s.take('{') {
 		return errJSONObject
 	}
@@ -159,10 +159,9 @@ func (s *jsonScanner) object(m *goflowMessage) error {
 			return errJSONSyntax
 		}
 		s.space()
-		f := goflowKey(key)
-		if c, _ := s.peek(); f == keyLayerStack && c == '[' {
-			m.hasFlow = true
-			if err := s.layers(m); err != nil {
+		f, known := goflow2.FieldOf(key)
+		if c, _ := s.peek(); known && f.Kind() == goflow2.Layers && c == '[' {
+			if err := s.layers(m, f); err != nil {
 				return err
 			}
 		} else {
@@ -170,9 +169,8 @@ func (s *jsonScanner) object(m *goflowMessage) error {
 			if err != nil {
 				return err
 			}
-			if f != keyNone {
-				m.hasFlow = true
-				m.put(f, v)
+			if known {
+				v.put(m, f)
 			}
 		}
 		switch {
@@ -185,8 +183,26 @@ func (s *jsonScanner) object(m *goflowMessage) error {
 	}
 }
 
-// layers reads the array of layer_stack.
-func (s *jsonScanner) layers(m *goflowMessage) error {
+// put gives v, the value of field f, to m; one that is not of the field's kind tells nothing.
+func (v scalar) put(m *goflow2.Message, f goflow2.Field) {
+	switch f.Kind() {
+	case goflow2.Number:
+		m.Set(f, v.text, v.kind == '"')
+	case goflow2.Address:
+		a, ok := v.address()
+		m.SetAddr(f, a, ok)
+	case goflow2.Time:
+		ns, ok := v.nanoseconds()
+		m.SetTime(f, ns, ok)
+	case goflow2.Layers: // not as an array
+		m.Set(f, nil, false)
+	case goflow2.Name: // of topics, names are not read
+	}
+}
+
+// layers reads the array of layer_stack, which is f.
+func (s *jsonScanner) layers(m *goflow2.Message, f goflow2.Field) error {
+	m.Set(f, nil, false)
 	s.i++
 	if s.take(']') {
 		return nil
@@ -197,23 +213,7 @@ func (s *jsonScanner) layers(m *goflowMessage) error {
 		if err != nil {
 			return err
 		}
-		switch v.kind {
-		case '0':
-			if n, ok := v.number(); ok {
-				m.layer(n)
-			}
-		case '"':
-			switch string(v.text) {
-			case "TCP":
-				m.layer(goflowLayerTCP)
-			case "UDP":
-				m.layer(goflowLayerUDP)
-			case "IPv4":
-				m.layer(goflowLayerIPv4)
-			case "IPv6":
-				m.layer(goflowLayerIPv6)
-			}
-		}
+		m.Set(f, v.text, v.kind == '"')
 		switch {
 		case s.take(','):
 		case s.take(']'):
@@ -377,40 +377,10 @@ func (s *jsonScanner) num() bool {
 	return true
 }
 
-// number is v as a number; a string of digits is one too. ok is false for what is
-// negative or beyond 64 bits.
-func (v scalar) number() (n uint64, ok bool) {
-	if v.kind == 0 || len(v.text) == 0 || len(v.text) > 32 {
-		return 0, false
-	}
-	for i, c := range v.text {
-		if c < '0' || c > '9' || i >= 19 {
-			return v.real()
-		}
-		n = n*10 + uint64(c-'0')
-	}
-	return n, true
-}
-
-// real is number for what has a fraction, an exponent or twenty digits.
-func (v scalar) real() (uint64, bool) {
-	if c := v.text[0]; c < '0' || c > '9' {
-		return 0, false // a name, or negative
-	}
-	if n, err := strconv.ParseUint(string(v.text), 10, 64); err == nil {
-		return n, true
-	}
-	x, err := strconv.ParseFloat(string(v.text), 64)
-	if err != nil || !(x >= 0 && x < 1<<64) {
-		return 0, false
-	}
-	return uint64(x), true
-}
-
 // nanoseconds is v as a time, a number of nanoseconds or in the form of RFC 3339,
 // as goflow2's renderer datetimenano prints it.
 func (v scalar) nanoseconds() (uint64, bool) {
-	if n, ok := v.number(); ok || v.kind != '"' {
+	if n, ok := goflow2.ParseNumber(v.text); ok || v.kind != '"' {
 		return n, ok
 	}
 	var t time.Time
@@ -455,241 +425,4 @@ func dotted(b []byte) (ip uint32, ok bool) {
 		}
 	}
 	return ip, len(b) == 0
-}
-
-// goflowField is a field of a message.
-type goflowField uint8
-
-const (
-	keyNone goflowField = iota
-	keyType
-	keyReceivedNs
-	keyStartNs
-	keyEndNs
-	keyReceivedSec
-	keyStartSec
-	keyEndSec
-	keyStartMilli
-	keyEndMilli
-	keySampler
-	keySrc
-	keyDst
-	keyRate
-	keyBytes
-	keyPackets
-	keyProto
-	keySrcPort
-	keyDstPort
-	keyInIf
-	keyOutIf
-	keyFlags
-	keyFragment
-	keyICMPType
-	keyICMPCode
-	keyForwarding
-	keyDomain
-	keyDirection
-	keyBiflow
-	keyLayerStack
-)
-
-// goflowKey finds a field by its name, in the spelling of 2.x (time_received_ns)
-// or 1.x (TimeReceived), or as protocol buffers are printed (timeReceivedNs): they
-// differ in case and underscores only.
-func goflowKey(key []byte) goflowField {
-	var plain [24]byte
-	n := 0
-	for _, c := range key {
-		if c == '_' {
-			continue
-		}
-		if n == len(plain) {
-			return keyNone
-		}
-		if 'A' <= c && c <= 'Z' {
-			c += 'a' - 'A'
-		}
-		plain[n] = c
-		n++
-	}
-	switch string(plain[:n]) {
-	case "type":
-		return keyType
-	case "timereceivedns":
-		return keyReceivedNs
-	case "timeflowstartns":
-		return keyStartNs
-	case "timeflowendns":
-		return keyEndNs
-	case "timereceived":
-		return keyReceivedSec
-	case "timeflowstart":
-		return keyStartSec
-	case "timeflowend":
-		return keyEndSec
-	case "timeflowstartms":
-		return keyStartMilli
-	case "timeflowendms":
-		return keyEndMilli
-	case "sampleraddress":
-		return keySampler
-	case "srcaddr":
-		return keySrc
-	case "dstaddr":
-		return keyDst
-	case "samplingrate":
-		return keyRate
-	case "bytes":
-		return keyBytes
-	case "packets":
-		return keyPackets
-	case "proto":
-		return keyProto
-	case "srcport":
-		return keySrcPort
-	case "dstport":
-		return keyDstPort
-	case "inif":
-		return keyInIf
-	case "outif":
-		return keyOutIf
-	case "tcpflags":
-		return keyFlags
-	case "fragmentoffset":
-		return keyFragment
-	case "icmptype":
-		return keyICMPType
-	case "icmpcode":
-		return keyICMPCode
-	case "forwardingstatus":
-		return keyForwarding
-	case "observationdomainid":
-		return keyDomain
-	case "flowdirection":
-		return keyDirection
-	case "biflowdirection":
-		return keyBiflow
-	case "layerstack":
-		return keyLayerStack
-	}
-	return keyNone
-}
-
-// put takes a field's value; one that is not of the field's kind tells nothing.
-// Protocol buffers' 32-bit fields are not cut: a larger number is not theirs.
-func (m *goflowMessage) put(f goflowField, v scalar) {
-	switch f {
-	case keySampler:
-		m.sampler, _ = v.address()
-		return
-	case keySrc:
-		m.src, m.hasSrc = v.address()
-		return
-	case keyDst:
-		m.dst, m.hasDst = v.address()
-		return
-	case keyReceivedNs:
-		m.receivedNs, m.hasReceivedNs = v.nanoseconds()
-		return
-	case keyStartNs:
-		m.startNs, _ = v.nanoseconds()
-		return
-	case keyEndNs:
-		m.endNs, _ = v.nanoseconds()
-		return
-	}
-	n, ok := v.number()
-	if !ok && v.kind == '"' {
-		switch f {
-		case keyType:
-			n, ok = goflowTypes[string(v.text)], true
-		case keyProto:
-			p := goflowProtocols[string(v.text)]
-			n, ok = uint64(p), true
-		}
-	}
-	if !ok {
-		n = 0
-	}
-	switch f {
-	case keyReceivedSec:
-		m.receivedSec = n
-	case keyStartSec:
-		m.startSec = n
-	case keyEndSec:
-		m.endSec = n
-	case keyStartMilli:
-		m.startMilli = n
-	case keyEndMilli:
-		m.endMilli = n
-	case keyRate:
-		m.rate = n
-	case keyBytes:
-		m.bytes = n
-	case keyPackets:
-		m.packets = n
-	case keyDirection:
-		m.direction, m.hasDirection = n, ok
-	case keyBiflow:
-		m.biflow, m.hasBiflow = n, ok
-	default:
-		if n > 1<<32-1 {
-			n = 0
-		}
-		switch f {
-		case keyType:
-			m.kind = n
-		case keyProto:
-			m.proto = n
-		case keySrcPort:
-			m.srcPort = n
-		case keyDstPort:
-			m.dstPort = n
-		case keyInIf:
-			m.inIf = n
-		case keyOutIf:
-			m.outIf = n
-		case keyFlags:
-			m.flags = n
-		case keyFragment:
-			m.fragment = n
-		case keyICMPType:
-			m.icmpType = n
-		case keyICMPCode:
-			m.icmpCode = n
-		case keyForwarding:
-			m.forwarding = n
-		case keyDomain:
-			m.domain = n
-		}
-	}
-}
-
-var goflowTypes = map[string]uint64{"SFLOW_5": goflowSFlow5, "NETFLOW_V5": goflowNetFlowV5,
-	"NETFLOW_V9": goflowNetFlowV9, "IPFIX": goflowIPFIX}
-
-// goflowProtocols are the names goflow2 prints for protocol numbers (IANA's
-// keywords, some respelled). "unknown" and the like are not here: they tell no
-// number.
-var goflowProtocols = map[string]uint8{
-	"HOPOPT": 0, "ICMP": 1, "IGMP": 2, "GGP": 3, "IPv4": 4, "ST": 5, "TCP": 6, "CBT": 7, "EGP": 8, "IGP": 9,
-	"BBN-RCC-MON": 10, "NVP-II": 11, "PUP": 12, "ARGUS": 13, "EMCON": 14, "XNET": 15, "CHAOS": 16, "UDP": 17, "MUX": 18,
-	"DCN-MEAS": 19, "HMP": 20, "PRM": 21, "XNS-IDP": 22, "TRUNK-1": 23, "TRUNK-2": 24, "LEAF-1": 25, "LEAF-2": 26,
-	"RDP": 27, "IRTP": 28, "ISO-TP4": 29, "NETBLT": 30, "MFE-NSP": 31, "MERIT-INP": 32, "DCCP": 33, "3PC": 34,
-	"IDPR": 35, "XTP": 36, "DDP": 37, "IDPR-CMTP": 38, "TP++": 39, "IL": 40, "IPv6": 41, "SDRP": 42, "IPv6-Route": 43,
-	"IPv6-Frag": 44, "IDRP": 45, "RSVP": 46, "GRE": 47, "DSR": 48, "BNA": 49, "ESP": 50, "AH": 51, "I-NLSP": 52,
-	"SWIPE": 53, "NARP": 54, "Min-IPv4": 55, "TLSP": 56, "SKIP": 57, "IPv6-ICMP": 58, "IPv6-NoNxt": 59, "IPv6-Opts": 60,
-	"any-host-internal-protocol": 61, "CFTP": 62, "any-local-network": 63, "SAT-EXPAK": 64, "KRYPTOLAN": 65, "RVD": 66,
-	"IPPC": 67, "any-distributed-file-system": 68, "SAT-MON": 69, "VISA": 70, "IPCV": 71, "CPNX": 72, "CPHB": 73,
-	"WSN": 74, "PVP": 75, "BR-SAT-MON": 76, "SUN-ND": 77, "WB-MON": 78, "WB-EXPAK": 79, "ISO-IP": 80, "VMTP": 81,
-	"SECURE-VMTP": 82, "VINES": 83, "IPTM": 84, "NSFNET-IGP": 85, "DGP": 86, "TCF": 87, "EIGRP": 88, "OSPFIGP": 89,
-	"Sprite-RPC": 90, "LARP": 91, "MTP": 92, "AX.25": 93, "IPIP": 94, "MICP": 95, "SCC-SP": 96, "ETHERIP": 97,
-	"ENCAP": 98, "any-private-encryption-scheme": 99, "GMTP": 100, "IFMP": 101, "PNNI": 102, "PIM": 103, "ARIS": 104,
-	"SCPS": 105, "QNX": 106, "A/N": 107, "IPComp": 108, "SNP": 109, "Compaq-Peer": 110, "IPX-in-IP": 111, "VRRP": 112,
-	"PGM": 113, "any-0-hop-protocol": 114, "L2TP": 115, "DDX": 116, "IATP": 117, "STP": 118, "SRP": 119, "UTI": 120,
-	"SMP": 121, "SM": 122, "PTP": 123, "ISIS over IPv4": 124, "FIRE": 125, "CRTP": 126, "CRUDP": 127, "SSCOPMCE": 128,
-	"IPLT": 129, "SPS": 130, "PIPE": 131, "SCTP": 132, "FC": 133, "RSVP-E2E-IGNORE": 134, "Mobility Header": 135,
-	"UDPLite": 136, "MPLS-in-IP": 137, "manet": 138, "HIP": 139, "Shim6": 140, "WESP": 141, "ROHC": 142,
-	"Ethernet": 143, "AGGFRAG": 144, "NSH": 145,
-	"ICMPv6": 58, // 1.x
 }

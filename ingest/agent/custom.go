@@ -108,7 +108,9 @@ type customFormat struct {
 	comment   string
 	flowIf    *customPath
 	fields    []customMapping
-	layout    string // of times
+	layout    string   // of times
+	plain     []string // the plain paths, by their place
+	paths     paths    // the same in JSON
 }
 
 // customMapping is where a field comes from.
@@ -319,6 +321,8 @@ func compileMapping(c *CustomConfig, kind *mappingKind) (*customFormat, error) {
 		var err error
 		if f.flowIf, err = compileCondition(c.FlowIf); err != nil {
 			fail("%s: %w", kind.cond, err)
+		} else {
+			f.placePath(f.flowIf)
 		}
 	}
 	f.compileFields(c, fail)
@@ -376,6 +380,7 @@ func (f *customFormat) compileFields(c *CustomConfig, fail func(string, ...any))
 			fail("fields.%s: %w", k.name, err)
 			continue
 		}
+		f.placePath(m.path)
 		if len(f.columns) > 0 && m.path.plain != "" && !slices.Contains(f.columns, m.path.plain) {
 			fail("fields.%s: there is no column %q; want one of %s", k.name, m.path.plain, strings.Join(f.columns, ", "))
 		}
@@ -405,6 +410,23 @@ func (f *customFormat) compileFields(c *CustomConfig, fail func(string, ...any))
 		}
 		f.fields = append(f.fields, m)
 	}
+}
+
+// placePath gives a plain path its place, the same to all that are alike.
+func (f *customFormat) placePath(p *customPath) {
+	if p.code != nil || p.constant != nil {
+		return
+	}
+	p.deep = strings.Count(p.plain, ".") > maxDots
+	if p.place = slices.Index(f.plain, p.plain); p.place >= 0 {
+		return
+	}
+	var ways [][]string
+	if !p.deep {
+		ways = digWays(p.plain)
+	}
+	p.place = f.paths.add(ways...)
+	f.plain = append(f.plain, p.plain)
 }
 
 func nearestCustom(name string, known []customField) string {
@@ -473,7 +495,9 @@ func (f *customFormat) time(b []byte) (flow.Time, bool) {
 type customLine struct {
 	f       *customFormat
 	json    *fastjson.Value
+	found   *found   // in json
 	columns []string // of delimited lines
+	indexes []int    // of the columns at plain paths, by place; -1: there is no such column
 	header  []byte
 	parts   [][]byte // of delimited lines, by column; of pairs the values
 	keys    [][]byte // of pairs
@@ -487,7 +511,8 @@ func (f *customFormat) new(d *Decoder) parser { return f.reader(d, (*customLine)
 
 // reader reads lines and has read make of each what it tells.
 func (f *customFormat) reader(d *Decoder, read func(*customLine, *entry) error) parser {
-	l := &customLine{f: f, columns: f.columns}
+	l := &customLine{f: f, found: f.paths.new()}
+	l.setColumns(f.columns)
 	comment := []byte(f.comment)
 	return func(line []byte, e *entry) error {
 		if len(comment) > 0 && bytes.HasPrefix(line, comment) {
@@ -504,6 +529,7 @@ func (f *customFormat) reader(d *Decoder, read func(*customLine, *entry) error) 
 				return fmt.Errorf("a JSON %s; want an object", v.Type())
 			}
 			l.json = v
+			l.found.read(v)
 		case f.pairs:
 			if err := l.splitPairs(line); err != nil {
 				return err
@@ -563,12 +589,14 @@ func (l *customLine) fill(r *flow.Record, e *entry) (icmp int, err error) {
 		if err != nil {
 			return 0, fmt.Errorf("%s: %w", m.field.name, err)
 		}
-		if to, ok := m.values[string(b)]; ok && b != nil {
-			b = said(to)
-		} else if b = said(b); b != nil && m.other {
-			b = said(m.others)
+		if m.values != nil || m.other {
+			if to, ok := m.values[string(b)]; ok && b != nil {
+				b = to
+			} else if b = said(b); b != nil && m.other {
+				b = m.others
+			}
 		}
-		if b == nil {
+		if b = said(b); b == nil {
 			continue
 		}
 		if !m.field.set(l.f, r, e, b) {
@@ -593,9 +621,11 @@ func (l *customLine) splitColumns(line []byte) error {
 				return err
 			}
 			l.header = bytes.Clone(line)
+			var columns []string
 			for _, p := range l.parts {
-				l.columns = append(l.columns, string(bytes.TrimSpace(p)))
+				columns = append(columns, string(bytes.TrimSpace(p)))
 			}
+			l.setColumns(columns)
 		}
 		return NotFlow("a header")
 	}
@@ -697,23 +727,37 @@ func (l *customLine) splitPairs(line []byte) error {
 
 var errCustomPair = errors.New("a quoted value does not end; want a closing quote")
 
-// plain finds the text of a member, a column or a key.
-func (l *customLine) plain(path string) []byte {
+// setColumns takes in what the columns of delimited lines are.
+func (l *customLine) setColumns(columns []string) {
+	l.columns, l.indexes = columns, make([]int, len(l.f.plain))
+	for place, path := range l.f.plain {
+		l.indexes[place] = slices.Index(columns, path)
+	}
+}
+
+// plain finds the text at a plain path: of a member, a column or a key.
+func (l *customLine) plain(p *customPath) []byte {
 	switch {
 	case l.f.json:
-		return scalar(dig(l.json, path), &l.numbers)
+		return scalar(l.member(p), &l.numbers)
 	case l.f.pairs:
 		for i, k := range l.keys {
-			if string(k) == path {
+			if string(k) == p.plain {
 				return l.parts[i]
 			}
 		}
 	default:
-		for i, c := range l.columns {
-			if c == path && i < len(l.parts) {
-				return l.parts[i]
-			}
+		if i := l.indexes[p.place]; i >= 0 {
+			return l.parts[i]
 		}
 	}
 	return nil
+}
+
+// member finds the member at a plain path.
+func (l *customLine) member(p *customPath) *fastjson.Value {
+	if p.deep {
+		return dig(l.json, p.plain)
+	}
+	return l.found.at[p.place]
 }

@@ -19,6 +19,8 @@ import (
 // configuration itself.
 type customPath struct {
 	plain    string
+	place    int  // of the plain path, among those of the format
+	deep     bool // it has more parts than are looked for at a time
 	constant []byte
 	code     *gojq.Code
 
@@ -207,7 +209,7 @@ func (l *customLine) get(p *customPath) ([]byte, error) {
 	case p.constant != nil:
 		return p.constant, nil
 	case p.code == nil:
-		return l.plain(p.plain), nil
+		return l.plain(p), nil
 	}
 	v, err := l.run(p.code)
 	if err != nil {
@@ -241,15 +243,15 @@ func (l *customLine) get(p *customPath) ([]byte, error) {
 func (l *customLine) holds(p *customPath) (bool, error) {
 	switch {
 	case p.compare:
-		return (string(l.plain(p.plain)) == string(p.compared)) != p.negate, nil
+		return (string(l.plain(p)) == string(p.compared)) != p.negate, nil
 	case p.code != nil:
 		v, err := l.run(p.code)
 		return v != nil && v != false, err
 	case l.json != nil:
-		v := dig(l.json, p.plain)
+		v := l.member(p)
 		return v != nil && v.Type() != fastjson.TypeFalse, nil
 	}
-	return l.plain(p.plain) != nil, nil
+	return l.plain(p) != nil, nil
 }
 
 // run gives a program's first result; nil if it has none.

@@ -192,6 +192,20 @@ func TestCustomYAML(t *testing.T) {
 	}
 }
 
+// TestCustomPlaces are plain paths of every kind, found by place and not by name.
+func TestCustomPlaces(t *testing.T) {
+	deep := strings.Repeat("a.", maxDots+2) + "b"
+	cfg := Config{BelieveClock: true, Custom: []CustomConfig{{Name: "x", FlowIf: "src.ip", Fields: map[string]string{
+		"src_addr": "src.ip", "dst_addr": `.""`, "observer": "src.ip", "app": deep, "policy": "list.1.name", "src_host": `."a b.c"`, "dst_host": `"src.ip"`}}}}
+	got := decodeWith(t, "x", cfg, []byte(`{"":"10.0.0.2","src.ip":null,"src":{"ip":"10.0.0.1"},"a":{"a.a":{"a.a.a":{"a":{"a":{"b":"deep"}}}}},"list":[0,{"name":"second"}],"a b":{"c":"spaced"}}
+{"":"10.0.0.2","src":{"ip":null}}
+`))
+	if len(got.text) != 2 || got.text[1] != "no flow: a line that flowIf leaves out" {
+		t.Fatalf("%q", got.text)
+	}
+	spot(t, got, 0, `{"src_addr":"10.0.0.1","dst_addr":"10.0.0.2","observer":"10.0.0.1","app":"deep","policy":"second","src_host":"spaced","dst_host":"src.ip"}`)
+}
+
 func TestPlainPaths(t *testing.T) {
 	for in, want := range map[string]string{"src.ip": "src.ip", ".src.ip": "src.ip", "@timestamp": "@timestamp", "a-b.0.c": "a-b.0.c", `."Source IP"`: "Source IP",
 		".": "", "a..b": "", ".a | .b": "", `"text"`: "", ".a[0]": "", "a b": "", ".a + 1": ""} {

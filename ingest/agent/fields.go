@@ -57,8 +57,15 @@ func atou(b []byte) (n uint64, ok bool) {
 	if len(b) == 0 || len(b) > 20 {
 		return 0, false
 	}
-	for _, c := range b {
+	for _, c := range b[:min(len(b), 19)] { // 19 digits always fit
 		d := uint64(c - '0')
+		if d > 9 {
+			return 0, false
+		}
+		n = n*10 + d
+	}
+	if len(b) == 20 {
+		d := uint64(b[19] - '0')
 		if d > 9 || n > (math.MaxUint64-d)/10 {
 			return 0, false
 		}

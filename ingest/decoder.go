@@ -147,7 +147,7 @@ func (d *Decoder) Decode(dg *Datagram, out *flow.Batch) {
 		account = ex.account
 		account.Datagrams.Received++
 		*m = message{ex: ex, received: dg.Received, port: dg.Port,
-			seed: mix(mix(d.cfg.SourceID) + dg.Position)}
+			seed: flow.Mix(flow.Mix(d.cfg.SourceID) + dg.Position)}
 		d.dispatch(m, dg.Payload, out, before)
 		n := uint64(len(out.Records) - before)
 		m.ex.account.Records.Decoded += n
@@ -376,7 +376,7 @@ func (ex *exporter) clock(sample, tolerance flow.Time) flow.Time {
 func (m *message) record(out *flow.Batch, set, i int) *flow.Record {
 	m.dom.heard.Records++
 	r := out.Next()
-	r.ID = mix(m.seed + uint64(set)<<32 + uint64(i))
+	r.ID = flow.Mix(m.seed + uint64(set)<<32 + uint64(i))
 	r.Received = m.received
 	r.Exporter = m.ex.addr
 	r.Domain = m.dom.domain
@@ -390,14 +390,6 @@ func (m *message) record(out *flow.Batch, set, i int) *flow.Record {
 func (m *message) drop(out *flow.Batch) {
 	m.dom.heard.Records--
 	out.Drop()
-}
-
-// mix is the finalizer of splitmix64: every bit of v bears on every bit of the result.
-func mix(v uint64) uint64 {
-	v += 0x9e3779b97f4a7c15
-	v = (v ^ v>>30) * 0xbf58476d1ce4e5b9
-	v = (v ^ v>>27) * 0x94d049bb133111eb
-	return v ^ v>>31
 }
 
 // atUptime is when the exporter had been up for t milliseconds, by its header

@@ -129,7 +129,7 @@ func (d *Decoder) Decode(line []byte, pos uint64, o *Origin, out *flow.Batch) er
 		return errUnknownFormat
 	}
 	e := &d.entry
-	*e = entry{d: d, o: o, seed: mix(mix(o.Seed) + pos), out: out, first: len(out.Records)}
+	*e = entry{d: d, o: o, seed: flow.Mix(flow.Mix(o.Seed) + pos), out: out, first: len(out.Records)}
 	err := d.parse(line, e)
 	if err == nil && len(out.Records) == e.first {
 		err = NotFlow("without a flow")
@@ -178,7 +178,7 @@ type entry struct {
 func (e *entry) flow(source flow.Source) *flow.Record {
 	n := len(e.out.Records) - e.first
 	r := e.out.Next()
-	r.ID = mix(e.seed + uint64(n))
+	r.ID = flow.Mix(e.seed + uint64(n))
 	r.Source = source
 	r.Exporter, r.Received = e.o.Exporter, e.o.Received
 	if e.o.Observer != "" {
@@ -294,14 +294,6 @@ func (d *Decoder) settleTimes(r *flow.Record) {
 			r.Skew = int32(ahead.Milliseconds())
 		}
 	}
-}
-
-// mix is the finalizer of splitmix64: every bit of v bears on every bit of the result.
-func mix(v uint64) uint64 {
-	v += 0x9e3779b97f4a7c15
-	v = (v ^ v>>30) * 0xbf58476d1ce4e5b9
-	v = (v ^ v>>27) * 0x94d049bb133111eb
-	return v ^ v>>31
 }
 
 // ofJSON makes the reader of a format whose lines are JSON objects, each by itself.

@@ -102,19 +102,10 @@ func (f *Foreign) refuse(reason error) {
 	}
 }
 
-// foreignID is the id of message i: the finalizer of splitmix64, as package
-// ingest makes ids.
-func foreignID(seed, i uint64) uint64 {
-	v := seed + i + 0x9e3779b97f4a7c15
-	v = (v ^ v>>30) * 0xbf58476d1ce4e5b9
-	v = (v ^ v>>27) * 0x94d049bb133111eb
-	return v ^ v>>31
-}
-
 // decodeProtobuf reads a value of one message or of messages behind their lengths.
 func (f *Foreign) decodeProtobuf(value []byte, seed uint64, received flow.Time, out *flow.Batch) (refused int) {
 	if !delimited(value) {
-		return f.message(value, foreignID(seed, 0), received, out)
+		return f.message(value, flow.Mix(seed), received, out)
 	}
 	before := len(out.Records)
 	for i, b := uint64(0), value; len(b) > 0; i++ {
@@ -130,7 +121,7 @@ func (f *Foreign) decodeProtobuf(value []byte, seed uint64, received flow.Time, 
 			refused++
 			continue
 		}
-		refused += f.message(frame, foreignID(seed, i), received, out)
+		refused += f.message(frame, flow.Mix(seed+i), received, out)
 	}
 	return refused
 }

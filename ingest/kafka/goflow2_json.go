@@ -91,7 +91,7 @@ func (f *Foreign) decodeJSON(value []byte, seed uint64, received flow.Time, out 
 			refused++
 		default:
 			r := out.Next()
-			r.ID = foreignID(seed, i)
+			r.ID = flow.Mix(seed + i)
 			f.msg.Record(r, received)
 		}
 	}

@@ -527,7 +527,7 @@ func TestGoflow2Version1(t *testing.T) {
 	if err := json.Unmarshal([]byte(text), &names); err != nil {
 		t.Fatal(err)
 	}
-	want := flow.Record{ID: foreignID(9, 0), Source: flow.SourceNetFlowV9, Exporter: flow.MustParseAddr("192.0.2.1"), Received: goflowNow,
+	want := flow.Record{ID: flow.Mix(9), Source: flow.SourceNetFlowV9, Exporter: flow.MustParseAddr("192.0.2.1"), Received: goflowNow,
 		Start: goflowNow - 9000 + 250, End: goflowNow - 5000 + 750, Src: flow.MustParseAddr("10.0.0.1"), Dst: flow.MustParseAddr("10.0.0.2"),
 		SamplingRate: 100, BytesRaw: 1500, PacketsRaw: 3, SrcPort: 40000, DstPort: 443, TCPFlags: 27, Proto: 6, Direction: 1,
 		Has: flow.HasStart | flow.HasEnd | flow.HasSrc | flow.HasDst | flow.HasBytes | flow.HasPackets | flow.HasSrcPort | flow.HasDstPort |

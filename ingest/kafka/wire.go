@@ -102,19 +102,10 @@ func ReadHeader(value []byte) (h Header, rows int, err error) {
 // seed begins the ids of the batch's records.
 func (h *Header) seed() uint64 {
 	le := binary.LittleEndian
-	v := mix(le.Uint64(h.Producer[:]))
-	v = mix(v ^ le.Uint64(h.Producer[8:]))
-	v = mix(v ^ (uint64(h.Epoch)<<32 | uint64(h.Partition)))
-	return mix(v ^ h.Seq)
-}
-
-// mix is the finalizer of splitmix64: a bijection in which every bit of the input
-// reaches every bit of the output.
-func mix(v uint64) uint64 {
-	v += 0x9e3779b97f4a7c15
-	v = (v ^ v>>30) * 0xbf58476d1ce4e5b9
-	v = (v ^ v>>27) * 0x94d049bb133111eb
-	return v ^ v>>31
+	v := flow.Mix(le.Uint64(h.Producer[:]))
+	v = flow.Mix(v ^ le.Uint64(h.Producer[8:]))
+	v = flow.Mix(v ^ (uint64(h.Epoch)<<32 | uint64(h.Partition)))
+	return flow.Mix(v ^ h.Seq)
 }
 
 // Partition is where the flows between a and b go, of n partitions; zero if n is

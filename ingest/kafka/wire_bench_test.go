@@ -191,7 +191,7 @@ func wireBatches(tb testing.TB, names *flow.Names) (batches [][]flow.Record, flo
 	clients, servers := rand.NewZipf(rnd, 1.2, 40, 3999), rand.NewZipf(rnd, 1.2, 10, 499)
 	ports := []uint16{443, 53, 445, 80, 389, 88, 1433, 5432, 8080, 9092, 22, 3389, 6443, 3306, 636, 135, 9200, 27017, 5985, 8443}
 	port := rand.NewZipf(rnd, 1.3, 2, uint64(len(ports)-1))
-	scatter := func(v uint64, n uint32) uint32 { return uint32(mix(v)>>32) % n } // ranks lie anywhere in the estate
+	scatter := func(v uint64, n uint32) uint32 { return uint32(flow.Mix(v)>>32) % n } // ranks lie anywhere in the estate
 	start := flow.TimeOf(time.Date(2026, 10, 5, 8, 0, 0, 0, time.UTC))
 	exporters := make([]*exporter.Exporter, 8)
 	for i := range exporters {
@@ -226,7 +226,7 @@ func wireBatches(tb testing.TB, names *flow.Names) (batches [][]flow.Record, flo
 							flow.HasBytes | flow.HasPackets | flow.HasInIf | flow.HasOutIf,
 					}
 					if c%10 == 3 {
-						r.Src = flow.Addr{Hi: 0x20010db8_00000000 | uint64(scatter(c, 50)), Lo: mix(c)}
+						r.Src = flow.Addr{Hi: 0x20010db8_00000000 | uint64(scatter(c, 50)), Lo: flow.Mix(c)}
 						r.Dst = flow.Addr{Hi: 0x20010db8_00000000 | uint64(scatter(v, 50)), Lo: v}
 					}
 					switch {

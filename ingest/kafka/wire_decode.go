@@ -39,11 +39,11 @@ type content struct {
 // nothing is appended, and the error says which column is at fault and why; it
 // holds no text of the value.
 //
-// A record's id is mix(seed + index), where seed mixes the header's producer,
-// epoch, partition and sequence one after another (mix being the finalizer of
-// splitmix64) and index counts the batch's records from zero: the same value
-// always gives the same ids, and different batches give different ones but for
-// the chance of two random 64-bit numbers being near one another.
+// A record's id is [flow.Mix] of seed + index, where seed mixes the header's producer,
+// epoch, partition and sequence one after another and index counts the batch's
+// records from zero: the same value always gives the same ids, and different
+// batches give different ones but for the chance of two random 64-bit numbers
+// being near one another.
 //
 // Names come from the network and are entered as such; where the table is full the
 // record carries [flow.QualityNamesFull]. All memory is of fixed size but that of
@@ -415,7 +415,7 @@ func (d *Decoder) fill(h *Header, rows int, out *flow.Batch) {
 	for i := range records {
 		r := &records[i]
 		*r = flow.Record{}
-		r.ID = mix(seed + uint64(i))
+		r.ID = flow.Mix(seed + uint64(i))
 		i &= BatchRows - 1 // the compiler leaves out its checks
 		received += flow.Time(unzigzag(c[colReceived][i]))
 		r.Received = received

@@ -190,7 +190,7 @@ func randomRecords(rnd *rand.Rand, names *flow.Names, n int) []flow.Record {
 // withIDs is records as they come back under h.
 func withIDs(h Header, records []flow.Record) []flow.Record {
 	for i := range records {
-		records[i].ID = mix(h.seed() + uint64(i))
+		records[i].ID = flow.Mix(h.seed() + uint64(i))
 	}
 	return records
 }

@@ -300,16 +300,25 @@ func (d *Decoder) settleTimes(r *flow.Record) {
 func ofJSON(read func(v *fastjson.Value, e *entry) error) func(*Decoder) parser {
 	return func(d *Decoder) parser {
 		return func(line []byte, e *entry) error {
-			v, err := d.json.ParseBytes(line)
+			v, err := d.object(line)
 			if err != nil {
-				return fmt.Errorf("no JSON: %w", err)
-			}
-			if v.Type() != fastjson.TypeObject {
-				return fmt.Errorf("a JSON %s; want an object", v.Type())
+				return err
 			}
 			return read(v, e)
 		}
 	}
+}
+
+// object reads a line that is a JSON object. It holds until the next call.
+func (d *Decoder) object(line []byte) (*fastjson.Value, error) {
+	v, err := d.json.ParseBytes(line)
+	if err != nil {
+		return nil, fmt.Errorf("no JSON: %w", err)
+	}
+	if v.Type() != fastjson.TypeObject {
+		return nil, fmt.Errorf("a JSON %s; want an object", v.Type())
+	}
+	return v, nil
 }
 
 // Rename goes on with another table of names: what was decoded before keeps the old one.

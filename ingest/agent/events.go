@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/agnivade/levenshtein"
-	"github.com/valyala/fastjson"
 
 	"github.com/postern/postern/flow"
 )
@@ -318,18 +317,6 @@ func blockEnd(b []byte, indented bool) int {
 
 // add takes an event in, with strings of its own.
 func (d *EventDecoder) add(ev SessionEvent) { d.out = append(d.out, ev) }
-
-// eventJSON reads an item as a JSON object.
-func (d *EventDecoder) eventJSON(item []byte) (*fastjson.Value, error) {
-	v, err := d.d.json.ParseBytes(item)
-	if err != nil {
-		return nil, fmt.Errorf("no JSON: %w", err)
-	}
-	if v.Type() != fastjson.TypeObject {
-		return nil, fmt.Errorf("a JSON %s; want an object", v.Type())
-	}
-	return v, nil
-}
 
 // maxEventText is how long the texts of an event may be.
 const maxEventText = flow.MaxPrincipal

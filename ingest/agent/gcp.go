@@ -17,14 +17,7 @@ import (
 
 func newGCP(d *Decoder) parser {
 	var data []byte
-	return func(line []byte, e *entry) error {
-		v, err := d.json.ParseBytes(line)
-		if err != nil {
-			return fmt.Errorf("no JSON: %w", err)
-		}
-		if v.Type() != fastjson.TypeObject {
-			return fmt.Errorf("a JSON %s; want an object", v.Type())
-		}
+	return ofJSON(func(v *fastjson.Value, e *entry) (err error) {
 		if m := str(v, "message", "data"); m != nil {
 			if data, err = base64.StdEncoding.AppendDecode(data[:0], m); err != nil {
 				return fieldError("message.data", m, "base64")
@@ -34,7 +27,7 @@ func newGCP(d *Decoder) parser {
 			}
 		}
 		return gcp(v, e)
-	}
+	})(d)
 }
 
 // gcp reads an entry, or its payload by itself.

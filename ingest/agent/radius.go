@@ -28,7 +28,7 @@ func newRadius(d *EventDecoder) (eventParser, error) {
 	return func(item []byte) error {
 		*r = radius{text: r.text[:0]}
 		if len(item) > 0 && item[0] == '{' {
-			v, err := d.eventJSON(item)
+			v, err := d.d.object(item)
 			if err != nil {
 				return err
 			}

@@ -32,7 +32,7 @@ func newWindowsLogon(d *EventDecoder) (eventParser, error) {
 	}
 	l := &windowsLogon{}
 	return func(item []byte) error {
-		v, err := d.eventJSON(item)
+		v, err := d.d.object(item)
 		if err != nil {
 			return err
 		}

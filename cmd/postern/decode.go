@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -18,7 +19,7 @@ import (
 )
 
 func decodeCommand() *cobra.Command {
-	var path, format string
+	var path, format, events string
 	cmd := &cobra.Command{
 		Use:   "decode [--format NAME] FILE…",
 		Short: "Print what a capture or a log says, one JSON object a flow record",
@@ -33,14 +34,22 @@ before the break is printed.
 
 With --format the files are logs of agents, clouds or firewalls (plain or in gzip), each by itself:
 ` + formatNames() + `,
-or auto, which says what it took them for. What became of each line is counted on standard error.`,
+or auto, which says what it took them for. What became of each line is counted on standard error.
+
+Logs of who logs on and off tell session events, one JSON object each: --format ` + eventFormatNames() + `,
+or --events NAME, which reads them as that source of the configuration (identity.sessions) does.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, files []string) error {
 			cfg, err := loadConfig(path)
 			if err != nil {
 				return err
 			}
-			if format != "" {
+			switch f, ecfg, err := eventsOf(cfg, format, events); {
+			case err != nil:
+				return err
+			case f != "":
+				return decodeEvents(cmd.Context(), cfg.Ingest.Logs, f, ecfg, files, cmd.OutOrStdout(), cmd.ErrOrStderr())
+			case format != "":
 				return decodeLogs(cmd.Context(), cfg.Ingest.Logs, format, files, cmd.OutOrStdout(), cmd.ErrOrStderr())
 			}
 			return decodeFiles(cmd.Context(), cfg.Ingest.Decode, files, cmd.OutOrStdout(), cmd.ErrOrStderr())
@@ -48,7 +57,58 @@ or auto, which says what it took them for. What became of each line is counted o
 	}
 	cmd.Flags().StringVarP(&path, "config", "c", "", "configuration file, for its sampling rates and limits (ingest.decode)")
 	cmd.Flags().StringVar(&format, "format", "", "the files are logs of this format, or auto")
+	cmd.Flags().StringVar(&events, "events", "", "the files are the log of this source of sessions")
 	return cmd
+}
+
+// eventsOf finds how session events are to be read: by a format of them that needs no
+// mapping, or as a source of the configuration is told to. An empty format is neither.
+func eventsOf(cfg config, format, source string) (string, agent.EventConfig, error) {
+	none := agent.EventConfig{}
+	if source == "" {
+		formats := agent.EventFormats()
+		i := slices.IndexFunc(formats, func(f agent.EventFormat) bool { return f.Name == format })
+		own := slices.ContainsFunc(cfg.Ingest.Logs.Decode.Custom, func(c agent.CustomConfig) bool { return c.Name == format })
+		switch {
+		case i < 0 || own:
+			return "", none, nil
+		case !needsNoMapping(formats[i]):
+			return "", none, fmt.Errorf("--format %s: a mapping in the configuration says how it is read; name its source by --events, and the configuration by -c", format)
+		}
+		return format, none, nil
+	}
+	if format != "" {
+		return "", none, fmt.Errorf("--events %s says how the lines are read; leave out --format", source)
+	}
+	var names []string
+	for i := range cfg.Identity.Sources.Sessions {
+		s := &cfg.Identity.Sources.Sessions[i]
+		if s.Name == source {
+			return s.Format, s.EventConfig, nil
+		}
+		names = append(names, s.Name)
+	}
+	if len(names) == 0 {
+		return "", none, fmt.Errorf("--events %q is no source of sessions; there is none, name the configuration that has one by -c", source)
+	}
+	return "", none, fmt.Errorf("--events %q is no source of sessions; want one of %s", source, strings.Join(names, ", "))
+}
+
+// needsNoMapping says whether lines of a format can be read without a configuration.
+func needsNoMapping(f agent.EventFormat) bool {
+	_, err := agent.NewEventDecoder(f.Name, agent.EventConfig{}, 1)
+	return err == nil
+}
+
+// eventFormatNames lists the formats of session events that need no mapping.
+func eventFormatNames() string {
+	var names []string
+	for _, f := range agent.EventFormats() {
+		if needsNoMapping(f) {
+			names = append(names, f.Name)
+		}
+	}
+	return strings.Join(names, " or ")
 }
 
 // formatNames lists the formats of logs.

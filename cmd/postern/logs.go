@@ -147,32 +147,81 @@ type logFile struct {
 	why      string
 	notFlow  map[string]uint64
 	rejected map[string]uint64
+	sessions bool // its lines tell session events
+	events   uint64
 }
 
 // maxReasons bounds how many reasons of one kind are told apart.
 const maxReasons = 100
 
 // each calls do with the flows of a file, some lines' at a time; do empties the batch.
-func (l *logFile) each(ctx context.Context, path string, do func(*flow.Batch) error) (err error) {
-	src, size, closeFile, err := openLog(path)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, closeFile()) }()
+func (l *logFile) each(ctx context.Context, path string, do func(*flow.Batch) error) error {
 	dcfg := l.cfg.Decode
 	dcfg.BelieveClock = true
 	dec, err := agent.NewDecoder(l.format, dcfg, l.names)
 	if err != nil {
 		return err
 	}
+	split := agent.Splitter{MaxItem: int(l.cfg.MaxLine)}
+	batch := flow.NewBatch(flow.BatchSize, nil)
+	origin := agent.Origin{Seed: l.seed}
+	if err := l.items(ctx, path, split.Next, func(item []byte, at uint64, err error) error {
+		if err == nil {
+			err = dec.Decode(item, at, &origin, batch)
+		}
+		l.count(err)
+		if len(batch.Records) < flow.BatchSize/2 {
+			return nil
+		}
+		err = do(batch)
+		batch.Reset()
+		return err
+	}); err != nil {
+		return err
+	}
+	if format, why := dec.Format(); why != "" {
+		l.why = fmt.Sprintf("%s is taken for %s: %s", path, format, why)
+	}
+	err = do(batch)
+	batch.Reset()
+	return err
+}
+
+// eachEvent calls do with the session events of a file, a line's at a time.
+func (l *logFile) eachEvent(ctx context.Context, path string, cfg agent.EventConfig, do func([]agent.SessionEvent) error) error {
+	cfg.BelieveClock = true
+	dec, err := agent.NewEventDecoder(l.format, cfg, int(l.cfg.MaxLine))
+	if err != nil {
+		return err
+	}
+	var events []agent.SessionEvent
+	return l.items(ctx, path, dec.Next, func(item []byte, _ uint64, err error) error {
+		events = events[:0]
+		if err == nil {
+			events, err = dec.Decode(item, &agent.Origin{}, events)
+		}
+		if not, ok := errors.AsType[agent.NotEvent](err); ok {
+			err = agent.NotFlow(not) // counted alike, as in the ledgers
+		}
+		l.count(err)
+		l.events += uint64(len(events))
+		return do(events)
+	})
+}
+
+// items calls take with each item of a file, as next cuts them, and its place; err is one
+// that cannot be taken.
+func (l *logFile) items(ctx context.Context, path string, next func(buf []byte, eof bool) (item []byte, n int, err error), take func(item []byte, at uint64, err error) error) (err error) {
+	src, size, closeFile, err := openLog(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeFile()) }()
 	if l.notFlow == nil {
 		l.notFlow, l.rejected = map[string]uint64{}, map[string]uint64{}
 	}
 	bar := newProgress(l.diag, path, size, true)
 	defer bar.done()
-	split := agent.Splitter{MaxItem: int(l.cfg.MaxLine)}
-	batch := flow.NewBatch(flow.BatchSize, nil)
-	origin := agent.Origin{Seed: l.seed}
 	var buf []byte
 	var at uint64
 	for end := false; !end; {
@@ -188,38 +237,27 @@ func (l *logFile) each(ctx context.Context, path string, do func(*flow.Batch) er
 		}
 		rest := buf
 		for len(rest) > 0 {
-			item, n, serr := split.Next(rest, end)
+			item, n, serr := next(rest, end)
 			if n == 0 {
 				break
 			}
 			if serr != nil || len(item) > 0 {
-				l.take(dec, item, at, serr, &origin, batch)
+				if err := take(item, at, serr); err != nil {
+					return err
+				}
 			}
 			at += uint64(n)
 			rest = rest[n:]
-			if len(batch.Records) >= flow.BatchSize/2 {
-				if err := do(batch); err != nil {
-					return err
-				}
-				batch.Reset()
-			}
 		}
 		buf = append(buf[:0], rest...)
 		bar.set(int64(at), size)
 	}
-	if format, why := dec.Format(); why != "" {
-		l.why = fmt.Sprintf("%s is taken for %s: %s", path, format, why)
-	}
-	err = do(batch)
-	batch.Reset()
-	return err
+	return nil
 }
 
-func (l *logFile) take(dec *agent.Decoder, item []byte, at uint64, err error, o *agent.Origin, batch *flow.Batch) {
+// count counts a line by what came of it.
+func (l *logFile) count(err error) {
 	l.lines.Received++
-	if err == nil {
-		err = dec.Decode(item, at, o, batch)
-	}
 	count := func(m map[string]uint64, why string) {
 		if _, known := m[why]; !known && len(m) >= maxReasons {
 			why = "further reasons"
@@ -267,58 +305,98 @@ func openLog(path string) (src io.Reader, size int64, done func() error, err err
 // decodeLogs writes the flows of logs to out and what became of their lines to diag.
 func decodeLogs(ctx context.Context, cfg intake.Config, format string, files []string, out, diag io.Writer) error {
 	l := &logFile{cfg: cfg, format: format, names: flow.NewNames(0), diag: diag}
-	w := bufio.NewWriterSize(out, 1<<16)
+	if _, err := agent.NewDecoder(format, cfg.Decode, l.names); err != nil {
+		return err
+	}
 	var line []byte
 	ledger := flow.Ledger{}
-	err := func() error {
-		for i, file := range files {
-			l.seed = uint64(i)
-			l.why = ""
-			if err := l.each(ctx, file, func(b *flow.Batch) error {
-				texts := l.names.Texts()
-				for i := range b.Records {
-					r := &ledger.Of(b.Records[i].Exporter).Records
-					r.Decoded++
-					r.Written++ // printed is as far as they go
-					line = append(b.Records[i].AppendJSON(line[:0], texts), '\n')
-					if _, err := w.Write(line); err != nil {
-						return err
-					}
+	return l.decode(files, out, ledger, func(i int, file string, w *bufio.Writer) error {
+		l.seed = uint64(i)
+		l.why = ""
+		if err := l.each(ctx, file, func(b *flow.Batch) error {
+			texts := l.names.Texts()
+			for i := range b.Records {
+				r := &ledger.Of(b.Records[i].Exporter).Records
+				r.Decoded++
+				r.Written++ // printed is as far as they go
+				line = append(b.Records[i].AppendJSON(line[:0], texts), '\n')
+				if _, err := w.Write(line); err != nil {
+					return err
 				}
-				return nil
-			}); err != nil {
-				return err
 			}
-			if l.why != "" {
-				fmt.Fprintln(diag, l.why)
-			}
+			return nil
+		}); err != nil {
+			return err
+		}
+		if l.why != "" {
+			fmt.Fprintln(diag, l.why)
 		}
 		return nil
-	}()
+	})
+}
+
+// decodeEvents is decodeLogs for logs of sessions.
+func decodeEvents(ctx context.Context, cfg intake.Config, format string, ecfg agent.EventConfig, files []string, out, diag io.Writer) error {
+	l := &logFile{cfg: cfg, format: format, diag: diag, sessions: true}
+	return l.decode(files, out, flow.Ledger{}, func(_ int, file string, w *bufio.Writer) error {
+		enc := json.NewEncoder(w)
+		enc.SetEscapeHTML(false)
+		return l.eachEvent(ctx, file, ecfg, func(events []agent.SessionEvent) error {
+			for i := range events {
+				if err := enc.Encode(&events[i]); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	})
+}
+
+// decode calls do with each file and what it may write to, and sums up.
+func (l *logFile) decode(files []string, out io.Writer, ledger flow.Ledger, do func(i int, file string, w *bufio.Writer) error) error {
+	w := bufio.NewWriterSize(out, 1<<16)
+	var err error
+	for i, file := range files {
+		if err = do(i, file, w); err != nil {
+			break
+		}
+	}
 	if ferr := w.Flush(); err == nil {
 		err = ferr
 	}
+	if err != nil && l.lines.Received == 0 {
+		return err // such as a file that is not there
+	}
 	ledger.Of(flow.Addr{}).Lines.Add(&l.lines)
-	return errors.Join(err, l.summary(diag, ledger))
+	return errors.Join(err, l.summary(l.diag, ledger))
 }
 
 // summary writes what became of lines, first for people, then as one JSON line for programs.
 func (l *logFile) summary(w io.Writer, ledger flow.Ledger) error {
-	fmt.Fprintf(w, "lines:     %d read, %d told flows, %d were no flows, %d rejected\n", l.lines.Received, l.lines.Read, l.lines.NotFlow, l.lines.Rejected)
+	one, some := "flow", "flows"
+	if l.sessions {
+		one, some = "event", "events"
+	}
+	fmt.Fprintf(w, "lines:     %d read, %d told %s, %d were no %s, %d rejected\n", l.lines.Received, l.lines.Read, some, l.lines.NotFlow, some, l.lines.Rejected)
 	for _, why := range slices.Sorted(maps.Keys(l.notFlow)) {
-		fmt.Fprintf(w, "  no flow, %s: %d\n", why, l.notFlow[why])
+		fmt.Fprintf(w, "  no %s, %s: %d\n", one, why, l.notFlow[why])
 	}
 	for _, why := range slices.Sorted(maps.Keys(l.rejected)) {
 		fmt.Fprintf(w, "  rejected, %s: %d\n", why, l.rejected[why])
 	}
 	t := ledger.Total()
-	fmt.Fprintf(w, "records:   %d decoded\n", t.Records.Decoded)
+	if l.sessions {
+		fmt.Fprintf(w, "events:    %d decoded\n", l.events)
+	} else {
+		fmt.Fprintf(w, "records:   %d decoded\n", t.Records.Decoded)
+	}
 	raw, err := json.Marshal(struct {
 		Lines    flow.LineAccount  `json:"lines"`
 		NotFlows map[string]uint64 `json:"not_flows"`
 		Rejected map[string]uint64 `json:"rejected"`
 		Flows    uint64            `json:"flows"`
-	}{l.lines, l.notFlow, l.rejected, t.Records.Decoded})
+		Events   uint64            `json:"events,omitempty"`
+	}{l.lines, l.notFlow, l.rejected, t.Records.Decoded, l.events})
 	if err != nil {
 		return err
 	}

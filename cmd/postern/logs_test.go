@@ -84,6 +84,110 @@ ingest:
 	}
 }
 
+// TestDecodeEvents prints what logs of sessions say, as a format and as a source of the
+// configuration reads them, and counts the other lines by what they are.
+func TestDecodeEvents(t *testing.T) {
+	dir := t.TempDir()
+	config := writeFile(t, filepath.Join(dir, "postern.yaml"), `
+identity:
+  sessions:
+    - {name: logons, format: windows-logon, logonTypes: [3], clients: true}
+    - name: gateway
+      format: custom
+      custom:
+        type: json
+        eventIf: .module == "tunnel"
+        time: s
+        fields: {kind: event, at: ts, session: sid, user: user, address: assigned.ip, host: gw}
+        values: {kind: {login: start, logout: stop, "*": ""}}
+`)
+	logons := writeFile(t, filepath.Join(dir, "logons.ndjson"), `{"EventID":4624,"Hostname":"WS1","EventTime":"2026-10-02T08:00:00Z","TargetDomainName":"CORP","TargetUserName":"bob","TargetLogonId":"0x3e7f2","LogonType":"2"}
+{"EventID":4624,"Hostname":"WS1","EventTime":"2026-10-02T08:00:00Z","TargetDomainName":"CORP","TargetUserName":"WS1$","TargetLogonId":"0x3e7f3","LogonType":"2"}
+{"EventID":4624,"Hostname":"WS1","EventTime":"2026-10-02T08:00:00Z","TargetDomainName":"CORP","TargetUserName":"eve","TargetLogonId":"0x3e7f4","LogonType":"3","IpAddress":"10.8.0.9"}
+{"EventID":4688,"Hostname":"WS1","EventTime":"2026-10-02T08:00:00Z"}
+{"EventID":4634,"EventTime":"2026-10-02T08:00:00Z"}
+`)
+	detail := writeFile(t, filepath.Join(dir, "detail"), `Fri Oct  2 08:00:00 2026
+	Acct-Status-Type = Stop
+	Acct-Session-Id = "81a0000f"
+	User-Name = "alice"
+	NAS-IP-Address = 192.0.2.1
+	Framed-IP-Address = 10.8.0.5
+	Acct-Session-Time = 60
+	Timestamp = 1790928000
+
+Fri Oct  2 08:00:01 2026
+	Acct-Status-Type = Failed
+	Timestamp = 1790928001
+
+`)
+	gateway := writeFile(t, filepath.Join(dir, "gateway.ndjson"), `{"module":"tunnel","event":"login","ts":1790928000,"sid":"s1","user":"carol","assigned":{"ip":"10.9.0.7"},"gw":"gw1"}
+{"module":"web","event":"login","ts":1790928000}
+{"module":"tunnel","event":"login","ts":1790928000,"sid":"s2","user":"dave","assigned":{"ip":"somewhere"},"gw":"gw1"}
+`)
+	for _, c := range []struct {
+		name string
+		args []string
+		out  string
+		diag []string
+	}{
+		{
+			"Windows", []string{"--format", "windows-logon", logons},
+			`{"kind":"start","at":"2026-10-02T08:00:00.000Z","host":"ws1","session":"0x3e7f2","user":"CORP\\bob","on":"ws1"}` + "\n",
+			[]string{
+				"lines:     5 read, 1 told events, 3 were no events, 1 rejected\n", "  no event, an account of a machine or of the system: 1\n", "  no event, another event of Windows: 1\n",
+				"  rejected, no host; want ", "events:    1 decoded\n", `"rejected":1,`, `"flows":0,"events":1}` + "\n",
+			},
+		},
+		{
+			"Windows, as a source says", []string{"-c", config, "--events", "logons", logons},
+			`{"kind":"start","at":"2026-10-02T08:00:00.000Z","host":"ws1","session":"0x3e7f4","user":"CORP\\eve","addr":"10.8.0.9"}` + "\n",
+			[]string{"lines:     5 read, 1 told events, 3 were no events, 1 rejected\n"},
+		},
+		{
+			"RADIUS", []string{"--format", "radius", detail},
+			`{"kind":"stop","at":"2026-10-02T08:00:00.000Z","began":"2026-10-02T07:59:00.000Z","host":"192.0.2.1","session":"81a0000f","user":"alice","addr":"10.8.0.5"}` + "\n",
+			[]string{"lines:     2 read, 1 told events, 1 were no events, 0 rejected\n", "  no event, another Acct-Status-Type: 1\n"},
+		},
+		{
+			"a mapping", []string{"-c", config, "--events", "gateway", gateway},
+			`{"kind":"start","at":"2026-10-02T08:00:00.000Z","host":"gw1","session":"s1","user":"carol","addr":"10.9.0.7"}` + "\n",
+			[]string{"lines:     3 read, 1 told events, 1 were no events, 1 rejected\n", `"somewhere"`},
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			out, diag, err := command(t, append([]string{"decode"}, c.args...)...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if out != c.out {
+				t.Errorf("printed\n%swant\n%s", out, c.out)
+			}
+			for _, want := range c.diag {
+				if !strings.Contains(diag, want) {
+					t.Errorf("%q is not in\n%s", want, diag)
+				}
+			}
+		})
+	}
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"--format", "custom", gateway}, "--format custom: a mapping in the configuration says how it is read; name its source by --events"},
+		{[]string{"--events", "gateway", gateway}, `"gateway" is no source of sessions; there is none, name the configuration that has one by -c`},
+		{[]string{"-c", config, "--events", "gatway", gateway}, `"gatway" is no source of sessions; want one of logons, gateway`},
+		{[]string{"-c", config, "--events", "gateway", "--format", "radius", gateway}, "leave out --format"},
+	} {
+		if out, diag, err := command(t, append([]string{"decode"}, c.args...)...); err == nil || !strings.Contains(err.Error(), c.want) || out+diag != "" {
+			t.Errorf("%v: %v, and printed %q; want %q alone", c.args, err, out+diag, c.want)
+		}
+	}
+	if _, _, err := command(t, "replay", "--no-store", "--policy", "../../policy/testdata", "--format", "radius", detail); err == nil || !strings.Contains(err.Error(), "a format of session events, not of flows") {
+		t.Errorf("replay of RADIUS: %v", err)
+	}
+}
+
 func mustRead(t *testing.T, path string) string {
 	t.Helper()
 	b, err := os.ReadFile(path)

@@ -77,6 +77,9 @@ func formatOf(name string, custom []CustomConfig) (*Format, error) {
 			nearest, distance = custom[i].Name, d
 		}
 	}
+	if _, err := EventFormatOf(name); err == nil {
+		return nil, fmt.Errorf("%q is a format of session events, not of flows; its lines go to a source of identity.sessions, by `events` with that source's name or POST /v1/events/NAME", name)
+	}
 	hint := "use one of " + strings.Join(all, ", ") + " or auto"
 	if nearest != "" {
 		hint = fmt.Sprintf("did you mean %s? It may be %s or auto", nearest, strings.Join(all, ", "))

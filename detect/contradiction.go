@@ -81,9 +81,9 @@ type claim struct {
 func (f *finding) end() string {
 	t, k := &f.Told, &f.Key
 	if t.Side == "server" {
-		return who(k.Server, t.DstWorkload, t.DstSegment, "")
+		return who(k.Server, t.DstWorkload, t.DstSegment, "", "")
 	}
-	return who(k.Client, t.SrcWorkload, t.SrcSegment, "")
+	return who(k.Client, t.SrcWorkload, t.SrcSegment, "", "")
 }
 
 // contradiction says in words what observers tell differently; empty for findings of another

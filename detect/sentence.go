@@ -30,7 +30,7 @@ func word(s string) string {
 }
 
 // who is an end in words: address, and in brackets what is known of it.
-func who(a flow.Addr, workload, segment, identity string) string {
+func who(a flow.Addr, workload, segment, identity, process string) string {
 	var known []string
 	if workload != "" {
 		known = append(known, word(workload))
@@ -40,6 +40,9 @@ func who(a flow.Addr, workload, segment, identity string) string {
 	}
 	if identity != "" {
 		known = append(known, "as "+word(identity))
+	}
+	if process != "" {
+		known = append(known, "by "+word(process))
 	}
 	if len(known) == 0 {
 		return a.String()
@@ -112,8 +115,8 @@ func (f *finding) sentence() string {
 		return said
 	}
 	t, k := &f.Told, &f.Key
-	a := who(k.Client, t.SrcWorkload, t.SrcSegment, t.Identity)
-	z := who(k.Server, t.DstWorkload, t.DstSegment, "")
+	a := who(k.Client, t.SrcWorkload, t.SrcSegment, t.Identity, t.SrcProcess)
+	z := who(k.Server, t.DstWorkload, t.DstSegment, "", t.DstProcess)
 	var b strings.Builder
 	if t.Open {
 		b.WriteString(a + " and " + z)

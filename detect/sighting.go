@@ -74,6 +74,8 @@ type told struct {
 	SrcWorkload   string          `json:"srcWorkload,omitempty"`
 	DstWorkload   string          `json:"dstWorkload,omitempty"`
 	Identity      string          `json:"identity,omitempty"`
+	SrcProcess    string          `json:"srcProcess,omitempty"`
+	DstProcess    string          `json:"dstProcess,omitempty"`
 	Rule          string          `json:"rule,omitempty"`
 	Exception     string          `json:"exception,omitempty"`
 	PolicyVersion string          `json:"policyVersion,omitempty"`
@@ -141,7 +143,8 @@ func (d *Detector) sight(r *flow.Record, typ string) sighting {
 	}
 	s.Told.Service = service(r, s.Key.Port)
 	if !s.Told.Open {
-		s.Told.Identity = n.Text(cid)
+		cproc, sproc := r.Processes()
+		s.Told.Identity, s.Told.SrcProcess, s.Told.DstProcess = n.Text(cid), n.Text(cproc), n.Text(sproc)
 	}
 	s.Key.Subject = s.Told.Rule
 	if v.Exception != flow.NoName {

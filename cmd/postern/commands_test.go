@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -52,7 +53,7 @@ func demoFolder(t *testing.T, start time.Time) string {
 func TestCheck(t *testing.T) {
 	good := demoFolder(t, time.Now())
 	out, _, err := command(t, "check", good)
-	if err != nil || !regexp.MustCompile(`10 segments, 12 workloads, 9 rules, 6 exceptions; version \S+\n$`).MatchString(out) {
+	if err != nil || !regexp.MustCompile(`11 segments, 14 workloads, 10 rules, 8 exceptions; version \S+\n$`).MatchString(out) {
 		t.Errorf("a good folder: %v\n%s", err, out)
 	}
 	for name, test := range map[string]struct{ file, text, want string }{
@@ -204,8 +205,9 @@ func TestSecrets(t *testing.T) {
 // something was found that nobody planted.
 func TestDemoCompares(t *testing.T) {
 	c := newCompany(1)
-	misuse := append(c.misuse(), c.afterDeletion(0)...)
-	if len(misuse) != 9 {
+	_, _, byPeople := c.people(time.Now(), 0)
+	misuse := slices.Concat(c.misuse(), c.afterDeletion(0), byPeople)
+	if len(misuse) != 12 {
 		t.Fatalf("%d misuses are planted", len(misuse))
 	}
 	r := &demoReceiver{findings: map[string]*flow.Finding{}}

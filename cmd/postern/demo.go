@@ -24,6 +24,7 @@ import (
 
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest/exporter"
+	"github.com/postern/postern/ingest/identity"
 	"github.com/postern/postern/sink"
 )
 
@@ -33,8 +34,8 @@ func demoCommand() *cobra.Command {
 		Use:   "demo",
 		Short: "See it all work on this machine: traffic, misuse, findings",
 		Long: `Starts the whole pipeline with the embedded ClickHouse, sends the traffic of a small company to it as real
-NetFlow v9 and IPFIX datagrams over loopback, plants misuse of exceptions in it, receives the signed webhooks
-it sends, and prints flows by verdict and each finding as a sentence. Then it stays up, so that you can ask it
+NetFlow v9 and IPFIX datagrams over loopback and the logs of a VPN gateway and of two hosts' agents by HTTP,
+plants misuse of exceptions in it, receives the signed webhooks it sends, and prints flows by verdict and each finding as a sentence. Then it stays up, so that you can ask it
 questions, until Ctrl-C.
 
 --once ends by itself, with status 0 only if exactly the planted misuse was found.`,
@@ -118,6 +119,9 @@ func (d *demo) prepare(dir string) error {
 	d.cfg.Ingest.SFlow.Listen = ""
 	d.cfg.Admin.Listen = "127.0.0.1:0"
 	d.cfg.Embedded.Listen = "127.0.0.1:0"
+	d.cfg.Ingest.Logs.HTTP.Listen = "127.0.0.1:0"
+	d.cfg.Identity.Hold = demoHold
+	d.cfg.Identity.Sources.Sessions = []identity.SessionsConfig{vpnSessions()}
 	d.cfg.Detect.Lateness = 5 * time.Second // these exporters tell a flow once, when it has ended
 	if err := os.MkdirAll(d.cfg.Policy.Dir, 0o700); err != nil {
 		return err
@@ -199,13 +203,23 @@ func (d *demo) play(ctx context.Context, served chan error) error {
 		return err
 	}
 	company.all = nil
-	misuse = append(misuse, company.afterDeletion(time.Since(d.start).Truncate(time.Millisecond)+100*time.Millisecond)...)
+	soon := time.Since(d.start).Truncate(time.Millisecond) + 100*time.Millisecond
+	misuse = append(misuse, company.afterDeletion(soon)...)
+	vpn, agents, byPeople := company.people(d.start, soon)
+	misuse = append(misuse, byPeople...)
 	time.Sleep(1500 * time.Millisecond) // those flows have to end before they are exported
+	if err := d.post(ctx, "/v1/events/"+vpnLog, vpn); err != nil {
+		return err
+	}
+	if err := d.post(ctx, "/v1/logs/ecs", agents); err != nil {
+		return err
+	}
 	bySwitch, byFirewall = company.records(d.start)
 	if n, err = d.export(ctx, bySwitch, byFirewall); err != nil {
 		return err
 	}
 	say("Exported %d more: the backup server goes on as if nothing had happened.", n)
+	say("Posted logs: a VPN gateway's, by which an address has changed hands, and those of agents on two hosts.")
 	say("Waiting for findings; those where a flow's other half matters take 15 seconds …")
 	complete := func() bool {
 		return len(d.receiver.missing(misuse)) == 0 || time.Now().After(deadline.Add(-4*time.Second))
@@ -213,7 +227,10 @@ func (d *demo) play(ctx context.Context, served chan error) error {
 	if err := wait("the findings", complete); err != nil {
 		return err
 	}
-	settled := func() bool { t := d.svc.ledger().Total(); return t.Records.InFlight == 0 && t.Datagrams.Queued == 0 }
+	settled := func() bool {
+		t := d.svc.ledger().Total()
+		return t.Records.InFlight == 0 && t.Datagrams.Queued == 0 && t.Lines.Queued == 0
+	}
 	if err := wait("the last flows to be judged", func() bool { return settled() || time.Now().After(deadline.Add(-4*time.Second)) }); err != nil {
 		return err
 	}
@@ -314,8 +331,9 @@ func (d *demo) tell(ctx context.Context, misuse []planted) error {
 		return fmt.Errorf("the ledger does not close: %w", err)
 	}
 	total := l.Total()
-	fmt.Fprintf(d.out, "Ledger: %d datagrams received = %d decoded + %d rejected + %d parked + %d queued; %d records decoded = %d written + %d in flight. It closes.\n",
+	fmt.Fprintf(d.out, "Ledger: %d datagrams received = %d decoded + %d rejected + %d parked + %d queued; %d lines received = %d flows + %d others + %d rejected + %d queued; %d records decoded = %d written + %d in flight. It closes.\n",
 		total.Datagrams.Received, total.Datagrams.Decoded, total.Datagrams.Rejected.Sum(), total.Datagrams.Parked, total.Datagrams.Queued,
+		total.Lines.Received, total.Lines.Read, total.Lines.NotFlow, total.Lines.Rejected, total.Lines.Queued,
 		total.Records.Decoded, total.Records.Written, total.Records.InFlight)
 	if bad := d.receiver.bad(); bad > 0 {
 		return fmt.Errorf("%d webhooks came with a signature that does not verify", bad)
@@ -341,6 +359,7 @@ func (d *demo) explainQueries() {
 The service stays up until Ctrl-C. From another terminal:
 
   %[1]s query --data %[2]s "SELECT sentence FROM findings ORDER BY severity DESC"
+  %[1]s query --data %[2]s "SELECT client, src_identity, src_process, server, observed, reason, failed, missing FROM flows WHERE src_identity || src_process != ''"
   %[1]s query --data %[2]s "SELECT client, server, service, reason, exception FROM flows WHERE exception != '' LIMIT 20"
   %[1]s explain 10.50.1.23 10.50.1.77 tcp/445 --policy %[3]s
   curl -s '%[4]s/?user=reader' -H "X-ClickHouse-Key: $(cat %[2]s/clickhouse-readonly.token)" -d "SELECT reason, count() FROM postern.flows GROUP BY reason"

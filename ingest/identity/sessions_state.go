@@ -443,13 +443,11 @@ func (st *sessionState) derive(g *sessionGroup) (out []flow.Fact) {
 			if h.Until != 0 && h.Until <= begin {
 				continue
 			}
-			fact := flow.Fact{Addr: h.Addr, Session: g.name, User: s.User, Device: s.Device, Since: begin, Until: end, UntilSlack: slack}
+			fact := flow.Fact{Addr: h.Addr, Session: g.name, User: s.User, Device: s.Device, Since: begin}
 			if h.Since > begin {
 				fact.Since, fact.SinceSlack = h.Since, h.SinceSlack
 			}
-			if h.Until != 0 && (end == 0 || h.Until < end) {
-				fact.Until, fact.UntilSlack = h.Until, h.UntilSlack
-			}
+			fact.Until, fact.UntilSlack = earlier(end, slack, h.Until, h.UntilSlack)
 			add(fact)
 		}
 	}
@@ -479,6 +477,19 @@ func (s *session) place(fact *flow.Fact, f, k int, end flow.Time, slack time.Dur
 	}
 }
 
+// earlier is when something ended that two things end, each at a time or up to its slack
+// before: 0 if neither does. Nothing is certain from when either may have.
+func earlier(a flow.Time, slackA time.Duration, b flow.Time, slackB time.Duration) (flow.Time, time.Duration) {
+	switch {
+	case a == 0:
+		return b, slackB
+	case b == 0:
+		return a, slackA
+	}
+	end := min(a, b)
+	return end, max(end.Sub(min(a.Add(-slackA), b.Add(-slackB))), 0)
+}
+
 // end is when the session i of a group ends as it looks now, and how far before it may have
 // ended already; 0 if nothing says so.
 func (st *sessionState) end(g *sessionGroup, i int) (end flow.Time, slack time.Duration) {
@@ -503,10 +514,10 @@ func (st *sessionState) end(g *sessionGroup, i int) (end flow.Time, slack time.D
 		}
 	}
 	if st.cfg.Idle > 0 {
-		by(s.Last.Add(st.cfg.Idle), 0)
+		end, slack = earlier(end, slack, s.Last.Add(st.cfg.Idle), 0)
 	}
 	if st.cfg.MaxLength > 0 {
-		by(s.begin().Add(st.cfg.MaxLength), 0)
+		end, slack = earlier(end, slack, s.begin().Add(st.cfg.MaxLength), 0)
 	}
 	return end, slack
 }

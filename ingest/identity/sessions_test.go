@@ -690,3 +690,44 @@ func TestSessionsManyStays(t *testing.T) {
 		t.Errorf("%d sessions", n)
 	}
 }
+
+// TestSessionsUncertainEnds: where two things end a fact, the earlier end counts, and nothing
+// is certain from when either may have come.
+func TestSessionsUncertainEnds(t *testing.T) {
+	lease := func(since, until string, slack time.Duration) flow.Fact {
+		return flow.Fact{Source: "dhcp", Kind: flow.FactLease, Addr: flow.MustParseAddr("10.1.0.5"), Workload: "ws1",
+			Since: clockOf(t, since), Until: clockOf(t, until), UntilSlack: slack}
+	}
+	for _, c := range []struct {
+		name, events, want string
+		host               flow.Fact
+		idle               time.Duration
+	}{
+		{"a logoff while the host may have left already", `
+			08:00 start ws1/0x1 user=alice on=ws1
+			09:50 stop ws1/0x1`, "10.1.0.5 alice 08:00…09:50-20m ws1/0x1", lease("07:00", "10:00", 30*time.Minute), 0},
+		{"a logoff before the host can have left", `
+			08:00 start ws1/0x1 user=alice on=ws1
+			09:20 stop ws1/0x1`, "10.1.0.5 alice 08:00…09:20 ws1/0x1", lease("07:00", "10:00", 30*time.Minute), 0},
+		{"the host leaves while the session may have ended already", `
+			08:00 start ws1/0x1 user=alice on=ws1
+			10:00 on ws1`, "10.1.0.5 alice 08:00…09:50-1h50m ws1/0x1", lease("07:00", "09:50", 0), 0},
+		{"idle for long, and at some time the host began anew", `
+			08:00 start ws1/0x1 user=alice on=ws1
+			10:00 on ws1`, "10.1.0.5 alice 08:00…09:00-1h ws1/0x1", lease("07:00", "12:00", 0), time.Hour},
+		{"idle, and the host was turned off later", `
+			08:00 start ws1/0x1 user=alice on=ws1
+			10:00 off ws1`, "10.1.0.5 alice 08:00…09:00 ws1/0x1", lease("07:00", "12:00", 0), time.Hour},
+	} {
+		cfg, rec := sessionsConfig("windows-logon"), &recorder{}
+		cfg.Hosts, cfg.Idle = []string{"dhcp"}, c.idle
+		r := runSessions(t, cfg, "", rec)
+		if err := r.Learn(t.Context(), []flow.Fact{c.host}); err != nil {
+			t.Fatal(err)
+		}
+		r.take(sessionEvents(t, c.events)...)
+		if d := cmp.Diff([]string{c.want}, factLines(rec)); d != "" {
+			t.Errorf("%s: %s", c.name, d)
+		}
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -302,18 +303,18 @@ func (s *Sessions) load() error {
 			s.pending[identityOf(&f)] = f
 		}
 	}
-	none := dirtySessions{}
 	for i := range lines {
-		line := &lines[i]
+		line, touched := &lines[i], dirtySessions{}
 		for k := range line.Events {
-			s.state.apply(&line.Events[k], none)
+			s.state.apply(&line.Events[k], touched)
 		}
 		for k := range line.Learned {
-			s.state.hosts.learn(&line.Learned[k], s.met, s.state, none)
+			s.state.hosts.learn(&line.Learned[k], s.met, s.state, touched)
 		}
 		for k := range line.Facts {
 			s.state.note(&line.Facts[k])
 		}
+		s.state.trim(slices.Collect(maps.Keys(touched)))
 		if line.Seq > s.told {
 			for _, f := range line.Facts {
 				s.pending[identityOf(&f)] = f

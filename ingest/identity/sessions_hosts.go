@@ -72,15 +72,11 @@ func (h *knownHosts) learn(f *flow.Fact, met *sessionMetrics, st *sessionState, 
 	names := hostNames(f)
 	if known {
 		names = append(names, hostNames(&before)...)
-		h.remove(key, &before)
+		h.remove(&before)
 	}
 	h.put(f)
 	for _, name := range names {
-		for _, n := range [...]string{name, label(name)} {
-			for g := range st.byOn[n] {
-				st.spread(g, dirty)
-			}
-		}
+		st.on(name, func(g *sessionGroup) { st.spread(g, dirty) })
 	}
 	return true
 }
@@ -102,7 +98,8 @@ func (h *knownHosts) put(f *flow.Fact) {
 	}
 }
 
-func (h *knownHosts) remove(key hostKey, f *flow.Fact) {
+func (h *knownHosts) remove(f *flow.Fact) {
+	key := hostKey{f.Source, identityOf(f)}
 	delete(h.facts, key)
 	del := func(in map[string]map[hostKey]bool, name string) {
 		delete(in[name], key)
@@ -157,13 +154,14 @@ func (h *knownHosts) fullName(l string) (full string) {
 	return full
 }
 
-// forget drops what ended longer ago than sessions are remembered.
-func (h *knownHosts) forget(now flow.Time) {
-	for key, f := range h.facts {
+// old are the facts that ended longer ago than sessions are remembered.
+func (h *knownHosts) old(now flow.Time) (out []flow.Fact) {
+	for _, f := range h.facts {
 		if f.Until != 0 && f.Until.Add(rememberSessions) < now {
-			h.remove(key, &f)
+			out = append(out, f)
 		}
 	}
+	return out
 }
 
 func (h *knownHosts) save() []flow.Fact {

@@ -22,6 +22,8 @@ const (
 	// maxStays is how many addresses one after another, per family, make a session go on as
 	// another.
 	maxStays = 64
+	// maxUses is how often the use of one id is remembered; the oldest are forgotten first.
+	maxUses = 128
 	// maxAtAddr bounds the sessions of an address that are held against each other. Beyond it
 	// the address is that of a proxy: its users are told with the ends that the log tells.
 	maxAtAddr = 4096
@@ -55,6 +57,7 @@ type sessionGroup struct {
 	name, host string
 	sessions   []*session // by begin
 	told       map[factIdentity]flow.Fact
+	floor      flow.Time // what came before is forgotten
 }
 
 // session is one use of an id.
@@ -76,6 +79,9 @@ type stay struct {
 	Addr  flow.Addr `json:"addr"`
 	First flow.Time `json:"first"`
 	Last  flow.Time `json:"last"`
+	// Left is that somebody else came there, where that session is forgotten; 0 if nobody did.
+	Left      flow.Time     `json:"left,omitempty"`
+	LeftSlack time.Duration `json:"leftSlack,omitempty"`
 }
 
 // boot is that a host ended all its sessions: at that time, or, where it merely began anew,
@@ -127,17 +133,22 @@ func (st *sessionState) apply(ev *agent.SessionEvent, dirty dirtySessions) sessi
 		return st.boot(ev, dirty)
 	}
 	name := ev.Host + "/" + ev.Session
-	g := st.groups[name]
-	if g == nil {
-		if st.count >= maxSessions && !st.makeRoom(ev.At) {
+	g, s := st.find(name, ev)
+	if g != nil && ev.At.Add(sameStart) < g.floor {
+		return sessionTaken // told when it was new
+	}
+	if (s == nil || s.full(ev)) && st.count >= maxSessions {
+		if !st.makeRoom(ev.At, dirty) {
 			return sessionFull
 		}
+		g, s = st.find(name, ev)
+	}
+	if g == nil {
 		g = &sessionGroup{name: name, host: ev.Host, told: map[factIdentity]flow.Fact{}}
 		st.groups[name] = g
 		index(st.byHost, ev.Host, g)
 	}
 	outcome := sessionTaken
-	s := st.of(g, ev)
 	if s != nil && s.full(ev) {
 		// It goes on as one of its own, and the one before ends where that begins.
 		s = &session{Began: ev.At, First: ev.At, Last: ev.At, User: s.User, Device: s.Device, On: s.On}
@@ -156,6 +167,15 @@ func (st *sessionState) apply(ev *agent.SessionEvent, dirty dirtySessions) sessi
 	slices.SortStableFunc(g.sessions, func(a, b *session) int { return cmp.Compare(a.begin(), b.begin()) })
 	st.spread(g, dirty)
 	return outcome
+}
+
+// find finds the group and the session that an event is about; nil where they are new.
+func (st *sessionState) find(name string, ev *agent.SessionEvent) (*sessionGroup, *session) {
+	g := st.groups[name]
+	if g == nil {
+		return nil, nil
+	}
+	return g, st.of(g, ev)
 }
 
 // of finds the session of a group that an event is about; nil if it is a new one.
@@ -267,18 +287,22 @@ func (s *session) observe(f int, addr flow.Addr, at flow.Time) {
 	}
 	switch {
 	case i > 0 && stays[i-1].Addr == addr:
-		stays[i-1].Last = max(stays[i-1].Last, at)
+		last := &stays[i-1]
+		if last.Last = max(last.Last, at); at > last.Left {
+			last.Left, last.LeftSlack = 0, 0
+		}
 		return
 	case i > 0 && stays[i-1].Last > at:
 		// Elsewhere in between: what is certain of that stay is its ends.
 		whole := stays[i-1]
-		stays[i-1].Last = whole.First
-		stays = slices.Insert(stays, i, stay{addr, at, at}, stay{whole.Addr, whole.Last, whole.Last})
+		stays[i-1] = stay{Addr: whole.Addr, First: whole.First, Last: whole.First}
+		whole.First = whole.Last
+		stays = slices.Insert(stays, i, stay{Addr: addr, First: at, Last: at}, whole)
 	case i < len(stays) && stays[i].Addr == addr:
 		stays[i].First = at
 		return
 	default:
-		stays = slices.Insert(stays, i, stay{addr, at, at})
+		stays = slices.Insert(stays, i, stay{Addr: addr, First: at, Last: at})
 	}
 	s.Stays[f] = stays
 }
@@ -383,6 +407,7 @@ func (st *sessionState) changes(dirty dirtySessions) (out []flow.Fact) {
 			st.noteIn(g, &out[from+i])
 		}
 	}
+	st.trim(groups)
 	return out
 }
 
@@ -475,6 +500,9 @@ func (s *session) place(fact *flow.Fact, f, k int, end flow.Time, slack time.Dur
 			}
 		}
 	}
+	if at.Left != 0 && (fact.Until == 0 || at.Left < fact.Until) {
+		fact.Until, fact.UntilSlack = at.Left, at.LeftSlack
+	}
 }
 
 // earlier is when something ended that two things end, each at a time or up to its slack
@@ -551,20 +579,31 @@ func (st *sessionState) evict(g *sessionGroup, s *session, last flow.Time, fact 
 	}
 }
 
-// makeRoom drops sessions that have ended, looking through them once a minute of the events'
+// makeRoom drops sessions that have ended and of which all is told, looking through them once a minute of the events'
 // time at most.
-func (st *sessionState) makeRoom(now flow.Time) bool {
+func (st *sessionState) makeRoom(now flow.Time, dirty dirtySessions) bool {
 	if now >= st.looked && now.Sub(st.looked) < time.Minute {
 		return false
 	}
 	st.looked = now
-	return st.forgetTo(now, 0) < maxSessions
+	return st.forgetTo(now, 0, dirty) < maxSessions
 }
 
 // forget drops what ended longer ago than late events come.
 func (st *sessionState) forget(now flow.Time) {
-	st.forgetTo(now, rememberSessions)
-	st.hosts.forget(now)
+	st.forgetTo(now, rememberSessions, nil)
+	bears := dirtySessions{}
+	old := st.hosts.old(now)
+	for i := range old {
+		for _, name := range hostNames(&old[i]) {
+			st.on(name, func(g *sessionGroup) { bears[g] = true })
+		}
+	}
+	st.keeping(bears, func() {
+		for i := range old {
+			st.hosts.remove(&old[i])
+		}
+	})
 	for host, boots := range st.boots {
 		boots = slices.DeleteFunc(boots, func(b boot) bool { return b.At.Add(rememberSessions) < now && len(st.byHost[host]) == 0 })
 		if st.boots[host] = boots; len(boots) == 0 {
@@ -573,38 +612,167 @@ func (st *sessionState) forget(now flow.Time) {
 	}
 }
 
-// forgetTo drops groups all sessions of which ended so long before now, and says how many
-// sessions are left.
-func (st *sessionState) forgetTo(now flow.Time, keep time.Duration) int {
-	for name, g := range st.groups {
-		over := true
+// on gives the groups whose users are on a host, some of them twice.
+func (st *sessionState) on(host string, each func(*sessionGroup)) {
+	for _, name := range [...]string{host, label(host)} {
+		for g := range st.byOn[name] {
+			each(g)
+		}
+	}
+}
+
+// forgetTo drops sessions that ended so long before now, and says how many are left. Of a
+// group they are dropped from the first on, of one that is dirty none.
+func (st *sessionState) forgetTo(now flow.Time, keep time.Duration, dirty dirtySessions) int {
+	old := map[*sessionGroup]int{}
+	for _, g := range st.groups {
+		if dirty[g] {
+			continue
+		}
+		n := 0
 		for i, s := range g.sessions {
 			end, _ := st.end(g, i)
 			if end == 0 && s.User == "" {
 				end = s.Last
 			}
-			over = over && end != 0 && end.Add(keep) < now
-		}
-		if !over {
-			continue
-		}
-		st.count -= len(g.sessions)
-		st.facts -= len(g.told)
-		delete(st.groups, name)
-		unindex(st.byHost, g.host, g)
-		for _, s := range g.sessions {
-			if s.On != "" {
-				unindex(st.byOn, s.On, g)
-				unindex(st.byOn, label(s.On), g)
+			if end == 0 || end.Add(keep) >= now {
+				break
 			}
+			n++
+		}
+		if n > 0 {
+			old[g] = n
+		}
+	}
+	st.drop(old)
+	return st.count
+}
+
+// trim forgets the oldest sessions of groups that have more than are remembered.
+func (st *sessionState) trim(groups []*sessionGroup) {
+	old := map[*sessionGroup]int{}
+	for _, g := range groups {
+		if n := len(g.sessions) - maxUses; n > 0 {
+			old[g] = n
+		}
+	}
+	st.drop(old)
+}
+
+// drop forgets the first sessions of groups, and groups that have no others.
+func (st *sessionState) drop(old map[*sessionGroup]int) {
+	if len(old) == 0 {
+		return
+	}
+	bears, addrs := dirtySessions{}, map[flow.Addr]bool{}
+	for g, n := range old {
+		if n < len(g.sessions) {
+			bears[g] = true
+		}
+		for _, s := range g.sessions[:n] {
 			for f := range s.Stays {
 				for k := range s.Stays[f] {
-					unindex(st.byAddr, s.Stays[f][k].Addr, g)
+					addrs[s.Stays[f][k].Addr] = true
 				}
 			}
 		}
 	}
-	return st.count
+	if !st.shared {
+		for addr := range addrs {
+			for g := range st.byAddr[addr] {
+				if old[g] < len(g.sessions) {
+					bears[g] = true
+				}
+			}
+		}
+	}
+	st.keeping(bears, func() {
+		for g, n := range old {
+			st.count -= n
+			for _, s := range g.sessions[:n] {
+				st.unindexSession(g, s)
+			}
+			if g.sessions = slices.Delete(g.sessions, 0, n); len(g.sessions) == 0 {
+				st.facts -= len(g.told)
+				delete(st.groups, g.name)
+				unindex(st.byHost, g.host, g)
+				continue
+			}
+			g.floor = g.sessions[0].begin()
+			for _, s := range g.sessions { // what they have in common with those that are gone
+				st.indexSession(g, s)
+			}
+		}
+	})
+}
+
+// keeping forgets something and sees to it that what the groups that it bears on told stays
+// as it was: a fact that nothing tells any more is history, and one that ended because of
+// what is forgotten has ended all the same.
+func (st *sessionState) keeping(groups dirtySessions, forget func()) {
+	before := make(map[*sessionGroup][]flow.Fact, len(groups))
+	for g := range groups {
+		before[g] = st.derive(g)
+	}
+	forget()
+	for g, facts := range before {
+		now := map[factIdentity]flow.Fact{}
+		for _, f := range st.derive(g) {
+			now[identityOf(&f)] = f
+		}
+		for i := range facts {
+			f := &facts[i]
+			after, still := now[identityOf(f)]
+			switch {
+			case still && (after.Until != f.Until || after.UntilSlack != f.UntilSlack):
+				g.left(f)
+			case !still:
+				if _, told := g.told[identityOf(f)]; told {
+					delete(g.told, identityOf(f))
+					st.facts--
+				}
+			}
+		}
+	}
+}
+
+// left notes when a stay ended that a fact tells of.
+func (g *sessionGroup) left(fact *flow.Fact) {
+	for _, s := range g.sessions {
+		stays := s.Stays[family(fact.Addr)]
+		for k := range stays {
+			if stays[k].Addr == fact.Addr && stays[k].First == fact.Since {
+				stays[k].Left, stays[k].LeftSlack = fact.Until, fact.UntilSlack
+			}
+		}
+	}
+}
+
+// indexSession puts a group where its session is looked for.
+func (st *sessionState) indexSession(g *sessionGroup, s *session) {
+	if s.On != "" {
+		index(st.byOn, s.On, g)
+		index(st.byOn, label(s.On), g)
+	}
+	for f := range s.Stays {
+		for k := range s.Stays[f] {
+			if a := s.Stays[f][k].Addr; !a.IsZero() {
+				index(st.byAddr, a, g)
+			}
+		}
+	}
+}
+
+func (st *sessionState) unindexSession(g *sessionGroup, s *session) {
+	if s.On != "" {
+		unindex(st.byOn, s.On, g)
+		unindex(st.byOn, label(s.On), g)
+	}
+	for f := range s.Stays {
+		for k := range s.Stays[f] {
+			unindex(st.byAddr, s.Stays[f][k].Addr, g)
+		}
+	}
 }
 
 // savedSessions is the state in a file.
@@ -619,12 +787,13 @@ type savedGroup struct {
 	Host     string      `json:"host"`
 	Sessions []*session  `json:"sessions"`
 	Told     []flow.Fact `json:"told,omitempty"`
+	Floor    flow.Time   `json:"floor,omitempty"`
 }
 
 func (st *sessionState) save() (out savedSessions) {
 	for _, name := range slices.Sorted(maps.Keys(st.groups)) {
 		g := st.groups[name]
-		saved := savedGroup{Name: name, Host: g.host, Sessions: g.sessions}
+		saved := savedGroup{Name: name, Host: g.host, Sessions: g.sessions, Floor: g.floor}
 		for _, f := range g.told {
 			saved.Told = append(saved.Told, f)
 		}
@@ -638,7 +807,7 @@ func (st *sessionState) save() (out savedSessions) {
 func (st *sessionState) restore(in *savedSessions) {
 	for i := range in.Groups {
 		saved := &in.Groups[i]
-		g := &sessionGroup{name: saved.Name, host: saved.Host, sessions: saved.Sessions, told: map[factIdentity]flow.Fact{}}
+		g := &sessionGroup{name: saved.Name, host: saved.Host, sessions: saved.Sessions, told: map[factIdentity]flow.Fact{}, floor: saved.Floor}
 		st.groups[g.name] = g
 		st.count += len(g.sessions)
 		index(st.byHost, g.host, g)
@@ -646,17 +815,7 @@ func (st *sessionState) restore(in *savedSessions) {
 			st.noteIn(g, &saved.Told[k])
 		}
 		for _, s := range g.sessions {
-			if s.On != "" {
-				index(st.byOn, s.On, g)
-				index(st.byOn, label(s.On), g)
-			}
-			for f := range s.Stays {
-				for k := range s.Stays[f] {
-					if a := s.Stays[f][k].Addr; !a.IsZero() {
-						index(st.byAddr, a, g)
-					}
-				}
-			}
+			st.indexSession(g, s)
 		}
 	}
 	if in.Boots != nil {

@@ -731,3 +731,167 @@ func TestSessionsUncertainEnds(t *testing.T) {
 		}
 	}
 }
+
+// TestSessionsEvictedForGood: who lost an address to another does not get it back because the
+// other's session is forgotten one day, neither in one family of two nor at a restart.
+func TestSessionsEvictedForGood(t *testing.T) {
+	cfg, dir, rec := sessionsConfig("radius"), t.TempDir(), &recorder{}
+	r := runSessions(t, cfg, dir, rec)
+	base := clockOf(t, "08:00")
+	v4, v6 := flow.MustParseAddr("10.8.0.5"), flow.MustParseAddr("2001:db8::5")
+	ev := func(kind agent.SessionKind, after time.Duration, id, user string, addr flow.Addr) agent.SessionEvent {
+		return agent.SessionEvent{Kind: kind, At: base.Add(after), Host: "nas", Session: id, User: user, Addr: addr}
+	}
+	r.take(ev(agent.SessionStart, 0, "1", "alice", v4), ev(agent.SessionUpdate, 0, "1", "alice", v6),
+		ev(agent.SessionStart, time.Hour, "2", "bob", v4), ev(agent.SessionStop, 2*time.Hour, "2", "bob", flow.Addr{}))
+	check := func(when string) {
+		t.Helper()
+		f := rec.of("10.8.0.5")
+		if len(f) != 2 || f[0].User != "alice" || f[0].Until != base.Add(time.Hour) || f[0].UntilSlack != time.Hour {
+			t.Errorf("%s: %+v", when, f)
+		}
+		if g := rec.of("2001:db8::5"); len(g) != 1 || g[0].Until != 0 {
+			t.Errorf("%s: %+v", when, g)
+		}
+	}
+	check("at first")
+	r.take(ev(agent.SessionUpdate, 40*time.Hour, "1", "alice", v6)) // a word from the other family's address
+	r.mu.Lock()
+	r.state.forget(base.Add(40 * time.Hour))
+	if len(r.state.groups) != 1 {
+		t.Errorf("%d sessions are remembered", len(r.state.groups))
+	}
+	r.mu.Unlock()
+	r.take(ev(agent.SessionUpdate, 41*time.Hour, "1", "alice", v6))
+	check("once the other was forgotten")
+	r.Sessions = restarted(t, r, cfg, dir, false)
+	check("after a restart")
+
+	// Heard there again, it is at the address after all.
+	r.take(ev(agent.SessionUpdate, 42*time.Hour, "1", "alice", v4))
+	if f := rec.of("10.8.0.5"); f[0].Until != 0 {
+		t.Errorf("heard there again: %+v", f)
+	}
+}
+
+// TestSessionsOneID: a log that uses one id for ever is forgotten like others, what it told
+// stays told, and it has no more room than others.
+func TestSessionsOneID(t *testing.T) {
+	cfg := sessionsConfig("custom")
+	st := newSessionState(&cfg, false)
+	at, told := clockOf(t, "00:00"), 0
+	take := func(n int, every time.Duration) {
+		t.Helper()
+		for range n {
+			at = at.Add(every)
+			dirty := dirtySessions{}
+			for _, ev := range []agent.SessionEvent{
+				{Kind: agent.SessionStart, At: at, Host: "vpn", Session: "alice", User: "alice", Addr: flow.AddrFrom4(0x0a000000 + uint32(told%50))},
+				{Kind: agent.SessionStop, At: at.Add(20 * time.Second), Host: "vpn", Session: "alice"},
+			} {
+				if got := st.apply(&ev, dirty); got != sessionTaken {
+					t.Fatal(sessionOutcomeTexts[got])
+				}
+			}
+			facts := st.changes(dirty)
+			if len(facts) != 1 || facts[0].Since != at || facts[0].Until != at.Add(20*time.Second) {
+				t.Fatalf("at %v it told %+v", at, facts)
+			}
+			told++
+		}
+	}
+	check := func(what string, least, most int) {
+		t.Helper()
+		if more := st.changes(st.all()); len(more) != 0 {
+			t.Errorf("%s: it told again %+v", what, more)
+		}
+		if st.count < least || st.count > most || st.facts != st.count || len(st.byAddr) > 50 {
+			t.Errorf("%s: %d sessions with %d facts at %d addresses are remembered", what, st.count, st.facts, len(st.byAddr))
+		}
+	}
+	take(100, 30*time.Minute)
+	st.forget(at)
+	check("after a day", 48, 49)
+	take(1000, 5*time.Minute)
+	check("used again and again", maxUses, maxUses)
+	late := agent.SessionEvent{Kind: agent.SessionUpdate, At: at.Add(-12 * time.Hour), Host: "vpn", Session: "alice", User: "alice", Addr: flow.MustParseAddr("10.0.0.1")}
+	if got := st.apply(&late, dirtySessions{}); got != sessionTaken || st.count != maxUses {
+		t.Errorf("a word of what is forgotten: %s, %d sessions", sessionOutcomeTexts[got], st.count)
+	}
+	check("a word of what is forgotten", maxUses, maxUses)
+	st.count += maxSessions // as if others had taken the room
+	st.looked = at
+	full := agent.SessionEvent{Kind: agent.SessionStart, At: at.Add(40 * time.Second), Host: "vpn", Session: "alice", User: "alice"}
+	if got := st.apply(&full, dirtySessions{}); got != sessionFull || len(st.groups["vpn/alice"].sessions) != maxUses {
+		t.Errorf("one more where there is no room: %s", sessionOutcomeTexts[got])
+	}
+}
+
+// TestSessionsForget: whatever is forgotten, what was told stays as it is.
+func TestSessionsForget(t *testing.T) {
+	forgot := 0
+	for seed := range uint64(60) {
+		rng := rand.New(rand.NewPCG(seed, 11))
+		cfg := sessionsConfig("radius")
+		cfg.Hosts = []string{"dhcp"}
+		if rng.IntN(2) == 0 {
+			cfg.MaxLength = time.Duration(1+rng.IntN(100)) * time.Hour
+		}
+		if rng.IntN(2) == 0 {
+			cfg.Idle = time.Duration(1+rng.IntN(30)) * time.Hour
+		}
+		st := newSessionState(&cfg, seed%3 == 0)
+		met := (*metrics)(nil).sessions("log")
+		at, base := clockOf(t, "08:00"), clockOf(t, "08:00")
+		leased := map[flow.Addr]flow.Time{} // until when an address is a host's
+		for range 400 {
+			at = at.Add(time.Duration(rng.IntN(3600)) * time.Second)
+			dirty := dirtySessions{}
+			if rng.IntN(10) == 0 {
+				f := flow.Fact{Source: "dhcp", Addr: flow.AddrFrom4(0x0a000000 + rng.Uint32N(6)), Since: at, Workload: "pc" + fmt.Sprint(rng.IntN(3)), Until: at.Add(time.Duration(1+rng.IntN(40)) * time.Hour)}
+				if leased[f.Addr] < f.Since {
+					leased[f.Addr] = f.Until
+					st.hosts.learn(&f, met, st, dirty)
+				}
+			} else {
+				ev := agent.SessionEvent{Kind: agent.SessionKind(1 + rng.IntN(6)), At: at, Host: fmt.Sprint("nas", rng.IntN(2))}
+				if ev.Kind != agent.SessionOn && ev.Kind != agent.SessionOff {
+					ev.Session, ev.User = fmt.Sprint(rng.IntN(6)), []string{"", "alice", "bob"}[rng.IntN(3)]
+					if rng.IntN(3) > 0 {
+						ev.Addr = flow.AddrFrom4(0x0a000000 + rng.Uint32N(6))
+					}
+					if rng.IntN(3) == 0 {
+						ev.On = "pc" + fmt.Sprint(rng.IntN(3))
+					}
+				} else if rng.IntN(5) > 0 {
+					continue
+				}
+				st.apply(&ev, dirty)
+			}
+			st.changes(dirty)
+			if rng.IntN(4) > 0 {
+				continue
+			}
+			before := st.facts
+			if rng.IntN(2) == 0 {
+				st.forget(at)
+			} else {
+				st.forgetTo(at, 0, nil)
+			}
+			forgot += before - st.facts
+			if more := st.changes(st.all()); len(more) > 0 {
+				t.Fatalf("seed %d: after %v it told %+v", seed, at.Sub(base), more)
+			}
+			count, facts := 0, 0
+			for _, g := range st.groups {
+				count, facts = count+len(g.sessions), facts+len(g.told)
+			}
+			if st.count != count || st.facts != facts {
+				t.Fatalf("seed %d: %d sessions and %d facts are counted, there are %d and %d", seed, st.count, st.facts, count, facts)
+			}
+		}
+	}
+	if forgot < 1000 {
+		t.Errorf("only %d facts were forgotten", forgot)
+	}
+}

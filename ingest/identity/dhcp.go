@@ -132,12 +132,11 @@ type leases struct {
 	dirty bool // the table changed since it was saved
 	// What changed since the table was saved is in a journal: a line is written before it
 	// is told, so that a start after a crash tells it again just as it was.
-	journal *os.File
-	whole   int64  // bytes of the journal that a crash did not leave half
+	journal journal
 	seq     uint64 // of the last line
 	pending []flow.Fact
-	// untold is set once the last line could not be told any more; it is then not saved
-	// away, so that the next start tells it.
+	// untold is set while the last line has not been told; it is then not saved away, so that
+	// the next start tells it.
 	untold bool
 }
 
@@ -157,7 +156,7 @@ func newLeases(name string, every, staleAfter time.Duration, stateDir string, cl
 	m := met.source(name)
 	m.staleAfter.Set(staleAfter.Seconds())
 	return leases{name: name, every: every, staleAfter: staleAfter, stateDir: stateDir, clock: clock,
-		log: log.With("source", name), met: m, table: leaseTable{}}
+		log: log.With("source", name), met: m, table: leaseTable{}, journal: journal{path: filepath.Join(stateDir, name+".leases.journal")}}
 }
 
 // Name implements [Source].
@@ -179,11 +178,10 @@ type leasesLine struct {
 	Facts   []flow.Fact `json:"facts"`
 }
 
-func (s *leases) statePath() string   { return filepath.Join(s.stateDir, s.name+".leases.json") }
-func (s *leases) journalPath() string { return filepath.Join(s.stateDir, s.name+".leases.journal") }
+func (s *leases) statePath() string { return filepath.Join(s.stateDir, s.name+".leases.json") }
 
 func (s *leases) load() error {
-	s.table, s.pending, s.untold, s.whole = leaseTable{}, nil, false, 0
+	s.table, s.pending, s.untold = leaseTable{}, nil, false
 	if s.stateDir == "" {
 		return nil
 	}
@@ -195,18 +193,10 @@ func (s *leases) load() error {
 		s.table[h.Fact.Addr] = h
 	}
 	s.last, s.seq = file.Last, file.Seq
-	b, err := os.ReadFile(s.journalPath())
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("identity source %s: its state cannot be read: %w", s.name, err)
-	}
-	for text := range bytes.Lines(b) {
+	err := s.journal.read(func(text []byte) error {
 		var line leasesLine
-		if json.Unmarshal(text, &line) != nil {
-			break // the crash came while it was written, and so before it was told
-		}
-		s.whole += int64(len(text))
-		if line.Seq <= s.seq {
-			continue // saved with the table
+		if err := json.Unmarshal(text, &line); err != nil || line.Seq <= s.seq { // saved with the table
+			return err
 		}
 		s.seq, s.last, s.pending, s.dirty = line.Seq, line.Last, line.Facts, true
 		for _, h := range line.Holders {
@@ -215,25 +205,24 @@ func (s *leases) load() error {
 		for _, addr := range line.Gone {
 			delete(s.table, addr)
 		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("identity source %s: %w", s.name, err)
 	}
+	s.untold = len(s.pending) > 0
 	s.met.facts.Set(float64(len(s.table)))
 	return nil
 }
 
 // close gives the journal's file up.
-func (s *leases) close() {
-	if s.journal != nil {
-		s.journal.Close()
-		s.journal = nil
-	}
-}
+func (s *leases) close() { s.journal.close() }
 
 // note writes down what is about to be told.
 func (s *leases) note(o *told, at flow.Time) error {
 	if s.stateDir == "" || len(o.facts) == 0 {
 		return nil
 	}
-	fail := func(err error) error { return &stateError{fmt.Errorf("its state cannot be kept: %w", err)} }
 	line := leasesLine{Seq: s.seq + 1, Last: at, Facts: o.facts}
 	seen := make(map[flow.Addr]bool, len(o.facts))
 	for i := range o.facts {
@@ -248,26 +237,8 @@ func (s *leases) note(o *told, at flow.Time) error {
 			line.Gone = append(line.Gone, addr)
 		}
 	}
-	b, err := json.Marshal(&line)
-	if err != nil {
-		return fail(err)
-	}
-	if s.journal == nil {
-		if err := os.MkdirAll(s.stateDir, 0o700); err != nil {
-			return fail(err)
-		}
-		if s.journal, err = os.OpenFile(s.journalPath(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err != nil {
-			return fail(err)
-		}
-		if err := s.journal.Truncate(s.whole); err != nil {
-			return fail(err)
-		}
-	}
-	if _, err := s.journal.Write(append(b, '\n')); err != nil {
-		return fail(err)
-	}
-	if err := s.journal.Sync(); err != nil {
-		return fail(err)
+	if err := s.journal.add(&line); err != nil {
+		return err
 	}
 	s.seq++
 	return nil
@@ -286,24 +257,15 @@ func (s *leases) save() error {
 	if s.stateDir == "" {
 		return nil
 	}
-	if err := s.saveTable(); err != nil {
-		return err
-	}
-	if s.journal != nil {
-		if err := s.journal.Truncate(0); err != nil {
-			return &stateError{fmt.Errorf("its state cannot be kept: %w", err)}
-		}
-	}
-	return nil
-}
-
-func (s *leases) saveTable() error {
 	file := leasesFile{Version: stateVersion, Seq: s.seq, Last: s.last, Holders: make([]holder, 0, len(s.table))}
 	for _, h := range s.table {
 		file.Holders = append(file.Holders, h)
 	}
 	slices.SortFunc(file.Holders, func(a, b holder) int { return a.Fact.Addr.Compare(b.Fact.Addr) })
-	return saveState(s.statePath(), &file)
+	if err := saveState(s.statePath(), &file); err != nil {
+		return err
+	}
+	return s.journal.clear()
 }
 
 // stopped saves at the end.
@@ -363,7 +325,7 @@ func (s *leases) tell(ctx context.Context, tell Tell, o *told, at flow.Time) err
 		s.untold = true
 		return err
 	}
-	s.pending = nil
+	s.pending, s.untold = nil, false
 	s.met.told.Add(float64(len(o.facts)))
 	s.met.lastSuccess.Set(float64(at) / 1000)
 	s.met.facts.Set(float64(len(s.table)))

@@ -708,3 +708,89 @@ func FuzzISCLeases(f *testing.F) {
 	f.Add([]byte("ia-na \"\\001\\000\\000\\000\\000\\001\" {\n cltt epoch 1795075200;\n iaaddr 2001:db8::7 {\n binding state active;\n ends never;\n }\n}\nlease \"x\n"))
 	fuzzLeases(f, func() leaseParser { return &iscParser{file: "f"} })
 }
+
+// keaState follows a lease file of Kea's with state in dir, as Run does.
+func keaState(t *testing.T, dir, path string) *leaseFile {
+	t.Helper()
+	f := newKeaFile("kea", path, time.Minute, 0, dir, func() flow.Time { return 1_000_500_000 }, quiet(), nil)
+	if err := f.load(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(f.close)
+	return f
+}
+
+const keaHeader = "address,hwaddr,client_id,valid_lifetime,expire,subnet_id,fqdn_fwd,fqdn_rev,hostname,state,user_context\n"
+
+// keaRow is a lease of ten hours of the client n.
+func keaRow(n int) string {
+	return fmt.Sprintf("10.0.0.%d,02:00:00:00:00:%02d,,36000,1036000,1,0,0,h%d,0,\n", n, n, n)
+}
+
+// TestLeasesTorn: a crash may leave the last line of the journal without its end; what is
+// written after it is found again.
+func TestLeasesTorn(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "kea-leases4.csv")
+	var rec recorder
+	text := keaHeader
+	for n := 1; n <= 3; n++ {
+		text += keaRow(n)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f := keaState(t, dir, path)
+		if want := []int{0, 0, 2}[n-1]; len(f.table) != want {
+			t.Errorf("start %d: the table is %v; %d were written whole", n, f.table, want)
+		}
+		if err := f.follow(t.Context(), rec.tell); err != nil {
+			t.Fatal(err)
+		}
+		f.close()
+		if n > 1 {
+			continue
+		}
+		journal := filepath.Join(dir, "kea.leases.journal")
+		b, err := os.ReadFile(journal)
+		if err == nil {
+			err = os.WriteFile(journal, bytes.TrimSuffix(b, []byte("\n")), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestLeasesUntold: what was being told when the process died is told by the next one that
+// can, also where one in between was stopped before it could read anything.
+func TestLeasesUntold(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "kea-leases4.csv")
+	if err := os.WriteFile(path, []byte(keaHeader+keaRow(1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	dead := recorder{fail: func() error { cancel(); return errors.New("dead") }}
+	f := keaState(t, dir, path)
+	if err := f.follow(ctx, dead.tell); err == nil || len(dead.all) != 1 {
+		t.Fatalf("%v, told %+v", err, dead.all)
+	}
+	f.close()
+
+	if err := os.Rename(path, path+".away"); err != nil {
+		t.Fatal(err)
+	}
+	var rec recorder
+	f = keaState(t, dir, path)
+	stop := running(t, f, rec.tell)
+	time.Sleep(100 * time.Millisecond)
+	if err := stop(); !errors.Is(err, context.Canceled) || len(rec.all) != 0 {
+		t.Fatalf("%v, told %+v", err, rec.all)
+	}
+	if err := os.Rename(path+".away", path); err != nil {
+		t.Fatal(err)
+	}
+	if err := keaState(t, dir, path).follow(t.Context(), rec.tell); err != nil || len(rec.all) != 1 || rec.all[0].Workload != "h1" {
+		t.Errorf("%v, told %+v", err, rec.all)
+	}
+}

@@ -329,7 +329,7 @@ func (k *kubernetes) tellPods(ctx context.Context, tell Tell) error {
 		k.untold = true
 		return err
 	}
-	k.pending, k.out = nil, &told{}
+	k.pending, k.untold, k.out = nil, false, &told{}
 	k.last = last
 	k.dirty = k.dirty || len(o.facts) > 0
 	k.met.told.Add(float64(len(o.facts)))

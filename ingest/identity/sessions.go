@@ -1,7 +1,6 @@
 package identity
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -47,8 +46,7 @@ type Sessions struct {
 	told    uint64                     // of the last line whose facts were told
 	pending map[factIdentity]flow.Fact // of the lines behind it
 	beat    flow.Time                  // the newest event
-	journal *os.File
-	size    int64 // of the journal
+	journal journal
 	saved   int64 // how large the state was when it was saved last
 }
 
@@ -75,7 +73,7 @@ func newSessions(cfg SessionsConfig, stateDir string, clock func() flow.Time, lo
 	m := met.sessions(cfg.Name)
 	m.staleAfter.Set(cfg.StaleAfter.Seconds())
 	return &Sessions{cfg: cfg, format: format, dir: stateDir, clock: clock, log: log.With("source", cfg.Name), met: m,
-		ready: make(chan struct{}), failed: make(chan error, 1)}, nil
+		ready: make(chan struct{}), failed: make(chan error, 1), journal: journal{path: filepath.Join(stateDir, cfg.Name+".sessions.journal")}}, nil
 }
 
 // Name implements [Source].
@@ -126,10 +124,7 @@ func (s *Sessions) close() {
 		}
 		s.broken = errors.New("the source has ended")
 	}
-	if s.journal != nil {
-		s.journal.Close()
-		s.journal = nil
-	}
+	s.journal.close()
 }
 
 // Take takes in events and returns when what follows from them is durable. It waits for Run.
@@ -227,7 +222,7 @@ func (s *Sessions) commit(ctx context.Context, line *sessionsLine, dirty dirtySe
 	s.met.lastSuccess.Set(float64(s.beat) / 1000)
 	s.met.facts.Set(float64(s.state.facts))
 	s.met.open.Set(float64(s.state.count))
-	if s.size > max(journalBytes, s.saved) {
+	if s.journal.size > max(journalBytes, s.saved) {
 		if err := s.save(); err != nil {
 			s.broken = err
 			s.failed <- err
@@ -262,9 +257,6 @@ type sessionsFile struct {
 }
 
 func (s *Sessions) statePath() string { return filepath.Join(s.dir, s.cfg.Name+".sessions.json") }
-func (s *Sessions) journalPath() string {
-	return filepath.Join(s.dir, s.cfg.Name+".sessions.journal")
-}
 
 // load reads what was known. Lines of the journal are applied, and what they told is what
 // they say they did: a configuration that changed since makes a difference to tell.
@@ -279,21 +271,18 @@ func (s *Sessions) load() error {
 	}
 	s.state.restore(&file.savedSessions)
 	s.seq, s.beat = file.Seq, file.Beat
-	b, err := os.ReadFile(s.journalPath())
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return &stateError{fmt.Errorf("its state cannot be read: %w", err)}
-	}
 	var lines []sessionsLine
-	for text := range bytes.Lines(b) {
+	err := s.journal.read(func(text []byte) error {
 		var line sessionsLine
-		if json.Unmarshal(text, &line) != nil || text[len(text)-1] != '\n' {
-			break // the crash came while it was written, and so before it was told
+		if err := json.Unmarshal(text, &line); err != nil || line.Seq <= s.seq { // saved with the state
+			return err
 		}
-		s.size += int64(len(text))
-		if line.Seq > s.seq { // else it is saved with the state
-			s.seq, s.beat = line.Seq, max(s.beat, line.Beat)
-			lines = append(lines, line)
-		}
+		s.seq, s.beat = line.Seq, max(s.beat, line.Beat)
+		lines = append(lines, line)
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	if s.told = file.Told; len(lines) > 0 {
 		s.told = max(s.told, lines[len(lines)-1].Told)
@@ -331,38 +320,13 @@ func (s *Sessions) note(line *sessionsLine) error {
 	if s.dir == "" {
 		return nil
 	}
-	fail := func(err error) error { return &stateError{fmt.Errorf("its state cannot be kept: %w", err)} }
-	b, err := json.Marshal(line)
-	if err != nil {
-		return fail(err)
-	}
-	if s.journal == nil {
-		if err := os.MkdirAll(s.dir, 0o700); err != nil {
-			return fail(err)
-		}
-		if s.journal, err = os.OpenFile(s.journalPath(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err != nil {
-			return fail(err)
-		}
-		if err := s.journal.Truncate(s.size); err != nil {
-			return fail(err)
-		}
-	}
-	n, err := s.journal.Write(append(b, '\n'))
-	if err == nil {
-		err = s.journal.Sync()
-	}
-	if err != nil {
-		return fail(err)
-	}
-	s.size += int64(n)
-	return nil
+	return s.journal.add(line)
 }
 
 // save keeps the state as a whole and begins a new journal. What ended long ago is forgotten.
 func (s *Sessions) save() error {
 	s.state.forget(s.beat)
 	if s.dir == "" {
-		s.size = 0
 		return nil
 	}
 	file := sessionsFile{Version: stateVersion, Seq: s.seq, Told: s.told, Beat: s.beat, savedSessions: s.state.save()}
@@ -376,13 +340,5 @@ func (s *Sessions) save() error {
 	if st, err := os.Stat(s.statePath()); err == nil {
 		s.saved = st.Size()
 	}
-	if s.journal != nil {
-		if err := s.journal.Truncate(0); err != nil {
-			return &stateError{fmt.Errorf("its state cannot be kept: %w", err)}
-		}
-	} else if err := os.Truncate(s.journalPath(), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return &stateError{fmt.Errorf("its state cannot be kept: %w", err)}
-	}
-	s.size = 0
-	return nil
+	return s.journal.clear()
 }

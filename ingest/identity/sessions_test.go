@@ -506,7 +506,7 @@ func TestSessionsBounds(t *testing.T) {
 	if n := len(rec.facts); n != 20_000 {
 		t.Errorf("%d facts", n)
 	}
-	if st, err := os.Stat(s.journalPath()); err != nil || st.Size() > 8<<20 {
+	if st, err := os.Stat(s.journal.path); err != nil || st.Size() > 8<<20 {
 		t.Errorf("the journal: %v %v", st, err)
 	}
 	_ = stop()

@@ -23,6 +23,7 @@ type customPath struct {
 	deep     bool // it has more parts than are looked for at a time
 	constant []byte
 	code     *gojq.Code
+	direct   direct // the program without gojq; nil if it takes that
 
 	// A condition may compare a plain path.
 	compare  bool
@@ -43,11 +44,7 @@ func compilePath(s string) (*customPath, error) {
 	if s[0] == '"' && !strings.Contains(s, `\(`) && json.Unmarshal([]byte(s), &constant) == nil {
 		return &customPath{constant: []byte(constant)}, nil
 	}
-	code, err := compileJQ(s)
-	if err != nil {
-		return nil, err
-	}
-	return &customPath{code: code}, nil
+	return compileJQ(s)
 }
 
 // plainPath takes a path of plain names, with or without the dot that jq begins them with.
@@ -99,11 +96,7 @@ func compileCondition(s string) (*customPath, error) {
 	if p, ok := plainPath(strings.TrimSpace(s)); ok {
 		return &customPath{plain: p}, nil
 	}
-	code, err := compileJQ(s)
-	if err != nil {
-		return nil, err
-	}
-	return &customPath{code: code}, nil
+	return compileJQ(s)
 }
 
 // jqRefused are functions that depend on something other than the line.
@@ -115,7 +108,7 @@ var jqRefused = map[string]string{
 }
 
 // compileJQ compiles a program that sees its line and nothing else.
-func compileJQ(s string) (*gojq.Code, error) {
+func compileJQ(s string) (*customPath, error) {
 	q, err := gojq.Parse(s)
 	if err != nil {
 		if p, ok := errors.AsType[*gojq.ParseError](err); ok {
@@ -131,11 +124,11 @@ func compileJQ(s string) (*gojq.Code, error) {
 	if name := refusedIn(reflect.ValueOf(q)); name != "" {
 		return nil, fmt.Errorf("the jq program uses %s, which needs %s; want one that depends on the line alone", name, jqRefused[name])
 	}
-	code, err := gojq.Compile(q)
-	if err != nil {
+	p := &customPath{direct: compileDirect(q)} // before Compile, which may alter q
+	if p.code, err = gojq.Compile(q); err != nil {
 		return nil, fmt.Errorf("no jq program: %w", err)
 	}
-	return code, nil
+	return p, nil
 }
 
 // refusedIn looks through a program for a function that is refused.
@@ -211,11 +204,25 @@ func (l *customLine) get(p *customPath) ([]byte, error) {
 	case p.code == nil:
 		return l.plain(p), nil
 	}
+	n := len(l.numbers)
+	if p.direct != nil {
+		switch v, ok := p.direct(l, l.input()); {
+		case !ok || v.kind >= jqNode:
+		case v.kind <= jqNull:
+			return nil, nil
+		case v.kind == jqText && len(v.text) == 0:
+			return []byte{}, nil // not nil, which is no text
+		case v.kind == jqText:
+			return v.text, nil
+		default:
+			l.numbers, _ = v.appendText(l.numbers)
+			return l.numbers[n:len(l.numbers):len(l.numbers)], nil
+		}
+	}
 	v, err := l.run(p.code)
 	if err != nil {
 		return nil, err
 	}
-	n := len(l.numbers)
 	switch v := v.(type) {
 	case nil:
 		return nil, nil
@@ -245,6 +252,11 @@ func (l *customLine) holds(p *customPath) (bool, error) {
 	case p.compare:
 		return (string(l.plain(p)) == string(p.compared)) != p.negate, nil
 	case p.code != nil:
+		if p.direct != nil {
+			if v, ok := p.direct(l, l.input()); ok {
+				return v.holds(), nil
+			}
+		}
 		v, err := l.run(p.code)
 		return v != nil && v != false, err
 	case l.json != nil:

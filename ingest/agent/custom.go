@@ -111,6 +111,7 @@ type customFormat struct {
 	layout    string   // of times
 	plain     []string // the plain paths, by their place
 	paths     paths    // the same in JSON
+	reads     jqReads  // what programs read
 }
 
 // customMapping is where a field comes from.
@@ -412,8 +413,10 @@ func (f *customFormat) compileFields(c *CustomConfig, fail func(string, ...any))
 	}
 }
 
-// placePath gives a plain path its place, the same to all that are alike.
+// placePath takes in what a path reads, and gives a plain one its place, the same to all that
+// are alike.
 func (f *customFormat) placePath(p *customPath) {
+	f.reads.add(&p.reads)
 	if p.code != nil || p.constant != nil {
 		return
 	}

@@ -28,7 +28,7 @@ func directly(t *testing.T, program, line string, columns []string) (known bool)
 	}
 	run := func(p customPath) string {
 		d := &Decoder{names: flow.NewNames(0)}
-		f := &customFormat{json: columns == nil, columns: columns, separator: ',', kind: &flowMapping}
+		f := &customFormat{json: columns == nil, columns: columns, separator: ',', kind: &flowMapping, reads: jqReads{all: true}}
 		if len(columns) > 0 && columns[0] == "=" {
 			f.columns, f.pairs, f.separator = nil, true, ' '
 		}
@@ -127,6 +127,53 @@ func directProgram(rng *rand.Rand, depth int) string {
 		return []string{`"Text"`, `""`, "1", "-17", "null", "true", "false", "empty"}[rng.IntN(8)]
 	}
 	return "(" + sub() + ")" + []string{".a", "[0]", "?"}[rng.IntN(3)]
+}
+
+// TestReads holds programs to the same on the members they read as on the whole line.
+func TestReads(t *testing.T) {
+	run := func(p *customPath, line string, all bool) string {
+		d := &Decoder{names: flow.NewNames(0)}
+		jq := *p
+		jq.direct = nil
+		f := &customFormat{json: true, kind: &flowMapping, reads: jq.reads}
+		f.reads.all = f.reads.all || all
+		var out string
+		read := f.reader(d, func(l *customLine, _ *entry) error {
+			b, err := l.get(&jq)
+			out = fmt.Sprintf("%q %v %v", b, b == nil, err)
+			return nil
+		})
+		if err := read([]byte(line), &entry{d: d}); err != nil {
+			t.Fatal(line, err)
+		}
+		return out
+	}
+	check := func(program string) bool {
+		p, err := compileJQ(program)
+		if err != nil {
+			return false
+		}
+		for _, line := range directLines {
+			if got, want := run(p, line, false), run(p, line, true); got != want {
+				t.Errorf("%s on %s\ngives %s\n want %s", program, line, got, want)
+			}
+		}
+		return !p.reads.all
+	}
+	for program, some := range map[string]bool{
+		`.a | test("x")`: true, `[.a, .b.b[.e]] | length`: true, `.b[.a]?`: true, `.a as $x | .b`: false, `if .a then .b end`: false, `.`: false, `.[]`: false,
+		`.["a"]`: false, `."a" + "\(.e)"`: true, `@base64 "\(.a)"`: true, `@json`: false, `keys`: false, `select(.a)`: false, `.a, .`: false, `try .a.b catch .`: true,
+		`.a = 1`: false, `.a | keys`: true, `-.e`: true, `.b["\(.a)"]`: true, `first(.a)`: false, `{a}`: false, `def f: .; f`: false, `..`: false, `(.a // .b) | tojson`: true,
+		`. | .a`: false, `empty`: true, `.b | .b as $x | $x | length`: true, `.a[.c:]`: true, `reduce .c as $i (0; 1)`: false,
+	} {
+		if check(program) != some {
+			t.Errorf("%s: reads only some members: %v, want %v", program, !some, some)
+		}
+	}
+	rng := rand.New(rand.NewPCG(3, 4))
+	for range 1000 {
+		check("[" + directProgram(rng, 3) + ", .e] | tojson")
+	}
 }
 
 // FuzzDirect is [TestDirect] on programs and lines from outside.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -24,6 +25,7 @@ type customPath struct {
 	constant []byte
 	code     *gojq.Code
 	direct   direct // the program without gojq; nil if it takes that
+	reads    jqReads
 
 	// A condition may compare a plain path.
 	compare  bool
@@ -125,6 +127,7 @@ func compileJQ(s string) (*customPath, error) {
 		return nil, fmt.Errorf("the jq program uses %s, which needs %s; want one that depends on the line alone", name, jqRefused[name])
 	}
 	p := &customPath{direct: compileDirect(q)} // before Compile, which may alter q
+	p.reads.query(q)
 	if p.code, err = gojq.Compile(q); err != nil {
 		return nil, fmt.Errorf("no jq program: %w", err)
 	}
@@ -158,6 +161,107 @@ func refusedIn(v reflect.Value) string {
 		}
 	}
 	return ""
+}
+
+// jqReads says which members of a line programs read: the others need not be copied for gojq.
+type jqReads struct {
+	names []string
+	all   bool // any member
+}
+
+func (r *jqReads) add(o *jqReads) { r.names, r.all = append(r.names, o.names...), r.all || o.all }
+
+// query looks through a program whose input is the line. What stands behind a pipe does not
+// get the line: nothing gives it on that does not count as reading all.
+func (r *jqReads) query(q *gojq.Query) {
+	switch {
+	case q == nil:
+	case len(q.FuncDefs) > 0 || len(q.Patterns) > 0:
+		r.all = true
+	case q.Term != nil:
+		r.term(q.Term)
+	case q.Op == gojq.OpPipe:
+		r.query(q.Left)
+	case q.Op < gojq.OpAssign:
+		r.query(q.Left)
+		r.query(q.Right)
+	default:
+		r.all = true
+	}
+}
+
+func (r *jqReads) term(t *gojq.Term) {
+	for _, s := range t.SuffixList {
+		if s.Index != nil {
+			r.index(s.Index)
+		}
+	}
+	switch t.Type {
+	case gojq.TermTypeNull, gojq.TermTypeTrue, gojq.TermTypeFalse, gojq.TermTypeNumber:
+	case gojq.TermTypeIdentity:
+		if len(t.SuffixList) > 0 && t.SuffixList[0].Index != nil {
+			r.member(t.SuffixList[0].Index)
+		} else {
+			r.all = true
+		}
+	case gojq.TermTypeIndex:
+		r.index(t.Index)
+		r.member(t.Index)
+	case gojq.TermTypeUnary:
+		r.term(t.Unary.Term)
+	case gojq.TermTypeString, gojq.TermTypeFormat:
+		if t.Str == nil {
+			r.all = true
+			break
+		}
+		r.text(t.Str)
+	case gojq.TermTypeArray:
+		r.query(t.Array.Query)
+	case gojq.TermTypeQuery:
+		r.query(t.Query)
+	case gojq.TermTypeTry:
+		r.query(t.Try.Body)
+	case gojq.TermTypeIf:
+		r.query(t.If.Cond)
+		r.query(t.If.Then)
+		for _, e := range t.If.Elif {
+			r.query(e.Cond)
+			r.query(e.Then)
+		}
+		r.query(t.If.Else)
+		r.all = r.all || t.If.Else == nil
+	case gojq.TermTypeFunc:
+		r.all = r.all || t.Func.Name != "empty"
+	default:
+		r.all = true
+	}
+}
+
+// index looks through what an index is worked out from, which is the line too.
+func (r *jqReads) index(x *gojq.Index) {
+	r.query(x.Start)
+	r.query(x.End)
+	if x.Str != nil {
+		r.text(x.Str)
+	}
+}
+
+func (r *jqReads) text(s *gojq.String) {
+	for _, q := range s.Queries {
+		r.query(q)
+	}
+}
+
+// member is the member of the line that an index names.
+func (r *jqReads) member(x *gojq.Index) {
+	switch {
+	case x.Name != "":
+		r.names = append(r.names, x.Name)
+	case x.Str != nil && x.Str.Queries == nil:
+		r.names = append(r.names, x.Str.Str)
+	default:
+		r.all = true
+	}
 }
 
 // maxSteps is how many instructions a program may take on one line. Reading a member takes
@@ -292,7 +396,17 @@ func (l *customLine) run(code *gojq.Code) (any, error) {
 // whole is the line as jq sees it.
 func (l *customLine) whole() any {
 	if l.json != nil {
-		return treeOf(l.json)
+		reads := &l.f.reads
+		if reads.all {
+			return treeOf(l.json)
+		}
+		m := make(map[string]any, len(reads.names))
+		l.json.GetObject().Visit(func(key []byte, v *fastjson.Value) {
+			if slices.Contains(reads.names, text(key)) {
+				m[string(key)] = treeOf(v)
+			}
+		})
+		return m
 	}
 	m := make(map[string]any, len(l.parts))
 	for i, p := range l.parts {

@@ -245,12 +245,15 @@ func FuzzCustom(f *testing.F) {
 	})
 }
 
-// BenchmarkCustom measures formats of plain paths only, and with programs.
+// BenchmarkCustom measures formats of plain paths only, with programs that need no gojq, and
+// with one that does.
 func BenchmarkCustom(b *testing.B) {
 	plain := map[string]string{"src_addr": "src.ip", "dst_addr": "dst.ip", "src_port": "src.port", "dst_port": "dst.port", "proto": "proto",
 		"time_start": "begin", "bytes": "sent", "rev_bytes": "received", "observed": "verdict", "policy": "rule", "app": "app"}
 	programs := maps.Clone(plain)
 	programs["policy"], programs["app"] = `.rule // "none"`, `.app | ascii_downcase`
+	interpreted := maps.Clone(programs)
+	interpreted["app"] = `.app | ltrimstr("x-")`
 	var json, csv, pairs strings.Builder
 	for i := range 1000 {
 		fmt.Fprintf(&json, `{"event":{"kind":"session"},"src":{"ip":"10.1.0.%d","port":%d},"dst":{"ip":"10.2.0.9","port":443},"proto":"tcp","begin":%d,"sent":1800,"received":9000,"verdict":"pass","rule":"web-out","app":"https","device":{"name":"edge","serial":"0123456789"}}`+"\n",
@@ -268,6 +271,7 @@ func BenchmarkCustom(b *testing.B) {
 	}{
 		{"json", CustomConfig{Name: "x", Time: "ms", FlowIf: `event.kind == "session"`, Fields: plain, Values: values}, json.String()},
 		{"json-jq", CustomConfig{Name: "x", Time: "ms", FlowIf: `event.kind == "session"`, Fields: programs, Values: values}, json.String()},
+		{"json-gojq", CustomConfig{Name: "x", Time: "ms", FlowIf: `event.kind == "session"`, Fields: interpreted, Values: values}, json.String()},
 		{"delimited", CustomConfig{Name: "x", Type: "delimited", Columns: columns, Time: "ms", Fields: plain, Values: values}, csv.String()},
 		{"keyvalue", CustomConfig{Name: "x", Type: "keyvalue", Time: "ms", Fields: plain, Values: values}, pairs.String()},
 	} {

@@ -1,7 +1,6 @@
 package test
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest/exporter"
+	"github.com/postern/postern/test/radius"
 )
 
 const dhcpScript = "kea/dhcp"
@@ -102,12 +102,13 @@ const leaseLifetime = 8
 // TestLeaseReused has a real Kea give one address to one laptop after another, while flows come
 // in, and judges each flow by who held the address when it began: before the first lease, under
 // it, after it was given back, under the next one, and after that has expired. Alice, who logged
-// on at the first laptop and never off, is credited with nothing that came after; in a gap nobody
-// is, and the flow is unverified and says why (THREATS 14). Sent again later, after a kill, all
-// are judged the same.
+// on at the first laptop and never off, as a real FreeRADIUS has written down, is credited with
+// nothing that came after; in a gap nobody is, and the flow is unverified and says why (THREATS
+// 14). Sent again later, after a kill, all are judged the same.
 func TestLeaseReused(t *testing.T) {
 	t.Parallel()
 	k := startKea(t)
+	accounting := radius.Start(t, "UTC")
 	const address = "10.99.0.50"
 	s := newRole(t, "serve")
 	s.writePolicy(leasePolicy)
@@ -126,6 +127,7 @@ func TestLeaseReused(t *testing.T) {
 ingest:
   netflow: {listen: "%s"}
   sflow: {listen: ""}
+  logs: {files: [{paths: [%s], events: logons}]}
 policy: {dir: %s, since: 2020-01-01T00:00:00Z}
 embedded: {listen: "127.0.0.1:0", maxMemory: 1GiB}
 admin: {listen: "%s"}
@@ -133,22 +135,8 @@ identity:
   hold: 2s
   dhcp: [{name: office-dhcp, server: kea, leases: %s, every: 1s}]
   inventory: [{name: assets, path: %s, every: 1s}]
-`, s.data, s.udp, s.policyDir(), s.admin, k.file(), inventory))
-
-	// Alice's logon, as its source has told it before.
-	begun := flow.TimeOf(time.Now())
-	logon, err := json.Marshal(map[string]any{"facts": []flow.Fact{{
-		Source: "logons", Kind: flow.FactSession, Addr: flow.MustParseAddr(address), Since: begun, Known: begun, Session: "1", User: "alice@corp",
-	}}})
-	if err == nil {
-		err = os.MkdirAll(filepath.Join(s.data, "facts"), 0o700)
-	}
-	if err == nil {
-		err = os.WriteFile(filepath.Join(s.data, "facts", "facts.ndjson"), append(logon, '\n'), 0o600)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+  sessions: [{name: logons, format: radius, maxLength: 0s}]
+`, s.data, s.udp, accounting.Detail, s.policyDir(), s.admin, k.file(), inventory))
 	s.start()
 	d := newDevice(t, "127.0.0.2", s.udp, exporter.Config{Protocol: flow.SourceIPFIX, Domain: 1, Biflow: true, BiflowDirection: true})
 
@@ -195,6 +183,9 @@ identity:
 	}
 	// What directories say of anybody is unknown: there is none.
 	nobody := map[uint16]string{443: "unverified   [gap]", 8443: "unverified   [gap]"}
+	told("logons", func() {
+		accounting.Send("Acct-Status-Type = Start\nAcct-Session-Id = 1\nUser-Name = alice@corp\nNAS-IP-Address = 192.0.2.1\nFramed-IP-Address = " + address)
+	})
 	passes("before any lease", nobody)
 	obtain("alpha", "02:00:00:00:00:0a")
 	passes("alpha, where alice is logged on", map[uint16]string{443: "permitted alice@corp alpha [unknown]", 8443: "unverified alice@corp alpha [unknown]"})

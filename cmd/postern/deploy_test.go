@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -28,6 +29,38 @@ func TestExampleWithKafka(t *testing.T) {
 	}
 	if len(cfg.Kafka.Brokers) != 3 || cfg.Kafka.SASL.Mechanism == "" || len(cfg.Webhooks) != 1 {
 		t.Errorf("the example does not say what it seems to say: %+v", cfg.Kafka)
+	}
+}
+
+// TestDocumentedConfigurations: what the pages show as configuration is one, from its first
+// key on, so that it can be copied.
+func TestDocumentedConfigurations(t *testing.T) {
+	pages, err := filepath.Glob("../../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	agents, err := filepath.Glob("../../docs/agents/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Files of other kinds: policies, an inventory, objects of Kubernetes.
+	other := regexp.MustCompile(`^(postern: v1|rules:|exceptions:|inventory:\n  - address|apiVersion:)`)
+	block := regexp.MustCompile("(?ms)^```yaml\n(.*?)^```$")
+	checked := 0
+	for _, page := range append(pages, agents...) {
+		for i, m := range block.FindAllStringSubmatch(mustRead(t, page), -1) {
+			if other.MatchString(m[1]) {
+				continue
+			}
+			checked++
+			file := writeFile(t, filepath.Join(t.TempDir(), "postern.yaml"), m[1])
+			if _, err := loadConfig(file); err != nil {
+				t.Errorf("%s, yaml block %d: %v", page, i+1, err)
+			}
+		}
+	}
+	if checked < 20 {
+		t.Errorf("only %d configurations were found", checked)
 	}
 }
 

@@ -22,7 +22,12 @@ func parseYAML(path string, raw []byte, v any) error {
 	}
 	var at yaml.Error
 	if !errors.As(err, &at) || at.GetToken() == nil {
-		// A type of ours refused a value; the library does not say where it stood.
+		// A type refused a value; the library does not say where it stood.
+		if text := err.Error(); strings.HasPrefix(text, "time: ") { // its last word is the value
+			if _, value, ok := strings.Cut(text, "duration "); ok {
+				err = noDuration(strings.Trim(value, `"`))
+			}
+		}
 		line, column := findQuoted(raw, err.Error())
 		return fmt.Errorf("%s:%d:%d: %w", path, line, column, err)
 	}
@@ -36,7 +41,14 @@ func parseYAML(path string, raw []byte, v any) error {
 		// How the library reads {brokers: [kafka-1:9092]}.
 		message = "a text is expected here, and a group of keys was read; put a text that holds a colon in quotes where it stands within {} or []"
 	}
+	if strings.HasPrefix(message, "cannot unmarshal ") && strings.HasSuffix(message, "of type time.Duration") {
+		message = noDuration(tok.Value).Error()
+	}
 	return fmt.Errorf("%s:%d:%d: %s", path, tok.Position.Line, tok.Position.Column, message)
+}
+
+func noDuration(value string) error {
+	return fmt.Errorf("%q is no length of time; write it with its unit, such as 30s, 5m or 24h; zero is 0s", value)
 }
 
 // positionOf says where the value at a dotted path stands in a YAML text, for

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -322,6 +323,12 @@ func TestSplitter(t *testing.T) {
 		{"records", `{"records":[{"a":1},{"b":2}]}` + "\n", []string{`{"a":1}`, `{"b":2}`}},
 		{"pretty", "{\n  \"a\": {\n  }\n}\n{\"b\":1}\n", []string{"{\n  \"a\": {\n  }\n}", `{"b":1}`}},
 		{"broken among good", "{\"a\":1}\n{\"b\n{\"c\":1}\n", []string{`{"a":1}`, `{"b`, `{"c":1}`}},
+		{"cut off behind a comma", "{\"a\":1,\n{\"b\":1}\n", []string{`{"a":1`, `{"b":1}`}},
+		{"cut off behind a colon", "{\"a\":\n{\"b\":1}\n{\"c\":1}\n", []string{`{"a":`, `{"b":1}`, `{"c":1}`}},
+		{"cut off behind a word", "{\"a\":[tru\n{\"b\":[]}\n", []string{`{"a":[tru`, `{"b":[]}`}},
+		{"closed by another bracket", "{\"a\":1]\n{\"b\":1}\n", []string{`{"a":1`, `{"b":1}`}},
+		{"cut in two in a string", "{\"a\":\"x\ny\"}\n{\"b\":1}\n", []string{"{\"a\":\"x\ny\"}", `{"b":1}`}},
+		{"over lines, loosely", "{\"a\":[1,-2.5e3,\n null,],\n\"b\":{ },\n}{\"b\":1}\n", []string{"{\"a\":[1,-2.5e3,\n null,],\n\"b\":{ },\n}", `{"b":1}`}},
 		{"broken in an array", `[{"a":1},{"b":"x},{"c":1}]`, []string{`{"a":1}`, `{"b":"x}`, `{"c":1}`}},
 		{"empty array", "[]\n[ ]\n", nil},
 		{"too long", strings.Repeat("x", 200) + "\ny\n", []string{"ErrItemTooLong", "y"}},
@@ -363,8 +370,58 @@ func TestSplitter(t *testing.T) {
 	}
 }
 
+// TestSplitterCutOff: a line that was cut off holds up those behind it no longer than it takes
+// to see that they are others, however much more an item might have.
+func TestSplitterCutOff(t *testing.T) {
+	for _, cut := range []string{`{"a":"x`, `{"a":1`, `{"a":1,`, `{"a":`, `{`, `{"a":{"b":[`} {
+		in := cut + "\n" + `{"b":{"c":"d"}}` + "\n" + `{"e":1}` + "\n"
+		s := Splitter{MaxItem: 16 << 20}
+		var got []string
+		for at := 0; at < len(in); {
+			item, n, err := s.Next([]byte(in[at:]), false)
+			if n == 0 {
+				t.Fatalf("%s: more bytes are waited for behind %q", cut, got)
+			}
+			if len(item) > 0 {
+				got = append(got, string(item))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			at += n
+		}
+		if d := cmp.Diff([]string{strings.TrimRight(cut, ","), `{"b":{"c":"d"}}`, `{"e":1}`}, got); d != "" {
+			t.Errorf("%s: %s", cut, d)
+		}
+	}
+}
+
+// TestSplitterEffort: broken lines are not each looked through to the end of the input, which
+// would take hours for what one request may bring.
+func TestSplitterEffort(t *testing.T) {
+	for _, line := range []string{"{\n", "{\"\n", "{\"a\":\n", "{\"a\":[\n"} {
+		in := bytes.Repeat([]byte(line), (1<<20)/len(line))
+		s := Splitter{MaxItem: 16 << 20}
+		began, items := time.Now(), 0
+		for at := 0; at < len(in); {
+			item, n, _ := s.Next(in[at:], true)
+			if len(item) > 0 {
+				items++
+			}
+			at += n
+			if time.Since(began) > 20*time.Second {
+				t.Fatalf("%q: only %d of %d bytes in 20 s", line, at, len(in))
+			}
+		}
+		if want := len(in) / len(line); items != want {
+			t.Errorf("%q: %d items, want %d", line, items, want)
+		}
+	}
+}
+
 func FuzzSplitter(f *testing.F) {
 	f.Add([]byte("[{\"a\":1},{}]\n{\"records\":[{}]}"))
+	f.Add([]byte("{\"a\": [1, -2.5e3, null, \"\\\"\\\\\", []], \"b\":{\"c\" :true}, \"\":{}}"))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		s := Splitter{MaxItem: 64}
 		steps := 0
@@ -374,6 +431,11 @@ func FuzzSplitter(f *testing.F) {
 				t.Fatalf("%d bytes done with, item of %d, of %d", n, len(item), len(raw)-at)
 			}
 			at += n
+		}
+		if b := bytes.Trim(raw, " \t\r\n"); len(b) > 0 && b[0] == '{' && json.Valid(b) && strings.Count(string(b), "{")+strings.Count(string(b), "[") <= maxNesting {
+			if n, broken := object(b); n != len(b) || broken {
+				t.Fatalf("%q: an object of %d bytes, broken %v; encoding/json reads it whole", b, n, broken)
+			}
 		}
 	})
 }

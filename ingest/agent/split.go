@@ -52,9 +52,10 @@ func (s *Splitter) Next(buf []byte, eof bool) (item []byte, n int, err error) {
 		line = buf[:end]
 	}
 	if buf[0] == '{' && (s.array || !whole(line)) {
-		if k := object(buf); k > 0 && k <= s.MaxItem {
+		switch k, broken := object(buf[:min(len(buf), s.MaxItem)]); {
+		case k > 0:
 			return buf[:k], k, nil
-		} else if k == 0 && !eof && len(buf) <= s.MaxItem {
+		case !broken && !eof && len(buf) <= s.MaxItem:
 			return nil, 0, nil
 		}
 		// It does not end. Of an array in one line the next element is looked for.
@@ -161,33 +162,106 @@ func trim(line []byte) []byte {
 	return line
 }
 
+// maxNesting is how deep objects and arrays may be nested in an object over several lines or in
+// an array. Logs are nested some ten deep.
+const maxNesting = 63
+
 // object is the length of the JSON object that b begins with; 0 if it does not end in b.
-func object(b []byte) int {
-	depth := 0
+// broken says that it never will: something stands where JSON has it not. So a line that was
+// cut off is told from an object over several lines by what comes next, and neither keeps
+// the lines behind it waiting nor has all of them looked through.
+func object(b []byte) (n int, broken bool) {
+	const (
+		key   = iota // or the end of the object
+		colon        // behind a key
+		value        // or the end of an array
+		next         // behind a value: a comma or the end
+	)
+	arrays := uint64(0) // a bit for each depth that is an array
+	depth, want := 0, value
 	for i := 0; i < len(b); i++ {
-		switch b[i] {
+		inArray := arrays>>depth&1 != 0
+		switch c := b[i]; c {
+		case ' ', '\t', '\r', '\n':
 		case '{', '[':
-			depth++
-		case '}', ']':
-			if depth--; depth == 0 {
-				return i + 1
+			if depth++; want != value || depth > maxNesting {
+				return 0, true
 			}
+			if c == '[' {
+				arrays, want = arrays|1<<depth, value
+			} else {
+				arrays, want = arrays&^(1<<depth), key
+			}
+		case '}', ']':
+			if inArray != (c == ']') || want == colon || want == value && !inArray {
+				return 0, true
+			}
+			if depth--; depth == 0 {
+				return i + 1, false
+			}
+			want = next
+		case ',':
+			if want != next {
+				return 0, true
+			}
+			if want = key; inArray {
+				want = value
+			}
+		case ':':
+			if want != colon {
+				return 0, true
+			}
+			want = value
 		case '"':
-			for i++; ; i++ {
-				k := bytes.IndexByte(b[min(i, len(b)):], '"')
-				if k < 0 {
-					return 0
-				}
-				back := 0
-				for j := i + k - 1; j >= i && b[j] == '\\'; j-- {
-					back++
-				}
-				i += k
-				if back%2 == 0 {
-					break
-				}
+			switch want {
+			case key:
+				want = colon
+			case value:
+				want = next
+			default:
+				return 0, true
+			}
+			end := stringEnd(b[i+1:])
+			if end < 0 {
+				return 0, false
+			}
+			i += end
+		default: // a number or a word
+			if want != value {
+				return 0, true
+			}
+			want = next
+			for i+1 < len(b) && !structural(b[i+1]) {
+				i++
 			}
 		}
 	}
-	return 0
+	return 0, false
+}
+
+// structural says whether c ends a number or a word.
+func structural(c byte) bool {
+	switch c {
+	case ' ', '\t', '\r', '\n', ',', ':', '{', '}', '[', ']', '"':
+		return true
+	}
+	return false
+}
+
+// stringEnd is how many bytes a string has with its closing quote; below zero if that is not
+// in b.
+func stringEnd(b []byte) int {
+	for i := 0; ; i++ {
+		k := bytes.IndexByte(b[i:], '"')
+		if k < 0 {
+			return -1
+		}
+		back := 0
+		for j := i + k - 1; j >= i && b[j] == '\\'; j-- {
+			back++
+		}
+		if i += k; back%2 == 0 {
+			return i + 1
+		}
+	}
 }

@@ -48,7 +48,11 @@ type CaptureStats struct {
 	Unreadable uint64 `json:"unreadable"`
 }
 
-// OpenCapture opens a capture file; "-" is standard input.
+// ErrNoCapture is a file that does not begin as captures do.
+var ErrNoCapture = errors.New("no capture")
+
+// OpenCapture opens a capture file; "-" is standard input. Its error is [ErrNoCapture] where
+// the file is none.
 func OpenCapture(path string) (*Capture, error) {
 	if path == "-" {
 		return NewCapture(os.Stdin, "standard input", 0)
@@ -115,7 +119,7 @@ func NewCapture(r io.Reader, name string, size int64) (*Capture, error) {
 			return data, ci, pc.LinkType(), err
 		}
 	default:
-		return nil, fmt.Errorf("%s is no capture: it begins with % x; a pcap file begins with a1 b2 c3 d4 (or that reversed, or a1 b2 3c 4d), a pcapng file with 0a 0d 0d 0a, either may be in gzip", name, magic)
+		return nil, fmt.Errorf("%s is %w: it begins with % x; a pcap file begins with a1 b2 c3 d4 (or that reversed, or a1 b2 3c 4d), a pcapng file with 0a 0d 0d 0a, either may be in gzip", name, ErrNoCapture, magic)
 	}
 	return c, nil
 }

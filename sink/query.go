@@ -118,9 +118,6 @@ func writeRows(rows driver.Rows, out rowWriter) error {
 	if err := rows.Err(); err != nil {
 		return err
 	}
-	if len(types) == 0 {
-		return nil
-	}
 	return out.end()
 }
 
@@ -374,8 +371,10 @@ func (t *tableWriter) row(values []any) error {
 }
 
 func (t *tableWriter) end() error {
-	if _, err := fmt.Fprintln(t.w, t.t.Render()); err != nil {
-		return err
+	if t.t != nil { // over HTTP an answer without rows has no columns either
+		if _, err := fmt.Fprintln(t.w, t.t.Render()); err != nil {
+			return err
+		}
 	}
 	unit := "rows"
 	if t.rows == 1 {

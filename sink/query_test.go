@@ -30,6 +30,12 @@ func TestQueryTypes(t *testing.T) {
 	} {
 		wantQuery(t, db, sql, want)
 	}
+	for _, sql := range []string{"SELECT number FROM numbers(0)", "SELECT 1 FROM flows"} {
+		var table bytes.Buffer
+		if err := db.Query(t.Context(), sql, FormatTable, &table); err != nil || !strings.HasSuffix(table.String(), "0 rows\n") {
+			t.Errorf("%s: %v\n%s", sql, err, &table)
+		}
+	}
 	if err := db.Query(t.Context(), "SELECT nonsense", FormatJSON, &bytes.Buffer{}); err == nil || !strings.Contains(err.Error(), "nonsense") {
 		t.Errorf("a wrong statement: %v", err)
 	}

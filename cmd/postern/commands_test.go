@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -13,7 +14,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/postern/postern/flow"
+	"github.com/postern/postern/policy"
 	"github.com/postern/postern/sink"
 )
 
@@ -166,8 +170,13 @@ func TestHelpVersionCompletion(t *testing.T) {
 			t.Errorf("%v: no error", wrong)
 		}
 	}
-	if got := run(context.Background(), []string{"decode", filepath.Join(t.TempDir(), "nowhere.pcap")}); got != 1 {
-		t.Errorf("status %d for a file that is not there", got)
+	var said strings.Builder
+	if got := run(context.Background(), []string{"decode", filepath.Join(t.TempDir(), "nowhere.pcap")}, &said); got != 1 || strings.Contains(said.String(), "usage:") {
+		t.Errorf("status %d for a file that is not there: %s", got, &said)
+	}
+	said.Reset()
+	if got := run(context.Background(), []string{"explain", "10.0.0.1"}, &said); got != 1 || !strings.Contains(said.String(), "usage: postern explain SRC DST PROTO/PORT ") {
+		t.Errorf("status %d for a command line that is wrong: %s", got, &said)
 	}
 }
 
@@ -275,5 +284,22 @@ func TestHeadersAreNoSecrets(t *testing.T) {
 	got, err := w.Resolve(resolveSecret)
 	if err != nil || got.Headers["X-Team"] != "soc" || got.Headers["Authorization"] != "hush" || got.Secrets[0] != "hush" {
 		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// TestNotReadyYet: a policy that was read and has its turn later is told apart from one that
+// was not read.
+func TestNotReadyYet(t *testing.T) {
+	names := flow.NewNames(0)
+	k := newPolicyKeeper(policyConfig{Dir: demoFolder(t, time.Now())}, t.TempDir(), names, policy.NewHistory(names, policy.Config{}), slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	k.append = func(activation) error { return nil } // it stays in the spool
+	if err := k.ready(); err == nil || err.Error() != "no policy is in force yet" {
+		t.Error(err)
+	}
+	if err := k.reload(wallClock()); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.ready(); err == nil || !strings.Contains(err.Error(), "no policy is in force yet; the one that was read has its turn ") {
+		t.Error(err)
 	}
 }

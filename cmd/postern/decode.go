@@ -154,6 +154,9 @@ func decodeFiles(ctx context.Context, cfg ingest.DecoderConfig, files []string, 
 	if ferr := w.Flush(); err == nil {
 		err = ferr
 	}
+	if err != nil && stats.Packets == 0 {
+		return err // such as a file that is not there
+	}
 	for _, a := range decoder.Ledger() { // printed is as far as they go
 		a.Records.Written = a.Records.Decoded - a.Records.Rejected.Sum()
 	}
@@ -163,6 +166,9 @@ func decodeFiles(ctx context.Context, cfg ingest.DecoderConfig, files []string, 
 // eachDatagram calls do for every datagram of a capture, showing how far it is.
 func eachDatagram(ctx context.Context, file string, diag io.Writer, do func(*ingest.Datagram) error) (ingest.CaptureStats, error) {
 	c, err := ingest.OpenCapture(file)
+	if errors.Is(err, ingest.ErrNoCapture) {
+		err = fmt.Errorf("%w; a log is read with --format auto, or the format's name", err)
+	}
 	if err != nil {
 		return ingest.CaptureStats{}, err
 	}

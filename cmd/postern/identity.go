@@ -410,8 +410,11 @@ func whoText(w io.Writer, end string, e enrich.Explanation, names *flow.Names) {
 		who = ", not known"
 	}
 	fmt.Fprintf(w, "%s %s at %s%s", end, e.Addr, e.At, who)
-	if why := a.Why | a.GroupsWhy; why != 0 {
-		fmt.Fprintf(w, " (%s)", strings.Join(why.Texts(), ", "))
+	if a.Why != 0 {
+		fmt.Fprintf(w, " (%s)", strings.Join(a.Why.Texts(), ", "))
+	}
+	if a.GroupsWhy != 0 {
+		fmt.Fprintf(w, " (groups: %s)", strings.Join(a.GroupsWhy.Texts(), ", "))
 	}
 	fmt.Fprintln(w)
 	for _, c := range append(slices.Clip(e.Facts), e.Subject...) {

@@ -75,6 +75,9 @@ ingest:
 	if _, diag, err := command(t, "decode", "--format", "auto", writeFile(t, filepath.Join(dir, "z.log"), zeekLine+"\n")); err != nil || !strings.Contains(diag, "is taken for zeek: ") {
 		t.Errorf("%v: %s", err, diag)
 	}
+	if _, diag, err := command(t, "decode", log); err == nil || !strings.Contains(err.Error(), "a log is read with --format auto") || diag != "" {
+		t.Errorf("a log as a capture: %v\n%s", err, diag)
+	}
 	if _, _, err := command(t, "decode", "--format", "zek", log); err == nil || !strings.Contains(err.Error(), "did you mean zeek") {
 		t.Error(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"runtime"
@@ -19,7 +20,7 @@ var version = ""
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	os.Exit(run(ctx, os.Args[1:]))
+	os.Exit(run(ctx, os.Args[1:], os.Stderr))
 }
 
 // exitError is an error that has been told already and only carries a status.
@@ -28,10 +29,12 @@ type exitError int
 func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
 
 // run is main without the process around it.
-func run(ctx context.Context, args []string) int {
-	cmd := rootCommand()
-	cmd.SetArgs(args)
-	err := cmd.ExecuteContext(ctx)
+func run(ctx context.Context, args []string, stderr io.Writer) int {
+	root := rootCommand()
+	root.SetArgs(args)
+	began := false
+	root.PersistentPreRun = func(*cobra.Command, []string) { began = true }
+	cmd, err := root.ExecuteContextC(ctx)
 	var code exitError
 	switch {
 	case err == nil:
@@ -39,7 +42,10 @@ func run(ctx context.Context, args []string) int {
 	case errors.As(err, &code):
 		return int(code)
 	}
-	fmt.Fprintln(os.Stderr, "postern:", err)
+	fmt.Fprintln(stderr, "postern:", err)
+	if !began { // the command line itself is wrong
+		fmt.Fprintf(stderr, "usage: %s; %s --help says more\n", cmd.UseLine(), cmd.CommandPath())
+	}
 	return 1
 }
 

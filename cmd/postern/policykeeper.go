@@ -342,6 +342,9 @@ func (k *policyKeeper) ready() error {
 		if k.lastErr != nil {
 			return fmt.Errorf("no policy is in force: %w", k.lastErr)
 		}
+		if k.latest != "" {
+			return errors.New("no policy is in force yet; the one that was read has its turn behind what was received before it, and with sources of identities identity.hold later")
+		}
 		return errors.New("no policy is in force yet")
 	}
 	return nil

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -53,6 +54,10 @@ type follower struct {
 	watch *fsnotify.Watcher
 	buf   []byte
 	full  bool
+
+	// packed are packed files that there is no more to be read of, as long as they stay as
+	// they are, by path.
+	packed map[string]fs.FileInfo
 }
 
 // followed is a file that is open.
@@ -62,11 +67,12 @@ type followed struct {
 	path  string
 	file  *os.File
 	info  fs.FileInfo
-	src   *bufio.Reader // unpacked; nil: file itself
+	src   *bufio.Reader // of an unpacker; nil: file itself
 	done  int64         // bytes handed on, unpacked: whole lines
 	rest  []byte        // read behind them
 	gone  time.Time
 	ended bool
+	again bool // it ended for a reason that may have passed
 
 	beginning []byte    // at most fileHead bytes
 	size      int64     // when the beginning was looked at last
@@ -75,15 +81,16 @@ type followed struct {
 
 // followFiles follows files until ctx ends.
 func (in *Intake) followFiles(ctx context.Context) error {
-	f := &follower{in: in, table: in.newTable(), marks: map[[16]byte]ingest.Mark{}, told: map[string]bool{}}
+	f := &follower{in: in, table: in.newTable(), marks: map[[16]byte]ingest.Mark{}, told: map[string]bool{}, packed: map[string]fs.FileInfo{}}
 	for _, m := range in.opts.Log.Marks() {
 		if m.Keep == fileKept {
 			f.marks[m.Key] = m
 		}
 	}
 	var wake chan fsnotify.Event
-	if w, err := fsnotify.NewWatcher(); err == nil {
-		f.watch, wake = w, w.Events
+	var lost chan error
+	if w, err := fsnotify.NewBufferedWatcher(1024); err == nil {
+		f.watch, wake, lost = w, w.Events, w.Errors
 		defer w.Close()
 	} else {
 		in.log.Warn("changes of files are seen each second only", "err", err)
@@ -99,7 +106,8 @@ func (in *Intake) followFiles(ctx context.Context) error {
 			}
 			if err != nil {
 				f.trouble(file.path, err)
-				file.ended = true
+				_, unreadable := errors.AsType[*unpackError](err)
+				file.ended, file.again = true, !unreadable
 			}
 			more = more || again
 		}
@@ -119,6 +127,8 @@ func (in *Intake) followFiles(ctx context.Context) error {
 			for len(wake) > 0 {
 				<-wake
 			}
+		case err := <-lost: // too many at once, as a rule; all files are looked at in any case
+			in.log.Debug("changes of files were missed", "err", err)
 		case <-time.After(filesEvery):
 		}
 	}
@@ -140,7 +150,7 @@ func (f *follower) closeAll() {
 // look finds the files that the patterns name and opens those that are new.
 func (f *follower) look() {
 	now := time.Now()
-	seen := map[*followed]bool{}
+	seen, paths := map[*followed]bool{}, map[string]bool{}
 	for i := range f.in.cfg.Files {
 		cfg := &f.in.cfg.Files[i]
 		for _, path := range f.paths(cfg) {
@@ -148,18 +158,24 @@ func (f *follower) look() {
 			if err != nil || !info.Mode().IsRegular() {
 				continue
 			}
+			paths[path] = true
+			if f.atRest(path, info, now) {
+				continue
+			}
 			file := f.held(info)
-			if file == nil {
-				if file, err = f.begin(cfg, path, info); err != nil {
+			if file != nil {
+				file.path, file.info = path, info
+			} else if info.Size() > 0 {
+				if file, err = f.begin(cfg, path); err != nil {
 					f.trouble(path, err)
 				}
 			}
 			if file != nil {
-				file.path, file.info = path, info
 				seen[file] = true
 			}
 		}
 	}
+	maps.DeleteFunc(f.packed, func(path string, _ fs.FileInfo) bool { return !paths[path] })
 	var behind int64
 	for _, file := range f.open {
 		if seen[file] {
@@ -210,6 +226,21 @@ func (f *follower) see(dir string) {
 	}
 }
 
+// atRest says whether there is no more to be read of a packed file. One that ended in its
+// middle, and has become more since, is left until it is finished: it has to be unpacked from
+// its beginning.
+func (f *follower) atRest(path string, info fs.FileInfo, now time.Time) bool {
+	was, ok := f.packed[path]
+	if !ok {
+		return false
+	}
+	if !os.SameFile(was, info) || (was.Size() != info.Size() || !was.ModTime().Equal(info.ModTime())) && now.Sub(info.ModTime()).Abs() > fileRest {
+		delete(f.packed, path)
+		return false
+	}
+	return true
+}
+
 // held finds the open file that info is of.
 func (f *follower) held(info fs.FileInfo) *followed {
 	for _, file := range f.open {
@@ -222,10 +253,7 @@ func (f *follower) held(info fs.FileInfo) *followed {
 
 // begin opens a file: where it was read before it goes on there. nil without an error: there
 // is nothing to do about it.
-func (f *follower) begin(cfg *FilesConfig, path string, info fs.FileInfo) (_ *followed, err error) {
-	if info.Size() == 0 {
-		return nil, nil
-	}
+func (f *follower) begin(cfg *FilesConfig, path string) (_ *followed, err error) {
 	if len(f.open) >= maxFiles {
 		if !f.full {
 			f.full = true
@@ -237,22 +265,30 @@ func (f *follower) begin(cfg *FilesConfig, path string, info fs.FileInfo) (_ *fo
 	if err != nil {
 		return nil, err
 	}
-	file := &followed{cfg: cfg, path: path, file: h, info: info}
+	file := &followed{cfg: cfg, path: path, file: h}
 	defer func() {
 		if err != nil || file.reader == nil {
 			h.Close()
 		}
 	}()
+	// What the path was of before it was opened may have been renamed in between.
+	if file.info, err = h.Stat(); err != nil || file.info.Size() == 0 || !file.info.Mode().IsRegular() {
+		return nil, err
+	}
 	if strings.HasSuffix(path, ".gz") {
 		z, err := gzip.NewReader(h)
 		if err != nil {
 			return nil, err
 		}
-		file.src = bufio.NewReaderSize(z, 64<<10)
+		file.src = bufio.NewReaderSize(unpacker{z}, 64<<10)
 	}
 	mark, err := f.find(file)
 	if err != nil {
 		return nil, err
+	}
+	if file.src != nil && mark.Ended {
+		f.packed[path] = file.info
+		return nil, nil
 	}
 	if _, ours := f.marks[mark.Key]; ours {
 		delete(f.marks, mark.Key)
@@ -270,7 +306,6 @@ func (f *follower) begin(cfg *FilesConfig, path string, info fs.FileInfo) (_ *fo
 		}
 		f.in.log.Info("going on with a file of logs", "file", path, "offset", mark.To)
 	}
-	file.ended = mark.Ended && file.src != nil && mark.To > 0
 	f.open = append(f.open, file)
 	return file, nil
 }
@@ -313,7 +348,7 @@ func (f *follower) find(file *followed) (best ingest.Mark, err error) {
 func (file *followed) head(n int) ([]byte, error) {
 	if file.src != nil {
 		b, err := file.src.Peek(n)
-		if errors.Is(err, io.EOF) {
+		if _, cut := errors.AsType[*unpackError](err); cut || errors.Is(err, io.EOF) {
 			err = nil
 		}
 		return slices.Clone(b), err
@@ -375,12 +410,15 @@ func (f *follower) take(ctx context.Context, file *followed) (again bool, err er
 	f.buf = buf
 	f.in.met.bytes.WithLabelValues("file").Add(float64(n))
 	end := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
-	if err != nil && !end {
+	var broken error // what is unpacked up to there is good
+	if cut, ok := errors.AsType[*unpackError](err); ok {
+		broken = cut
+	} else if err != nil && !end {
 		return false, err
 	}
 	last := end && (file.src != nil || !file.gone.IsZero() && time.Since(file.gone) > fileRest)
 	if n == 0 && !last {
-		return false, nil
+		return false, broken
 	}
 	if k := fileHead - len(file.beginning); k > 0 {
 		fresh := buf[len(file.rest):]
@@ -390,7 +428,7 @@ func (f *follower) take(ctx context.Context, file *followed) (again bool, err er
 		return false, err
 	}
 	file.ended = last
-	return !end, nil
+	return !end, broken
 }
 
 // cutShort says whether a file is not any more what was read of it: shorter, or with another
@@ -409,6 +447,24 @@ func (file *followed) cutShort(read int64) (bool, error) {
 		return false, err
 	}
 	return !bytes.Equal(head, file.beginning), nil
+}
+
+// unpacker is a packed file unpacked.
+type unpacker struct{ z *gzip.Reader }
+
+func (u unpacker) Read(b []byte) (int, error) {
+	n, err := u.z.Read(b)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = &unpackError{err.Error()}
+	}
+	return n, err
+}
+
+// unpackError is that a packed file is broken or not finished.
+type unpackError struct{ why string }
+
+func (e *unpackError) Error() string {
+	return "it cannot be unpacked further, and is looked at again when it has changed: " + e.why
 }
 
 func (file *followed) source() io.Reader {
@@ -461,10 +517,13 @@ func (file *followed) mark(to int64, ended bool) ingest.Mark {
 // sweep closes files that have ended.
 func (f *follower) sweep() {
 	f.open = slices.DeleteFunc(f.open, func(file *followed) bool {
-		if !file.ended || file.src != nil && file.gone.IsZero() {
-			return false // a packed file that was read stays, or it would be opened again
+		if !file.ended {
+			return false
 		}
 		file.file.Close()
+		if file.src != nil && !file.again {
+			f.packed[file.path] = file.info
+		}
 		if m, ok := f.in.opts.Log.Mark(file.key); ok {
 			f.marks[m.Key] = m
 		}

@@ -142,17 +142,17 @@ func (d *ldapDirectory) addADSubject(e *ldap.Entry, attribute, dns string, kind 
 	}
 	control, err := strconv.ParseInt(e.GetEqualFoldAttributeValue("userAccountControl"), 10, 64)
 	if err != nil {
-		return d.skip(e.DN, append(s.aliases, s.name), "userAccountControl is %q; without it nobody knows whether the account is disabled (bindDN must be allowed to read it)", shorten(e.GetEqualFoldAttributeValue("userAccountControl")))
+		return d.skipSubject(e.DN, &s, "userAccountControl is %q; without it nobody knows whether the account is disabled (bindDN must be allowed to read it)", shorten(e.GetEqualFoldAttributeValue("userAccountControl")))
 	}
 	expires, err := adTime(e.GetEqualFoldAttributeValue("accountExpires"))
 	if err != nil {
-		return d.skip(e.DN, append(s.aliases, s.name), "accountExpires: %w", err)
+		return d.skipSubject(e.DN, &s, "accountExpires: %w", err)
 	}
 	s.disabled = control&adAccountDisabled != 0 || !expires.IsZero() && !d.now.Std().Before(expires)
 	sid := e.GetEqualFoldRawAttributeValue("objectSid")
 	rid, err := strconv.ParseUint(e.GetEqualFoldAttributeValue("primaryGroupID"), 10, 32)
 	if err != nil || len(sid) < 12 {
-		return d.skip(e.DN, append(s.aliases, s.name), "primaryGroupID is %q and objectSid %x; without them its primary group is not known (bindDN must be allowed to read them)", shorten(e.GetEqualFoldAttributeValue("primaryGroupID")), sid[:min(len(sid), 68)])
+		return d.skipSubject(e.DN, &s, "primaryGroupID is %q and objectSid %x; without them its primary group is not known (bindDN must be allowed to read them)", shorten(e.GetEqualFoldAttributeValue("primaryGroupID")), sid[:min(len(sid), 68)])
 	}
 	// A SID ends with a number of its own, the relative id; what is before is the domain's
 	// (MS-DTYP 2.4.2.2).

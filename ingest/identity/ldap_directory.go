@@ -33,6 +33,7 @@ type ldapDirectory struct {
 	primary  map[string]int32
 	edges    []membership
 	bases    []*ldap.DN // service accounts lie below these
+	unread   []string   // names of entries that could not be made sense of
 	bad      partialError
 }
 
@@ -159,6 +160,12 @@ func (d *ldapDirectory) skip(dn string, names []string, format string, a ...any)
 	return nil
 }
 
+// skipSubject is skip for a user or computer whose names are known. Its own stays its own.
+func (d *ldapDirectory) skipSubject(dn string, s *ldapSubject, format string, a ...any) error {
+	d.unread = append(d.unread, s.name)
+	return d.skip(dn, append(s.aliases, s.name), format, a...)
+}
+
 // note counts an entry that keeps nothing of what was said before.
 func (e *partialError) note(err error) {
 	all := e.all
@@ -251,6 +258,10 @@ func (d *ldapDirectory) facts(ctx context.Context) ([]flow.Fact, error) {
 		}
 	}
 	slices.SortFunc(facts, func(a, b flow.Fact) int { return strings.Compare(a.Subject, b.Subject) })
+	for i := range facts {
+		// Who takes a colleague's name and cannot be read keeps nothing of the colleague's.
+		delete(d.bad.subjects, facts[i].Subject)
+	}
 	return facts, d.bad.orNil()
 }
 
@@ -304,6 +315,9 @@ func (d *ldapDirectory) spokenNames() (own, other map[string]int) {
 		for _, a := range s.aliases {
 			other[a]++
 		}
+	}
+	for _, name := range d.unread {
+		own[name]++
 	}
 	return own, other
 }

@@ -505,7 +505,7 @@ func TestLDAPRangesWrong(t *testing.T) {
 func testDirectory(c LDAPConfig, users, groups []*ldap.Entry) *ldapDirectory {
 	d := newLDAPDirectory(c, nil, flow.TimeOf(time.Date(2026, 11, 21, 0, 0, 0, 0, time.UTC)))
 	for _, e := range users {
-		_ = d.addRFC2307User(e, "uid", map[string]int32{})
+		_ = d.addRFC2307User(e, "uid", newMemberUids())
 	}
 	for _, e := range groups {
 		name, _, _ := nameOf(e, "cn")
@@ -586,6 +586,63 @@ func TestLDAPNames(t *testing.T) {
 	}
 	if foldDN("cn=a,dc=x") == foldDN("cn=b,dc=x") || foldDN("cn=a\\,dc=x") == foldDN("cn=a,dc=x") {
 		t.Error("different names are taken for one")
+	}
+}
+
+// A name that two entries go by gives nobody the groups of another: memberUid means whom it is
+// the own name of, else the only one who has it.
+func TestLDAPMemberUids(t *testing.T) {
+	user := func(dn, expires string, uid ...string) *ldap.Entry {
+		values := map[string][]string{"uid": uid}
+		if expires != "" {
+			values["shadowExpire"] = []string{expires}
+		}
+		return ldap.NewEntry(dn, values)
+	}
+	s := newFakeLDAP(t, func(q fakeSearch) fakeAnswer {
+		switch {
+		case isUsers(q):
+			return fakeAnswer{entries: []*ldap.Entry{
+				user("uid=mallory,dc=x", "", "mallory", "alice", "carol", "nobody"), // takes other people's names
+				user("uid=alice,dc=x", "", "alice"),
+				user("uid=bob,dc=x", "", "bob", "robert"),
+				user("uid=carol,dc=x", "never", "carol"), // cannot be read
+				user("uid=dave,dc=x", "", "dave", "nobody"),
+				user("uid=alice,dc=x", "", "alice"), // from one page to another
+			}}
+		case isGroups(q):
+			return fakeAnswer{entries: []*ldap.Entry{ldap.NewEntry("cn=admins,dc=x", map[string][]string{"cn": {"admins"},
+				"memberUid": {"alice", "robert", "carol", "nobody"}})}}
+		}
+		return plainDirectory(q)
+	})
+	facts, err := newTestLDAP(t, fakeConfig(s.url)).reader.read(t.Context())
+	var got []string
+	for _, f := range facts {
+		if f.Subject == f.User && len(f.Groups) > 0 {
+			got = append(got, f.Subject)
+		}
+		if f.Subject == "carol" {
+			t.Errorf("carol, who could not be read, is %+v", f)
+		}
+	}
+	if want := []string{"alice", "bob"}; !slices.Equal(got, want) {
+		t.Errorf("admins are %q, want %q", got, want)
+	}
+	if partial, ok := errors.AsType[*partialError](err); !ok || partial.entries != 1 || !partial.subjects["carol"] {
+		t.Errorf("error %v", err)
+	}
+}
+
+// An entry that cannot be read keeps what was said before of its own names, and nothing of a
+// colleague's whose name it takes.
+func TestLDAPBadAlias(t *testing.T) {
+	alice := ldap.NewEntry("uid=alice,dc=x", map[string][]string{"uid": {"alice"}})
+	mallory := ldap.NewEntry("uid=mallory,dc=x", map[string][]string{"uid": {"mallory", "alice", "mal"}, "shadowExpire": {"never"}})
+	_, err := testDirectory(DefaultLDAPConfig(), []*ldap.Entry{alice, mallory}, nil).facts(t.Context())
+	partial, ok := errors.AsType[*partialError](err)
+	if !ok || partial.subjects["alice"] || !partial.subjects["mallory"] || !partial.subjects["mal"] {
+		t.Errorf("error %v: it keeps %v", err, partial.subjects)
 	}
 }
 
@@ -702,7 +759,7 @@ func FuzzLDAPEntry(f *testing.F) {
 				_ = d.addADSubject(user, "sAMAccountName", group, ldapUser)
 				_ = d.addADSubject(user, "sAMAccountName", group, ldapComputer)
 			} else {
-				_ = d.addRFC2307User(user, "uid", map[string]int32{})
+				_ = d.addRFC2307User(user, "uid", newMemberUids())
 			}
 			d.markService(member)
 			text, _, _ := nameOf(g, "cn")

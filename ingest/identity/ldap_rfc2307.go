@@ -27,7 +27,7 @@ const pwdLockedForGood = "000001010000Z"
 // readRFC2307 reads a directory of people and groups as OpenLDAP, 389 Directory Server and
 // FreeIPA hold them.
 func (s *ldapSession) readRFC2307(ctx context.Context, d *ldapDirectory) error {
-	uids := map[string]int32{} // who a posixGroup's memberUid means
+	uids := newMemberUids()
 	filter, name := or(s.cfg.Users.Filter, rfc2307Users), or(s.cfg.Users.Name, "uid")
 	err := s.search(ctx, or(s.cfg.Users.Base, s.base), filter, append([]string{"uid", name}, rfc2307Subject...), func(e *ldap.Entry) error {
 		return d.addRFC2307User(e, name, uids)
@@ -44,7 +44,7 @@ func (s *ldapSession) readRFC2307(ctx context.Context, d *ldapDirectory) error {
 				d.primary[strconv.FormatUint(gid, 10)] = group
 			}
 			for _, uid := range e.GetEqualFoldAttributeValues("memberUid") {
-				if node, ok := uids[uid]; ok {
+				if node, ok := uids.of(uid); ok {
 					if err := d.addMember(node, group); err != nil {
 						return err
 					}
@@ -54,11 +54,41 @@ func (s *ldapSession) readRFC2307(ctx context.Context, d *ldapDirectory) error {
 		})
 }
 
+// memberUids is who a posixGroup's memberUid means: whose own name it is, else the only one
+// who has it as another name. Where several have, it means nobody.
+type memberUids struct{ own, other map[string]int32 } // nodes; -1 for several
+
+func newMemberUids() memberUids { return memberUids{map[string]int32{}, map[string]int32{}} }
+
+// add takes a user's names; one that cannot be read has names too.
+func (u memberUids) add(e *ldap.Entry, node int32) {
+	own, _, _ := nameOf(e, "uid")
+	for _, uid := range e.GetEqualFoldAttributeValues("uid") {
+		in := u.other
+		if uid == own {
+			in = u.own
+		}
+		if before, taken := in[uid]; taken && before != node {
+			in[uid] = -1
+		} else {
+			in[uid] = node
+		}
+	}
+}
+
+func (u memberUids) of(uid string) (node int32, ok bool) {
+	if node, ok = u.own[uid]; !ok {
+		node, ok = u.other[uid]
+	}
+	return node, ok && node >= 0
+}
+
 // addRFC2307User takes a user.
-func (d *ldapDirectory) addRFC2307User(e *ldap.Entry, attribute string, uids map[string]int32) error {
+func (d *ldapDirectory) addRFC2307User(e *ldap.Entry, attribute string, uids memberUids) error {
 	if err := d.room(); err != nil {
 		return err
 	}
+	uids.add(e, d.node(e.DN))
 	name, others, ok := nameOf(e, attribute)
 	if !ok {
 		return d.skip(e.DN, nil, "%s is missing or cannot be used", attribute)
@@ -75,7 +105,7 @@ func (d *ldapDirectory) addRFC2307User(e *ldap.Entry, attribute string, uids map
 		// 0 is read as never too, as some systems do: it is no date that anybody means.
 		days, err := strconv.ParseInt(v, 10, 32)
 		if err != nil {
-			return d.skip(e.DN, append(s.aliases, s.name), "shadowExpire is %q, which is no number of days", shorten(v))
+			return d.skipSubject(e.DN, &s, "shadowExpire is %q, which is no number of days", shorten(v))
 		}
 		s.disabled = days > 0 && !d.now.Std().Before(time.Unix(days*86400, 0))
 	}
@@ -84,15 +114,10 @@ func (d *ldapDirectory) addRFC2307User(e *ldap.Entry, attribute string, uids map
 	if v := e.GetEqualFoldAttributeValue("gidNumber"); v != "" {
 		gid, err := strconv.ParseUint(v, 10, 32)
 		if err != nil {
-			return d.skip(e.DN, append(s.aliases, s.name), "gidNumber is %q, which is no number of a group", shorten(v))
+			return d.skipSubject(e.DN, &s, "gidNumber is %q, which is no number of a group", shorten(v))
 		}
 		s.primary = strconv.FormatUint(gid, 10)
 	}
 	d.addSubject(e.DN, s)
-	for _, uid := range e.GetEqualFoldAttributeValues("uid") {
-		if _, taken := uids[uid]; !taken {
-			uids[uid] = d.node(e.DN)
-		}
-	}
 	return nil
 }

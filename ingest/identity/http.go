@@ -818,8 +818,10 @@ func httpEntry(v any) (facts []flow.Fact, addrs []flow.Addr, subject string, err
 			continue
 		}
 		texts, ok := httpTexts(value)
-		list := key == "address" || key == "addresses" || key == "groups"
+		about := key == "address" || key == "addresses"
+		list := about || key == "groups"
 		if !ok || len(texts) != 1 && !list {
+			e.unread = e.unread || about
 			err = errors.Join(err, fmt.Errorf("%s is %s; it must be a text%s", key, gojq.TypeOf(value), map[bool]string{true: " or a list of texts"}[list]))
 			continue
 		}
@@ -841,11 +843,8 @@ func httpEntry(v any) (facts []flow.Fact, addrs []flow.Addr, subject string, err
 	if subject, _, _ = readName("subject", e.subject); subject != "" {
 		addrs = nil
 	}
-	if wrong != nil {
-		addrs = unlessBadAddress(wrong, addrs)
-		if err == nil {
-			err = wrong
-		}
+	if err == nil {
+		err = wrong
 	}
 	return nil, addrs, subject, err
 }

@@ -37,6 +37,7 @@ type entry struct {
 	groups                                   []string
 	since, until                             string
 	disabled                                 bool
+	unread                                   bool // it names addresses that could not be read
 }
 
 // entryFields are the names of an entry's fields, in files and in answers.
@@ -56,7 +57,8 @@ const (
 )
 
 // facts are what an entry says, one an address or one of its subject. addrs are the
-// addresses that could be read, also where something else is wrong.
+// addresses that it is about, also where something else is wrong; none if one of them cannot
+// be read, since it may be any.
 func (e *entry) facts() (facts []flow.Fact, addrs []flow.Addr, err *fieldError) {
 	note := func(field, what, right string) {
 		if err == nil {
@@ -65,12 +67,13 @@ func (e *entry) facts() (facts []flow.Fact, addrs []flow.Addr, err *fieldError) 
 	}
 	if len(e.addresses) > maxEntryAddresses {
 		note("addresses", fmt.Sprintf("it has %d addresses", len(e.addresses)), fmt.Sprintf("write at most %d an entry", maxEntryAddresses))
-		e.addresses = e.addresses[:maxEntryAddresses]
+		e.addresses, e.unread = e.addresses[:maxEntryAddresses], true
 	}
 	for _, s := range e.addresses {
 		a, what, right := readAddress(s)
 		if what != "" {
 			note("address", what, right)
+			e.unread = true
 			continue
 		}
 		if !slices.Contains(addrs, a) {
@@ -123,6 +126,10 @@ func (e *entry) facts() (facts []flow.Fact, addrs []flow.Addr, err *fieldError) 
 	case f.Subject == "" && f.Workload == "" && f.Device == "" && f.User == "" && f.Account == "" && len(f.Groups) == 0 && f.Posture == "":
 		note("workload", "it says nothing about its address", "write a workload, device, user, account, groups or posture")
 	}
+	held := addrs
+	if e.unread {
+		addrs = nil
+	}
 	if err != nil {
 		return nil, addrs, err
 	}
@@ -134,7 +141,7 @@ func (e *entry) facts() (facts []flow.Fact, addrs []flow.Addr, err *fieldError) 
 	if f.Since != 0 || f.Until != 0 {
 		f.Kind = flow.FactLease
 	}
-	for _, a := range addrs {
+	for _, a := range held {
 		f.Addr = a
 		facts = append(facts, f)
 	}
@@ -438,7 +445,7 @@ func readInventoryCSV(path, text string, facts []flow.Fact, partial *partialErro
 		}
 		more, addrs, err := e.facts()
 		if err != nil {
-			partial.add(at(path, number, where(err.field), err), unlessBadAddress(err, addrs), "")
+			partial.add(at(path, number, where(err.field), err), addrs, "")
 			continue
 		}
 		if facts = append(facts, more...); len(facts) > maxFacts {
@@ -449,15 +456,6 @@ func readInventoryCSV(path, text string, facts []flow.Fact, partial *partialErro
 		return nil, at(path, 1, 1, errors.New("there is no header; write one such as address,workload,device,user,groups"))
 	}
 	return facts, nil
-}
-
-// unlessBadAddress is addrs, or nothing if one of the entry's addresses is what could not
-// be read: then it is not known which one the entry spoke of.
-func unlessBadAddress(err *fieldError, addrs []flow.Addr) []flow.Addr {
-	if err.field == "address" || err.field == "addresses" {
-		return nil
-	}
-	return addrs
 }
 
 func inventoryHeader(path string, number int, line string, comma rune) ([]string, error) {
@@ -640,12 +638,7 @@ func readInventoryYAML(path, text string, facts []flow.Fact, partial *partialErr
 		for _, item := range list.Values {
 			e, where, ferr := yamlEntry(item)
 			more, addrs, err := e.facts()
-			if ferr != nil {
-				err, addrs = ferr, unlessBadAddress(ferr, addrs)
-			} else if err != nil {
-				addrs = unlessBadAddress(err, addrs)
-			}
-			if err != nil {
+			if err = cmp.Or(ferr, err); err != nil {
 				partial.add(wrong(where(err.field), "%w", err), addrs, "")
 				continue
 			}
@@ -729,7 +722,9 @@ func yamlEntry(n ast.Node) (e entry, where func(field string) *token.Token, err 
 			}
 			continue
 		}
+		about := name == "address" || name == "addresses"
 		if tokens[name] != nil {
+			e.unread = e.unread || about
 			if err == nil {
 				tokens[" "+name] = key
 				err = &fieldError{" " + name, fmt.Sprintf("the key %s is there twice", quoted(name)), "keep one of them"}
@@ -741,7 +736,8 @@ func yamlEntry(n ast.Node) (e entry, where func(field string) *token.Token, err 
 			tokens[name] = kv.Value.GetToken()
 		}
 		values, ok := yamlTexts(kv.Value)
-		if !ok || len(values) > 1 && name != "address" && name != "addresses" && name != "groups" {
+		if !ok || len(values) > 1 && !about && name != "groups" {
+			e.unread = e.unread || about
 			if err == nil {
 				err = &fieldError{name, fmt.Sprintf("%s is no plain value", name), "write one value, or, of addresses and groups, a list of values"}
 			}

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -338,4 +339,39 @@ func FuzzInventory(f *testing.F) {
 			t.Fatal(e)
 		}
 	})
+}
+
+// TestInventoryBadAddressBeside: an address that cannot be read may be any, also where
+// something else is wrong with its entry; then nothing that is missing counts as gone.
+func TestInventoryBadAddressBeside(t *testing.T) {
+	for _, c := range []struct {
+		name, text string
+		all        bool
+	}{
+		{"f.csv", "address,workload\n10.0.0.1 10.0.0.x,a,b\n", true},
+		{"f.csv", "address,workload\n10.0.0.1 10.0.0.2,a,b\n", false},
+		{"f.csv", "address,workload\n10.0.0.1 10.0.0.x,\"a\n", true},
+		{"f.csv", "address,workload\n10.0.0.1,\"a\n", false},
+		{"f.yaml", "- {address: [10.0.0.1, 10.0.0.x], worklod: a}\n", true},
+		{"f.yaml", "- {address: [10.0.0.1, 10.0.0.2], worklod: a}\n", false},
+		{"f.yaml", "- {worklod: a, address: 10.0.0.1, addresses: {a: b}}\n", true},
+		{"f.json", `{"address": "10.0.0.1", "addresses": {"a": "b"}, "workload": "a"}`, true},
+		{"f.json", `{"address": "10.0.0.1", "workload": {"a": "b"}}`, false},
+		{"f.json", `{"address": ["10.0.0.1", "10.0.0.x"], "worklod": "a"}`, true},
+	} {
+		partial := &partialError{}
+		if c.name == "f.json" {
+			var v any
+			if err := json.Unmarshal([]byte(c.text), &v); err != nil {
+				t.Fatal(err)
+			}
+			_, addrs, subject, err := httpEntry(v)
+			partial.add(err, addrs, subject)
+		} else if _, err := readInventory(c.name, []byte(c.text), nil, partial); err != nil {
+			t.Fatal(err)
+		}
+		if partial.entries != 1 || partial.all != c.all || !c.all && !partial.addrs[flow.MustParseAddr("10.0.0.1")] {
+			t.Errorf("%s: %+v; want all: %v", c.text, partial, c.all)
+		}
+	}
 }

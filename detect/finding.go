@@ -36,7 +36,7 @@ type finding struct {
 
 	// What came of its sessions; see [Detector.Settle]. Refused are the spans that were
 	// stopped, by client's port, Stopped is how many sessions they cover, Turned how often
-	// that changed. Firm: somebody saw one get through.
+	// that was news. Firm: somebody saw one get through.
 	Refused map[uint32]spans `json:"refused,omitempty"`
 	Stopped int64            `json:"stopped,omitempty"`
 	Turned  uint64           `json:"turned,omitempty"`

@@ -74,8 +74,9 @@ func (d *Detector) refuse(f *finding, port uint32, s span) {
 	known.add(s, 0)
 	f.Refused[port] = known
 	d.sessions += len(known) - n
-	if grown := f.covered(port) - before; grown != 0 {
-		f.Stopped += grown
+	grown := f.covered(port) - before
+	f.Stopped += grown
+	if grown != 0 && f.Told.Outcome != flow.OutcomeBlocked { // else it is told as blocked anyway
 		f.Turned++
 		d.touch(f, 0, span{f.Span.Start, f.Span.Start})
 	}

@@ -114,3 +114,53 @@ func TestSettle(t *testing.T) {
 		check(name, tell(first, session(5000, 0, 2, amend)), "escaped", flow.Critical, 1)
 	}
 }
+
+// TestSettleNoNews: that all observers say what the finding told anyway is no news: it is not
+// told again, and counts where others of its sessions were let out.
+func TestSettleNoNews(t *testing.T) {
+	n := theNames
+	stopped := expired(n, 10)
+	stopped.Observed, stopped.Outcome = flow.ObservedDeny, flow.OutcomeBlocked
+	out := expired(n, 10)
+	out.Observed = flow.ObservedAllow
+	session := func(port uint16, start, end float64) flow.Session {
+		return flow.Session{Began: at(start), Start: at(start), End: at(end), Proto: flow.ProtoTCP, HasPorts: true, Verdict: stopped,
+			Client: flow.SessionEnd{Addr: flow.MustParseAddr("10.0.0.1"), Port: port}, Server: flow.SessionEnd{Addr: flow.MustParseAddr("10.9.0.1"), Port: 22},
+			ObserversTotal: 1, Observers: [flow.MaxObservers]flow.SessionObserver{{Observed: flow.ObservedDeny}}}
+	}
+	d, r := newTestDetector(t, DefaultConfig(), n), &result{}
+	collect := func(what, outcome string, news int) {
+		t.Helper()
+		c, e := d.Collect()
+		r.take(t, c, e)
+		if len(c)+len(e) != news {
+			t.Errorf("%s: %d contributions and %d events, want %d of both", what, len(c), len(e), news)
+		}
+		for _, f := range e {
+			if f.Outcome != outcome {
+				t.Errorf("%s: told as %s, want %s", what, f.Outcome, outcome)
+			}
+		}
+		b, err := d.Snapshot()
+		if err != nil {
+			t.Fatal(err)
+		}
+		d = newTestDetector(t, DefaultConfig(), n)
+		if err := d.Restore(b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d.Observe(batchOf(judged(n, 1, "10.0.0.1", 5000, "10.9.0.1", 22, 3000, 3001, stopped)))
+	collect("stopped", "blocked", 2)
+	d.Settle([]flow.Session{session(5000, 3000, 3001)})
+	d.Tick(at(3000 + 2*3600))
+	collect("all say so", "", 0)
+
+	let := judged(n, 2, "10.0.0.1", 5001, "10.9.0.1", 22, 9000, 9001, out)
+	let.Reporter = flow.ReporterSource
+	d.Observe(batchOf(let))
+	collect("let out", "escaped", 2)
+	d.Settle([]flow.Session{session(5001, 9000, 9001)})
+	d.Tick(at(9000 + 2*3600))
+	collect("and stopped", "blocked", 2)
+}

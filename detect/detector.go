@@ -274,21 +274,14 @@ func (d *Detector) sweep() {
 	d.swept = d.clock
 	d.forgetStraddles()
 	for k, f := range d.findings {
-		idle := d.cfg.Idle.of(k.Proto)
-		for s, sess := range f.Sessions {
-			d.sessions -= sess.drop(d.clock - d.lateness - idle)
-			if len(sess) == 0 {
-				delete(f.Sessions, s)
-			} else {
-				f.Sessions[s] = sess
-			}
-		}
-		for s, refused := range f.Refused {
-			d.sessions -= refused.drop(d.clock - d.lateness - idle)
-			if len(refused) == 0 {
-				delete(f.Refused, s)
-			} else {
-				f.Refused[s] = refused
+		for _, held := range [...]map[uint32]spans{f.Sessions, f.Refused} {
+			for port, s := range held {
+				d.sessions -= s.drop(d.clock - d.lateness - d.cfg.Idle.of(k.Proto))
+				if len(s) == 0 {
+					delete(held, port)
+				} else {
+					held[port] = s
+				}
 			}
 		}
 		over := max(f.Span.End, flow.Time((k.Day+1)*dayMillis)) + d.lateness + d.cfg.Idle.longest()
@@ -300,12 +293,7 @@ func (d *Detector) sweep() {
 }
 
 func (d *Detector) forget(f *finding) {
-	for _, sess := range f.Sessions {
-		d.sessions -= len(sess)
-	}
-	for _, refused := range f.Refused {
-		d.sessions -= len(refused)
-	}
+	d.sessions -= f.remembered()
 	delete(d.findings, f.Key)
 }
 

@@ -69,6 +69,16 @@ func (f *finding) revision() uint64 {
 	return f.Records + f.Turned
 }
 
+// remembered is how many spans the finding holds, of its sessions and of what was stopped.
+func (f *finding) remembered() (n int) {
+	for _, held := range [...]map[uint32]spans{f.Sessions, f.Refused} {
+		for _, s := range held {
+			n += len(s)
+		}
+	}
+	return n
+}
+
 // wantsSample says whether a record would be among the samples: the earliest few.
 func (f *finding) wantsSample(t *told) bool {
 	n := len(f.Samples)

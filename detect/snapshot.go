@@ -59,12 +59,7 @@ func (d *Detector) Restore(b []byte) error {
 	}
 	for _, f := range s.Findings {
 		d.findings[f.Key] = f
-		for _, sess := range f.Sessions {
-			d.sessions += len(sess)
-		}
-		for _, refused := range f.Refused {
-			d.sessions += len(refused)
-		}
+		d.sessions += f.remembered()
 		if f.Touched {
 			d.touched = append(d.touched, f)
 		}

@@ -251,6 +251,9 @@ func (q *request) read(ctx context.Context, src io.Reader, format, source, idemp
 		if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge || errors.Is(err, errBodyTooLong) {
 			return http.StatusRequestEntityTooLarge, fmt.Errorf("the body is longer than %v, packed or unpacked; send less at a time", in.cfg.HTTP.MaxBody)
 		}
+		if slow, ok := errors.AsType[net.Error](err); ok && slow.Timeout() {
+			return http.StatusRequestTimeout, fmt.Errorf("the body did not come within %v, waiting for others included; send it again", in.cfg.HTTP.Timeout)
+		}
 		return http.StatusBadRequest, fmt.Errorf("the body cannot be read: %w", err)
 	}
 	sum := q.hashed.Sum(nil)

@@ -417,6 +417,29 @@ func onFiles(format string, paths ...string) func(*Config) {
 	return func(c *Config) { c.Files = []FilesConfig{{Paths: paths, Format: format, Observer: "sensor-1"}} }
 }
 
+// TestHTTPTooSlow: a body that did not come in time is one to send again, not a bad one.
+func TestHTTPTooSlow(t *testing.T) {
+	r := newRig(t, func(c *Config) { onHTTP(c); c.HTTP.Timeout = time.Second })
+	r.start()
+	c, err := net.Dial("tcp", r.in.HTTPAddr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := fmt.Fprintf(c, "POST /v1/logs/zeek HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\nContent-Length: 100000\r\n\r\n%s\n", conn(1)); err != nil {
+		t.Fatal(err)
+	}
+	answer := make([]byte, 4096)
+	n, err := io.ReadAtLeast(c, answer, 200)
+	if got := string(answer[:n]); !strings.HasPrefix(got, "HTTP/1.1 408 ") || !strings.Contains(got, "did not come within 1s") {
+		t.Errorf("%v: %s", err, got)
+	}
+	if got := r.ports(); len(got) > 0 {
+		t.Errorf("%v were taken in all the same", got)
+	}
+}
+
 // TestFilesFollowed grows, rotates, copies, cuts and packs a log while it is followed, with
 // restarts between: every line comes once.
 func TestFilesFollowed(t *testing.T) {

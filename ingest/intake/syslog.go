@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest/agent"
 )
@@ -23,6 +25,10 @@ const (
 	syslogIdle = 10 * time.Minute
 	// handshakeTime bounds TLS's beginning.
 	handshakeTime = 10 * time.Second
+	// syslogLast is how long what was received waits for room when the process stops.
+	syslogLast = 3 * time.Second
+	// syslogHeld is how many bytes of messages a connection holds beside one of the longest.
+	syslogHeld = 1 << 20
 )
 
 // syslogDoor takes syslog over TCP or TLS: messages framed by their length or by line feeds
@@ -120,6 +126,7 @@ func (d *syslogDoor) serve(ctx context.Context, conn net.Conn, peer netip.Addr) 
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) })
 	defer stop()
+	stream := conn
 	if d.secured != nil {
 		secured := tls.Server(conn, d.secured)
 		hctx, cancel := context.WithTimeout(ctx, handshakeTime)
@@ -129,7 +136,7 @@ func (d *syslogDoor) serve(ctx context.Context, conn net.Conn, peer netip.Addr) 
 			d.in.met.refused.Inc()
 			return fmt.Errorf("TLS: %w", err)
 		}
-		conn = secured
+		stream = secured
 	}
 	s, err := d.in.newStream("syslog", d.cfg.Format, d.cfg.Events, agent.Origin{Exporter: flow.AddrFromNetip(peer)})
 	if err != nil {
@@ -140,17 +147,26 @@ func (d *syslogDoor) serve(ctx context.Context, conn net.Conn, peer netip.Addr) 
 	} else {
 		s.decode = s.dec.DecodeSyslog
 	}
+	// What was received is handed on also when the process stops, if there is room soon.
+	last, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(syslogLast, end) })()
 	messages := make(chan []byte, 256)
+	room := semaphore.NewWeighted(int64(d.in.cfg.MaxLine) + syslogHeld)
 	failed := make(chan error, 1)
 	go func() {
-		failed <- frames(ctx, conn, int(d.in.cfg.MaxLine), func(m []byte) {
+		failed <- frames(ctx, stream, int(d.in.cfg.MaxLine), func(m []byte) {
 			d.in.met.bytes.WithLabelValues("syslog").Add(float64(len(m)))
-			messages <- m
+			if room.Acquire(last, int64(len(m))) != nil {
+				return // nobody takes it any more; the connection is about to be closed
+			}
+			select {
+			case messages <- m:
+			case <-last.Done():
+			}
 		})
 		close(messages)
 	}()
-	// What was received is handed on also when the process stops, within its grace.
-	last := context.WithoutCancel(ctx)
 	tick := time.NewTicker(syslogEvery)
 	defer tick.Stop()
 	for {
@@ -161,6 +177,7 @@ func (d *syslogDoor) serve(ctx context.Context, conn net.Conn, peer netip.Addr) 
 			}
 			s.origin.Received = d.in.opts.Clock()
 			s.line(m, s.at, nil)
+			room.Release(int64(len(m)))
 			s.at++
 			if s.full() {
 				if err := s.flush(last); err != nil {
@@ -203,8 +220,8 @@ func frames(ctx context.Context, r io.Reader, limit int, got func([]byte)) error
 			if err != nil {
 				return err
 			}
-			m := make([]byte, min(n, limit))
-			if _, err := io.ReadFull(b, m); err != nil {
+			m, err := exactly(b, min(n, limit))
+			if err != nil {
 				return err
 			}
 			got(m)
@@ -254,6 +271,18 @@ func length(b *bufio.Reader) (n int, err error) {
 			return 0, fmt.Errorf("a frame begins with %q where its length should stand; want octet counting (RFC 5425) or a line that begins with <", c)
 		}
 	}
+}
+
+// exactly reads n bytes. It takes no more memory than twice what has come, whatever n says.
+func exactly(r io.Reader, n int) (m []byte, err error) {
+	for len(m) < n {
+		k := min(n-len(m), max(len(m), 64<<10))
+		m = append(m, make([]byte, k)...)
+		if _, err := io.ReadFull(r, m[len(m)-k:]); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
 }
 
 func untilLine(b *bufio.Reader, limit int) (m []byte, err error) {

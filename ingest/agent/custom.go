@@ -112,6 +112,7 @@ type customFormat struct {
 	plain     []string // the plain paths, by their place
 	paths     paths    // the same in JSON
 	reads     jqReads  // what programs read
+	whole     bool     // JSON has to be read whole: finding what is at paths is not enough
 }
 
 // customMapping is where a field comes from.
@@ -327,6 +328,7 @@ func compileMapping(c *CustomConfig, kind *mappingKind) (*customFormat, error) {
 		}
 	}
 	f.compileFields(c, fail)
+	f.placeReads()
 	if err := errors.Join(errs...); err != nil {
 		// Each line names the format, so that it can stand by itself.
 		for i, e := range errs {
@@ -413,23 +415,40 @@ func (f *customFormat) compileFields(c *CustomConfig, fail func(string, ...any))
 	}
 }
 
-// placePath takes in what a path reads, and gives a plain one its place, the same to all that
-// are alike.
+// placePath takes in what a path reads, and gives a plain one its place.
 func (f *customFormat) placePath(p *customPath) {
 	f.reads.add(&p.reads)
 	if p.code != nil || p.constant != nil {
 		return
 	}
 	p.deep = strings.Count(p.plain, ".") > maxDots
-	if p.place = slices.Index(f.plain, p.plain); p.place >= 0 {
-		return
+	f.whole = f.whole || p.deep
+	p.place = f.place(p.plain, p.deep)
+}
+
+// place is the place of a plain path, the same to all that are alike.
+func (f *customFormat) place(path string, deep bool) int {
+	if i := slices.Index(f.plain, path); i >= 0 {
+		return i
 	}
 	var ways [][]string
-	if !p.deep {
-		ways = digWays(p.plain)
+	if !deep {
+		ways = digWays(path)
 	}
-	p.place = f.paths.add(ways...)
-	f.plain = append(f.plain, p.plain)
+	f.plain = append(f.plain, path)
+	return f.paths.add(ways...)
+}
+
+// placeReads gives the members of the line that programs read their places too.
+func (f *customFormat) placeReads() {
+	f.whole = f.whole || f.reads.all
+	for _, name := range f.reads.names {
+		if strings.Contains(name, ".") { // to a plain path it would mean more
+			f.whole = true
+		} else {
+			f.place(name, false)
+		}
+	}
 }
 
 func nearestCustom(name string, known []customField) string {
@@ -497,10 +516,10 @@ func (f *customFormat) time(b []byte) (flow.Time, bool) {
 // customLine is a line that is being read.
 type customLine struct {
 	f       *customFormat
-	json    *fastjson.Value
-	found   *found   // in json
-	columns []string // of delimited lines
-	indexes []int    // of the columns at plain paths, by place; -1: there is no such column
+	json    *fastjson.Value // the whole line; nil where finding what is at plain paths is enough
+	found   *found          // in json
+	columns []string        // of delimited lines
+	indexes []int           // of the columns at plain paths, by place; -1: there is no such column
 	header  []byte
 	parts   [][]byte // of delimited lines, by column; of pairs the values
 	keys    [][]byte // of pairs
@@ -524,12 +543,12 @@ func (f *customFormat) reader(d *Decoder, read func(*customLine, *entry) error) 
 		l.json, l.tree, l.parts, l.keys, l.text, l.numbers = nil, nil, l.parts[:0], l.keys[:0], l.text[:0], l.numbers[:0]
 		switch {
 		case f.json:
-			v, err := d.json.ParseBytes(line)
-			if err != nil {
-				return fmt.Errorf("no JSON: %w", err)
+			if !f.whole && l.found.scan(line) {
+				break
 			}
-			if v.Type() != fastjson.TypeObject {
-				return fmt.Errorf("a JSON %s; want an object", v.Type())
+			v, err := d.object(line)
+			if err != nil {
+				return err
 			}
 			l.json = v
 			l.found.read(v)
@@ -742,7 +761,7 @@ func (l *customLine) setColumns(columns []string) {
 func (l *customLine) plain(p *customPath) []byte {
 	switch {
 	case l.f.json:
-		return scalar(l.member(p), &l.numbers)
+		return l.member(p).text
 	case l.f.pairs:
 		for i, k := range l.keys {
 			if string(k) == p.plain {
@@ -758,9 +777,9 @@ func (l *customLine) plain(p *customPath) []byte {
 }
 
 // member finds the member at a plain path.
-func (l *customLine) member(p *customPath) *fastjson.Value {
+func (l *customLine) member(p *customPath) value {
 	if p.deep {
-		return dig(l.json, p.plain)
+		return l.found.value(dig(l.json, p.plain))
 	}
-	return l.found.at[p.place]
+	return l.found.at(p.place)
 }

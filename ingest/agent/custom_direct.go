@@ -7,6 +7,7 @@ import (
 
 	"github.com/itchyny/gojq"
 	"github.com/valyala/fastjson"
+	"github.com/valyala/fastjson/fastfloat"
 )
 
 // direct is a jq program that needs no jq: paths, alternatives, comparisons and the like, which
@@ -33,7 +34,7 @@ const (
 	jqInt  // n
 	jqText // text
 	jqNode // node: an object, a list or a number with a fraction
-	jqLine // a line that is not JSON: an object of texts
+	jqLine // the line, where it is no tree
 )
 
 // holds says whether jq takes a value for true.
@@ -63,6 +64,25 @@ func jqOf(v *fastjson.Value) jqValue {
 	return jqValue{kind: jqNode, node: v}
 }
 
+// inLine is a member of a line of which not more was read than programs ask for.
+func (l *customLine) inLine(name string) (out jqValue, ok bool) {
+	switch v := l.found.at(slices.Index(l.f.plain, name)); v.kind {
+	case valueNone:
+		return jqValue{kind: jqNull}, true
+	case valueText:
+		return jqValue{kind: jqText, text: v.text}, true
+	case valueTruth:
+		yes, _ := v.truth()
+		return jqBool(yes), true
+	case valueNode:
+		return jqValue{kind: jqNode, node: v.node}, true
+	case valueNumber:
+		n, err := fastfloat.ParseInt64(text(v.text))
+		return jqValue{kind: jqInt, n: int(n)}, err == nil && int64(int(n)) == n
+	}
+	return out, false
+}
+
 // input is the line as a value.
 func (l *customLine) input() jqValue {
 	if l.json != nil {
@@ -88,6 +108,8 @@ func (v jqValue) member(l *customLine, key string) (out jqValue, ok bool) {
 			out = jqOf(out.node)
 		}
 		return out, true
+	case v.kind == jqLine && l.f.json:
+		return l.inLine(key)
 	case v.kind == jqLine && l.f.pairs:
 		if i := slices.IndexFunc(l.keys, func(k []byte) bool { return string(k) == key }); i >= 0 {
 			out = jqValue{kind: jqText, text: l.parts[i]}

@@ -16,40 +16,55 @@ var directLines = []string{
 	`{"a":"","b":null,"c":[1,2,3],"d":"x","e":0,"f":1e3,"g":{"a":"g"}}`,
 	`{"a":7,"b":"b","c":{"a":"1"},"d":true,"e":12345678901234567890,"a":"last","a b":"\u0041\ud800"}`,
 	`{"a":[["x"]],"b":{"b":{"b":"deep"}},"c":"C","f":-0,"g":null}`,
+	`{"a":"A","b":"B","c":{"c":["C"]},"e":3,"d":false,"g":true,"f":12345678901234567890}`,
 	`{}`,
 }
 
-// directly runs a program over a line, with and without gojq, as a value and as a condition.
+// ran is what a program gives on a line, as a value and as a condition. whole is to read the
+// line whole and to give gojq all of it.
+func ran(t *testing.T, p customPath, line string, columns []string, whole bool) (out string) {
+	t.Helper()
+	d := &Decoder{names: flow.NewNames(0)}
+	f := &customFormat{json: columns == nil, columns: columns, separator: ',', kind: &flowMapping}
+	if len(columns) > 0 && columns[0] == "=" {
+		f.columns, f.pairs, f.separator = nil, true, ' '
+	}
+	f.placePath(&p)
+	f.reads.all = f.reads.all || whole
+	f.placeReads()
+	read := f.reader(d, func(l *customLine, _ *entry) error {
+		b, err := l.get(&p)
+		holds, failed := l.holds(&p)
+		out = fmt.Sprintf("%q %v %v, %v %v", b, b == nil, err, holds, failed)
+		return nil
+	})
+	if err := read([]byte(line), &entry{d: d}); err != nil {
+		t.Fatal(line, err)
+	}
+	return out
+}
+
+// directly runs a program over a line in every way there is, and holds them to what gojq makes
+// of the whole line.
 func directly(t *testing.T, program, line string, columns []string) (known bool) {
 	t.Helper()
 	p, err := compileJQ(program)
-	if err != nil || p.direct == nil {
+	if err != nil {
 		return false
-	}
-	run := func(p customPath) string {
-		d := &Decoder{names: flow.NewNames(0)}
-		f := &customFormat{json: columns == nil, columns: columns, separator: ',', kind: &flowMapping, reads: jqReads{all: true}}
-		if len(columns) > 0 && columns[0] == "=" {
-			f.columns, f.pairs, f.separator = nil, true, ' '
-		}
-		var out string
-		read := f.reader(d, func(l *customLine, _ *entry) error {
-			b, err := l.get(&p)
-			holds, failed := l.holds(&p)
-			out = fmt.Sprintf("%q %v %v, %v %v", b, b == nil, err, holds, failed)
-			return nil
-		})
-		if err := read([]byte(line), &entry{d: d}); err != nil {
-			t.Fatal(line, err)
-		}
-		return out
 	}
 	jq := *p
 	jq.direct = nil
-	if got, want := run(*p), run(jq); got != want {
-		t.Errorf("%s on %s\ngives %s\n want %s", program, line, got, want)
+	want := ran(t, jq, line, columns, true)
+	for _, way := range []struct {
+		name  string
+		p     customPath
+		whole bool
+	}{{"directly", *p, false}, {"directly on a tree", *p, true}, {"by gojq on what it reads", jq, false}} {
+		if got := ran(t, way.p, line, columns, way.whole); got != want {
+			t.Errorf("%s on %s\n%s gives %s\n want %s", program, line, way.name, got, want)
+		}
 	}
-	return true
+	return p.direct != nil
 }
 
 // TestDirect holds direct programs to what gojq makes of them, over programs of every kind put
@@ -131,48 +146,23 @@ func directProgram(rng *rand.Rand, depth int) string {
 
 // TestReads holds programs to the same on the members they read as on the whole line.
 func TestReads(t *testing.T) {
-	run := func(p *customPath, line string, all bool) string {
-		d := &Decoder{names: flow.NewNames(0)}
-		jq := *p
-		jq.direct = nil
-		f := &customFormat{json: true, kind: &flowMapping, reads: jq.reads}
-		f.reads.all = f.reads.all || all
-		var out string
-		read := f.reader(d, func(l *customLine, _ *entry) error {
-			b, err := l.get(&jq)
-			out = fmt.Sprintf("%q %v %v", b, b == nil, err)
-			return nil
-		})
-		if err := read([]byte(line), &entry{d: d}); err != nil {
-			t.Fatal(line, err)
-		}
-		return out
-	}
-	check := func(program string) bool {
-		p, err := compileJQ(program)
-		if err != nil {
-			return false
-		}
-		for _, line := range directLines {
-			if got, want := run(p, line, false), run(p, line, true); got != want {
-				t.Errorf("%s on %s\ngives %s\n want %s", program, line, got, want)
-			}
-		}
-		return !p.reads.all
-	}
 	for program, some := range map[string]bool{
 		`.a | test("x")`: true, `[.a, .b.b[.e]] | length`: true, `.b[.a]?`: true, `.a as $x | .b`: false, `if .a then .b end`: false, `.`: false, `.[]`: false,
 		`.["a"]`: false, `."a" + "\(.e)"`: true, `@base64 "\(.a)"`: true, `@json`: false, `keys`: false, `select(.a)`: false, `.a, .`: false, `try .a.b catch .`: true,
 		`.a = 1`: false, `.a | keys`: true, `-.e`: true, `.b["\(.a)"]`: true, `first(.a)`: false, `{a}`: false, `def f: .; f`: false, `..`: false, `(.a // .b) | tojson`: true,
 		`. | .a`: false, `empty`: true, `.b | .b as $x | $x | length`: true, `.a[.c:]`: true, `reduce .c as $i (0; 1)`: false,
 	} {
-		if check(program) != some {
-			t.Errorf("%s: reads only some members: %v, want %v", program, !some, some)
+		p, err := compileJQ(program)
+		if err != nil || p.reads.all == some {
+			t.Errorf("%s: reads only some members: %v, want %v (%v)", program, !some, some, err)
+		}
+		for _, line := range directLines {
+			directly(t, program, line, nil)
 		}
 	}
 	rng := rand.New(rand.NewPCG(3, 4))
-	for range 1000 {
-		check("[" + directProgram(rng, 3) + ", .e] | tojson")
+	for range 2000 {
+		directly(t, "["+directProgram(rng, 3)+", .e] | tojson", directLines[rng.IntN(len(directLines))], nil)
 	}
 }
 

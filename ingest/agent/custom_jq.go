@@ -14,6 +14,7 @@ import (
 
 	"github.com/itchyny/gojq"
 	"github.com/valyala/fastjson"
+	"github.com/valyala/fastjson/fastfloat"
 )
 
 // customPath is where a value is found: at a plain path, in a program's first result, or in the
@@ -363,9 +364,10 @@ func (l *customLine) holds(p *customPath) (bool, error) {
 		}
 		v, err := l.run(p.code)
 		return v != nil && v != false, err
-	case l.json != nil:
+	case l.f.json:
 		v := l.member(p)
-		return v != nil && v.Type() != fastjson.TypeFalse, nil
+		yes, ok := v.truth()
+		return v.kind != valueNone && (yes || !ok), nil
 	}
 	return l.plain(p) != nil, nil
 }
@@ -395,8 +397,8 @@ func (l *customLine) run(code *gojq.Code) (any, error) {
 
 // whole is the line as jq sees it.
 func (l *customLine) whole() any {
+	reads := &l.f.reads
 	if l.json != nil {
-		reads := &l.f.reads
 		if reads.all {
 			return treeOf(l.json)
 		}
@@ -406,6 +408,15 @@ func (l *customLine) whole() any {
 				m[string(key)] = treeOf(v)
 			}
 		})
+		return m
+	}
+	if l.f.json {
+		m := make(map[string]any, len(reads.names))
+		for _, name := range reads.names {
+			if v := l.found.at(slices.Index(l.f.plain, name)); v.kind != valueNone {
+				m[name] = v.tree()
+			}
+		}
 		return m
 	}
 	m := make(map[string]any, len(l.parts))
@@ -446,6 +457,26 @@ func treeOf(v *fastjson.Value) any {
 		return true
 	case fastjson.TypeFalse:
 		return false
+	}
+	return nil
+}
+
+// tree is a value as jq sees it: what [treeOf] makes of it.
+func (v value) tree() any {
+	switch v.kind {
+	case valueText:
+		return string(v.text)
+	case valueNumber:
+		if n, err := fastfloat.ParseInt64(text(v.text)); err == nil && int64(int(n)) == n {
+			return int(n)
+		}
+		f, _ := fastfloat.Parse(text(v.text))
+		return f
+	case valueTruth:
+		yes, _ := v.truth()
+		return yes
+	case valueNode:
+		return treeOf(v.node)
 	}
 	return nil
 }

@@ -175,18 +175,18 @@ func ecs(f *found, e *entry) error {
 	if err := ecsTimes(f, r); err != nil {
 		return err
 	}
-	proto, ok := octet(num(f.at[ecsNumber]))
+	proto, ok := octet(f.num(ecsNumber))
 	if !ok {
 		proto, ok = protocol(f.said(ecsTransport))
 	}
 	setProto(r, proto, ok)
 	if !r.IsICMP() {
-		sp, ok := port16(num(f.at[src+ecsPort]))
+		sp, ok := port16(f.num(src + ecsPort))
 		setSrcPort(r, sp, ok)
-		dp, ok := port16(num(f.at[dst+ecsPort]))
+		dp, ok := port16(f.num(dst + ecsPort))
 		setDstPort(r, dp, ok)
 	}
-	if flags, ok := num(f.at[ecsFlags]); ok {
+	if flags, ok := f.num(ecsFlags); ok {
 		setFlags(r, uint16(flags), flags <= 0xffff)
 	}
 	ecsCounters(f, r, src, dst)
@@ -196,16 +196,16 @@ func ecs(f *found, e *entry) error {
 	if a, ok := addr(f.said(dst + ecsNATIP)); ok {
 		r.NATDst, r.Has = a, r.Has|flow.HasNATDst
 	}
-	if p, ok := port16(num(f.at[src+ecsNATPort])); ok && p != 0 {
+	if p, ok := port16(f.num(src + ecsNATPort)); ok && p != 0 {
 		r.NATSrcPort, r.Has = p, r.Has|flow.HasNATSrcPort
 	}
-	if p, ok := port16(num(f.at[dst+ecsNATPort])); ok && p != 0 {
+	if p, ok := port16(f.num(dst + ecsNATPort)); ok && p != 0 {
 		r.NATDstPort, r.Has = p, r.Has|flow.HasNATDstPort
 	}
 
 	r.Enforced = ecsEnforced(f)
-	r.EnforcedBy = e.name(f.first(ecsRuleID, ecsRuleName, ecsRuleUUID))
-	r.App = e.name(f.first(ecsApplication, ecsProtocol))
+	r.EnforcedBy = e.name(f.firstSaid(ecsRuleID, ecsRuleName, ecsRuleUUID))
+	r.App = e.name(f.firstSaid(ecsApplication, ecsProtocol))
 	r.SrcHost, r.DstHost = e.name(f.said(src+ecsDomain)), e.name(f.said(dst+ecsDomain))
 	e.ecsReporter(f, r, srcIP, dstIP)
 	if u := f.said(src + ecsEndUser); u != nil {
@@ -217,49 +217,32 @@ func ecs(f *found, e *entry) error {
 	return nil
 }
 
-// ecsHas says whether a field that is a word or a list of words has a word.
-func ecsHas(m *fastjson.Value, word string) bool {
-	if m == nil {
-		return false
-	}
-	if string(str(m)) == word {
-		return true
-	}
-	for _, w := range m.GetArray() {
-		if string(str(w)) == word {
-			return true
-		}
-	}
-	return false
-}
-
 // ecsOther says what an event with addresses is that tells no flow; nil if it may tell one.
 func ecsOther(f *found) error {
-	switch kind := str(f.at[ecsType]); {
+	switch kind := f.str(ecsType); {
 	case string(kind) == "flow":
 		return nil
 	case len(kind) > 0 && string(f.said(ecsAgentType)) == "packetbeat":
 		return NotFlow("a request within a flow")
 	}
-	category := f.at[ecsCategory]
-	if category == nil || ecsHas(category, "network") || ecsHas(category, "network_traffic") || ecsHas(category, "intrusion_detection") {
+	if f.at(ecsCategory).kind == valueNone || f.has(ecsCategory, "network") || f.has(ecsCategory, "network_traffic") || f.has(ecsCategory, "intrusion_detection") {
 		return nil
 	}
 	return NotFlow("an event that is not about the network")
 }
 
 func ecsTimes(f *found, r *flow.Record) (err error) {
-	if r.Start, err = momentOf(f.at[ecsStart], "time"); err != nil {
+	if r.Start, err = f.moment(ecsStart, "time"); err != nil {
 		return err
 	}
-	if r.End, err = momentOf(f.at[ecsEnd], "time"); err != nil {
+	if r.End, err = f.moment(ecsEnd, "time"); err != nil {
 		return err
 	}
-	if d, ok := num(f.at[ecsDuration]); ok && r.Start != 0 && r.End == 0 && d < 1e18 {
+	if d, ok := f.num(ecsDuration); ok && r.Start != 0 && r.End == 0 && d < 1e18 {
 		r.End = r.Start + flow.Time(d/1e6)
 	}
 	if r.Start == 0 && r.End == 0 {
-		r.Start, err = momentOf(f.at[ecsTimestamp], "@timestamp")
+		r.Start, err = f.moment(ecsTimestamp, "@timestamp")
 	}
 	return err
 }
@@ -267,20 +250,20 @@ func ecsTimes(f *found, r *flow.Record) (err error) {
 // ecsCounters fills what both ends sent. An intermediate state of Packetbeat's repeats them from
 // the beginning on: its last one tells them.
 func ecsCounters(f *found, r *flow.Record, src, dst int) {
-	if final := f.at[ecsFinal]; final != nil && final.Type() == fastjson.TypeFalse {
+	if final, ok := f.at(ecsFinal).truth(); ok && !final {
 		return
 	}
-	n, ok := num(f.at[src+ecsBytes])
-	m, back := num(f.at[dst+ecsBytes])
+	n, ok := f.num(src + ecsBytes)
+	m, back := f.num(dst + ecsBytes)
 	if !ok && !back {
-		n, ok = num(f.at[ecsNetworkBytes])
+		n, ok = f.num(ecsNetworkBytes)
 	}
 	setBytes(r, n, ok)
 	setRevBytes(r, m, back)
-	n, ok = num(f.at[src+ecsPackets])
-	m, back = num(f.at[dst+ecsPackets])
+	n, ok = f.num(src + ecsPackets)
+	m, back = f.num(dst + ecsPackets)
 	if !ok && !back {
-		n, ok = num(f.at[ecsNetworkPackets])
+		n, ok = f.num(ecsNetworkPackets)
 	}
 	setPackets(r, n, ok)
 	setRevPackets(r, m, back)
@@ -290,9 +273,9 @@ func ecsCounters(f *found, r *flow.Record, src, dst int) {
 // nothing else.
 func ecsEnforced(f *found) flow.Observed {
 	switch {
-	case ecsHas(f.at[ecsEventType], "denied"):
+	case f.has(ecsEventType, "denied"):
 		return flow.ObservedDeny
-	case ecsHas(f.at[ecsEventType], "allowed"):
+	case f.has(ecsEventType, "allowed"):
 		return flow.ObservedAllow
 	}
 	action := f.said(ecsAction)
@@ -317,10 +300,10 @@ func ecsEnforced(f *found) flow.Observed {
 
 // ecsReporter finds where the observer sits, and sets what is told of the end it sits at.
 func (e *entry) ecsReporter(f *found, r *flow.Record, srcIP, dstIP []byte) {
-	name := f.first(ecsObserverName, ecsObserverHostname, ecsObserverIP, ecsObserverSerial)
+	name := f.firstSaid(ecsObserverName, ecsObserverHostname, ecsObserverIP, ecsObserverSerial)
 	onPath := name != nil
 	if name == nil {
-		name = f.first(ecsHostName, ecsHostHostname, ecsAgentName)
+		name = f.firstSaid(ecsHostName, ecsHostHostname, ecsAgentName)
 	}
 	if name != nil {
 		r.Observer = e.name(name)
@@ -338,7 +321,7 @@ func (e *entry) ecsReporter(f *found, r *flow.Record, srcIP, dstIP []byte) {
 			r.Reporter = flow.ReporterSource
 		}
 	case !onPath:
-		atSrc, atDst := ecsHas(f.at[ecsHostIP], text(srcIP)), ecsHas(f.at[ecsHostIP], text(dstIP))
+		atSrc, atDst := f.has(ecsHostIP, text(srcIP)), f.has(ecsHostIP, text(dstIP))
 		switch {
 		case atSrc && !atDst:
 			r.Reporter = flow.ReporterSource
@@ -349,7 +332,7 @@ func (e *entry) ecsReporter(f *found, r *flow.Record, srcIP, dstIP []byte) {
 	if r.Reporter == flow.ReporterElsewhere {
 		return
 	}
-	process := e.name(f.first(ecsExecutable, ecsProcessName))
+	process := e.name(f.firstSaid(ecsExecutable, ecsProcessName))
 	user := e.account(f.said(ecsUserDomain), f.said(ecsUserName))
 	if r.Reporter == flow.ReporterSource {
 		r.SrcProcess, r.SrcIdentity = process, user

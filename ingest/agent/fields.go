@@ -9,6 +9,7 @@ import (
 	"unsafe"
 
 	"github.com/valyala/fastjson"
+	"github.com/valyala/fastjson/fastfloat"
 
 	"github.com/postern/postern/flow"
 )
@@ -50,6 +51,18 @@ func num(v *fastjson.Value, keys ...string) (uint64, bool) {
 		return atou(v.GetStringBytes())
 	}
 	return 0, false
+}
+
+// whole64 is [num] of a number as it is written.
+func whole64(b []byte) (uint64, bool) {
+	if n, err := fastfloat.ParseUint64(text(b)); err == nil {
+		return n, true
+	}
+	f, err := fastfloat.Parse(text(b))
+	if err != nil || !(f >= 0 && f < math.MaxUint64) {
+		return 0, false
+	}
+	return uint64(f), true
 }
 
 // atou reads a whole number in decimal.
@@ -404,24 +417,22 @@ func lastOf(path []byte) []byte { return path[bytes.LastIndexByte(path, '/')+1:]
 
 // moment is the time of a member as RFC 3339, 0 if there is none.
 func moment(v *fastjson.Value, keys ...string) (flow.Time, error) {
-	name := "time"
-	if len(keys) > 0 {
-		name = keys[len(keys)-1]
-	}
-	return momentOf(at(v, keys...), name)
-}
-
-// momentOf is [moment] of a member that was looked for already, by its name.
-func momentOf(v *fastjson.Value, name string) (flow.Time, error) {
-	if v == nil {
+	if v = at(v, keys...); v == nil {
 		return 0, nil
 	}
-	t, ok := when(v.GetStringBytes())
+	b := v.GetStringBytes()
+	t, ok := when(b)
 	if !ok {
-		return 0, fieldError(name, shown(v), "a time such as 2026-10-02T15:04:05.123Z")
+		name := "time"
+		if len(keys) > 0 {
+			name = keys[len(keys)-1]
+		}
+		return 0, fieldError(name, shown(v), wantMoment)
 	}
 	return t, nil
 }
+
+const wantMoment = "a time such as 2026-10-02T15:04:05.123Z"
 
 // setRevFlags and setDirection set a field that may be missing.
 func setRevFlags(r *flow.Record, flags uint16, ok bool) {

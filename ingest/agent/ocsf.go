@@ -142,14 +142,14 @@ func ocsfPaths() *paths {
 // 1.9: events/network/network_activity.json, profiles/security_control.json, host.json and
 // datetime.json of the schema, https://schema.ocsf.io.
 func ocsf(f *found, e *entry) error {
-	class, ok := num(f.at[ocsfClass])
+	class, ok := f.num(ocsfClass)
 	switch {
 	case !ok:
 		return fieldError("class_uid", nil, "the number of a class, of network activity 4001")
 	case class != ocsfNetworkActivity:
 		return NotFlow("another class of OCSF")
 	}
-	if activity, ok := num(f.at[ocsfActivity]); ok && activity == 7 {
+	if activity, ok := f.num(ocsfActivity); ok && activity == 7 {
 		return NotFlow("a program that listens")
 	}
 	srcIP, dstIP := f.said(ocsfSrcIP), f.said(ocsfDstIP)
@@ -163,49 +163,50 @@ func ocsf(f *found, e *entry) error {
 	if err := ocsfTimes(f, r); err != nil {
 		return err
 	}
-	proto, ok := octet(num(f.at[ocsfProtocol]))
+	proto, ok := octet(f.num(ocsfProtocol))
 	if !ok {
-		proto, ok = protocol(str(f.at[ocsfProtocolName]))
+		proto, ok = protocol(f.str(ocsfProtocolName))
 	}
 	setProto(r, proto, ok)
 	if !r.IsICMP() {
-		sp, ok := port16(num(f.at[ocsfSrcPort]))
+		sp, ok := port16(f.num(ocsfSrcPort))
 		setSrcPort(r, sp, ok)
-		dp, ok := port16(num(f.at[ocsfDstPort]))
+		dp, ok := port16(f.num(ocsfDstPort))
 		setDstPort(r, dp, ok)
 	}
-	flags, ok := num(f.at[ocsfFlags])
+	flags, ok := f.num(ocsfFlags)
 	setFlags(r, uint16(flags), ok && flags <= 0xffff)
 	ocsfTraffic(f, r)
-	if n, ok := num(f.at[ocsfCount]); ok && n > 1 {
+	if n, ok := f.num(ocsfCount); ok && n > 1 {
 		r.Quality |= flow.QualityAggregated
 	}
 
 	r.Reporter = ocsfReporter(f, srcIP, dstIP)
-	if direction, ok := num(f.at[ocsfDirection]); ok && r.Reporter != flow.ReporterElsewhere && (direction == 1 || direction == 2) {
+	if direction, ok := f.num(ocsfDirection); ok && r.Reporter != flow.ReporterElsewhere && (direction == 1 || direction == 2) {
 		setDirection(r, direction == 2)
 	}
-	switch initiator, ok := num(f.at[ocsfInitiator]); {
+	known, told := f.at(ocsfAssigned).truth()
+	switch initiator, ok := f.num(ocsfInitiator); {
 	case ok && initiator == 1:
 		r.Has |= flow.HasInitiator
 	case ok && initiator == 2:
 		r.Has |= flow.HasResponder
-	case !ok && f.at[ocsfAssigned].GetBool():
+	case !ok && told && known:
 		r.Has |= flow.HasInitiator
 	}
 	r.Enforced = ocsfEnforced(f)
-	r.EnforcedBy = e.name(f.first(ocsfRule, ocsfRuleName, ocsfPolicy, ocsfPolicyName))
+	r.EnforcedBy = e.name(f.firstSaid(ocsfRule, ocsfRuleName, ocsfPolicy, ocsfPolicyName))
 
-	r.SrcHost, r.DstHost = e.name(f.first(ocsfSrcHostname, ocsfSrcName)), e.name(f.first(ocsfDstHostname, ocsfDstName))
-	process := e.name(f.first(ocsfProcessPath, ocsfProcessName, ocsfProcessFile))
-	user := e.account(f.said(ocsfUserDomain), f.first(ocsfUserName, ocsfUserEmail, ocsfUserID))
+	r.SrcHost, r.DstHost = e.name(f.firstSaid(ocsfSrcHostname, ocsfSrcName)), e.name(f.firstSaid(ocsfDstHostname, ocsfDstName))
+	process := e.name(f.firstSaid(ocsfProcessPath, ocsfProcessName, ocsfProcessFile))
+	user := e.account(f.said(ocsfUserDomain), f.firstSaid(ocsfUserName, ocsfUserEmail, ocsfUserID))
 	if r.Reporter == flow.ReporterDestination {
 		r.DstProcess, r.DstIdentity = process, user
 	} else { // the schema's actor is whose activity it is
 		r.SrcProcess, r.SrcIdentity = process, user
 	}
-	r.App = e.name(f.first(ocsfApp, ocsfAppProtocol, ocsfService))
-	if observer := f.first(ocsfDeviceHostname, ocsfDeviceName, ocsfDeviceID, ocsfDeviceIP, ocsfPointHostname, ocsfPointName); observer != nil {
+	r.App = e.name(f.firstSaid(ocsfApp, ocsfAppProtocol, ocsfService))
+	if observer := f.firstSaid(ocsfDeviceHostname, ocsfDeviceName, ocsfDeviceID, ocsfDeviceIP, ocsfPointHostname, ocsfPointName); observer != nil {
 		r.Observer = e.name(observer)
 	}
 	return nil
@@ -219,7 +220,7 @@ func ocsfTimes(f *found, r *flow.Record) (err error) {
 	if r.End, err = ocsfTime(f, ocsfEnd, ocsfEndText); err != nil {
 		return err
 	}
-	if duration, ok := num(f.at[ocsfDuration]); ok && r.Start != 0 && r.End == 0 && duration < 1e12 {
+	if duration, ok := f.num(ocsfDuration); ok && r.Start != 0 && r.End == 0 && duration < 1e12 {
 		r.End = r.Start + flow.Time(duration)
 	}
 	if r.Start == 0 && r.End == 0 {
@@ -229,13 +230,13 @@ func ocsfTimes(f *found, r *flow.Record) (err error) {
 }
 
 func ocsfTime(f *found, number, text int) (flow.Time, error) {
-	v := f.at[number]
-	if v == nil {
-		return momentOf(f.at[text], ocsfNames[text])
+	v := f.at(number)
+	if v.kind == valueNone {
+		return f.moment(text, ocsfNames[text])
 	}
-	n, ok := num(v)
+	n, ok := f.num(number)
 	if !ok || n > maxEpoch*1000 {
-		return 0, fieldError(ocsfNames[number], shown(v), "milliseconds since 1970")
+		return 0, fieldError(ocsfNames[number], v.shown(), "milliseconds since 1970")
 	}
 	return flow.Time(n), nil
 }
@@ -243,17 +244,17 @@ func ocsfTime(f *found, number, text int) (flow.Time, error) {
 // ocsfTraffic fills the counters: out is from the source to the destination. Where nothing but
 // the sum is told, that is taken.
 func ocsfTraffic(f *found, r *flow.Record) {
-	n, ok := num(f.at[ocsfBytesOut])
-	m, back := num(f.at[ocsfBytesIn])
+	n, ok := f.num(ocsfBytesOut)
+	m, back := f.num(ocsfBytesIn)
 	if !ok && !back {
-		n, ok = num(f.at[ocsfBytes])
+		n, ok = f.num(ocsfBytes)
 	}
 	setBytes(r, n, ok)
 	setRevBytes(r, m, back)
-	n, ok = num(f.at[ocsfPacketsOut])
-	m, back = num(f.at[ocsfPacketsIn])
+	n, ok = f.num(ocsfPacketsOut)
+	m, back = f.num(ocsfPacketsIn)
 	if !ok && !back {
-		n, ok = num(f.at[ocsfPackets])
+		n, ok = f.num(ocsfPackets)
 	}
 	setPackets(r, n, ok)
 	setRevPackets(r, m, back)
@@ -262,7 +263,7 @@ func ocsfTraffic(f *found, r *flow.Record) {
 // ocsfReporter is the end that observed: as the event says, else that whose address or name
 // the device has.
 func ocsfReporter(f *found, srcIP, dstIP []byte) flow.Reporter {
-	switch point, _ := num(f.at[ocsfPointID]); point {
+	switch point, _ := f.num(ocsfPointID); point {
 	case 1:
 		return flow.ReporterSource
 	case 2:
@@ -287,8 +288,8 @@ func ocsfReporter(f *found, srcIP, dstIP []byte) flow.Reporter {
 // ocsfEnforced is what a control did, by its action and the disposition that came of it. A
 // control that only observed (3) neither allowed nor denied.
 func ocsfEnforced(f *found) flow.Observed {
-	action, _ := num(f.at[ocsfAction])
-	disposition, _ := num(f.at[ocsfDisposition])
+	action, _ := f.num(ocsfAction)
+	disposition, _ := f.num(ocsfDisposition)
 	switch disposition {
 	case 2, 6, 21, 25, 26: // blocked, dropped, reset, rejected, unauthorized
 		return flow.ObservedDeny

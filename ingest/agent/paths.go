@@ -5,6 +5,8 @@ import (
 	"strconv"
 
 	"github.com/valyala/fastjson"
+
+	"github.com/postern/postern/flow"
 )
 
 // paths are places in JSON objects, put together so that one pass over an object finds what is
@@ -14,6 +16,7 @@ type paths struct {
 	root  pathNode
 	count int // of places
 	edges int
+	lists bool // some way may lead through a list
 }
 
 // pathNode is an object or a list on the way to a place.
@@ -68,6 +71,7 @@ func (n *pathNode) edge(key string, p *paths) *pathEdge {
 	if i, err := strconv.Atoi(key); err == nil && i >= 0 {
 		e.element = i
 		n.elements = append(n.elements, e)
+		p.lists = true
 	}
 	return e
 }
@@ -88,24 +92,57 @@ func digWays(path string) [][]string {
 	return ways
 }
 
+// value is what is at a place.
+type value struct {
+	kind valueKind
+	text []byte          // of a text what it says, of a number or a truth value how it is written
+	node *fastjson.Value // of a list or an object
+}
+
+type valueKind uint8
+
+const (
+	valueNone valueKind = iota // nothing, or null
+	valueText
+	valueNumber
+	valueTruth
+	valueNode
+)
+
 // found is what is at places in the object that was read last. It is not safe for concurrent use.
 type found struct {
-	paths *paths
-	at    []*fastjson.Value // by place; nil where there is nothing or null
-	ranks []int
-	seen  []uint64 // the last pass that came by an edge
-	pass  uint64
+	paths   *paths
+	values  []value // by place
+	ranks   []int
+	noted   []uint64 // the last pass that found something at a place
+	seen    []uint64 // the last pass that came by an edge
+	pass    uint64
+	written []byte            // numbers and truth values of a tree
+	parsers []fastjson.Parser // by place, of what is not plain in a line that is scanned
 }
 
 func (p *paths) new() *found {
-	return &found{paths: p, at: make([]*fastjson.Value, p.count), ranks: make([]int, p.count), seen: make([]uint64, p.edges)}
+	return &found{paths: p, values: make([]value, p.count), ranks: make([]int, p.count), noted: make([]uint64, p.count),
+		seen: make([]uint64, p.edges), parsers: make([]fastjson.Parser, p.count)}
+}
+
+// at is what is at a place. It holds until the next object is read, and as long as that one's line.
+func (f *found) at(place int) value {
+	if f.noted[place] != f.pass {
+		return value{}
+	}
+	return f.values[place]
 }
 
 // read looks through an object.
 func (f *found) read(v *fastjson.Value) {
-	f.pass++
-	clear(f.at)
+	f.begin()
 	f.walk(&f.paths.root, v)
+}
+
+func (f *found) begin() {
+	f.pass++
+	f.written = f.written[:0]
 }
 
 func (f *found) walk(n *pathNode, v *fastjson.Value) {
@@ -135,23 +172,72 @@ func (f *found) walk(n *pathNode, v *fastjson.Value) {
 
 // take is at an edge. Of several members of a name the first counts.
 func (f *found) take(e *pathEdge, v *fastjson.Value) {
-	if f.seen[e.number] == f.pass {
+	if !f.first(e) {
 		return
 	}
-	f.seen[e.number] = f.pass
-	if p := e.place; p >= 0 && (f.at[p] == nil || e.rank < f.ranks[p]) && v.Type() != fastjson.TypeNull {
-		f.at[p], f.ranks[p] = v, e.rank
+	if e.place >= 0 && f.better(e) {
+		f.note(e, f.value(v))
 	}
 	if e.next != nil {
 		f.walk(e.next, v)
 	}
 }
 
-// said is the text of a place; nil if it is none or stands for nothing.
-func (f *found) said(place int) []byte { return said(str(f.at[place])) }
+// first says whether an edge is come by for the first time.
+func (f *found) first(e *pathEdge) bool {
+	if f.seen[e.number] == f.pass {
+		return false
+	}
+	f.seen[e.number] = f.pass
+	return true
+}
 
-// first is the text of the first of several places that says something.
-func (f *found) first(places ...int) []byte {
+// better says whether an edge is a better way to its place than what was found there.
+func (f *found) better(e *pathEdge) bool {
+	return f.noted[e.place] != f.pass || e.rank < f.ranks[e.place]
+}
+
+func (f *found) note(e *pathEdge, v value) {
+	if v.kind != valueNone {
+		f.values[e.place], f.ranks[e.place], f.noted[e.place] = v, e.rank, f.pass
+	}
+}
+
+// value is a member of a tree.
+func (f *found) value(v *fastjson.Value) value {
+	if v == nil {
+		return value{}
+	}
+	switch v.Type() {
+	case fastjson.TypeString:
+		return value{kind: valueText, text: v.GetStringBytes()}
+	case fastjson.TypeNumber, fastjson.TypeTrue, fastjson.TypeFalse:
+		n := len(f.written)
+		f.written = v.MarshalTo(f.written)
+		kind := valueNumber
+		if v.Type() != fastjson.TypeNumber {
+			kind = valueTruth
+		}
+		return value{kind: kind, text: f.written[n:len(f.written):len(f.written)]}
+	case fastjson.TypeArray, fastjson.TypeObject:
+		return value{kind: valueNode, node: v}
+	}
+	return value{}
+}
+
+// str is the text of a place; nil if it is none.
+func (f *found) str(place int) []byte {
+	if v := f.at(place); v.kind == valueText {
+		return v.text
+	}
+	return nil
+}
+
+// said is the text of a place; nil if it is none or stands for nothing.
+func (f *found) said(place int) []byte { return said(f.str(place)) }
+
+// firstSaid is the text of the first of several places that says something.
+func (f *found) firstSaid(places ...int) []byte {
 	for _, p := range places {
 		if b := f.said(p); b != nil {
 			return b
@@ -160,13 +246,68 @@ func (f *found) first(places ...int) []byte {
 	return nil
 }
 
+// num is [num] of a place.
+func (f *found) num(place int) (uint64, bool) {
+	switch v := f.at(place); v.kind {
+	case valueNumber:
+		return whole64(v.text)
+	case valueText:
+		return atou(v.text)
+	}
+	return 0, false
+}
+
+// moment is [moment] of a place, by the name of its member.
+func (f *found) moment(place int, name string) (flow.Time, error) {
+	v := f.at(place)
+	if v.kind == valueNone {
+		return 0, nil
+	}
+	t, ok := when(f.str(place))
+	if !ok {
+		return 0, fieldError(name, v.shown(), wantMoment)
+	}
+	return t, nil
+}
+
+// has says whether a place is a word or a list of words with that in it.
+func (f *found) has(place int, word string) bool {
+	v := f.at(place)
+	if v.kind == valueText {
+		return string(v.text) == word
+	}
+	for _, w := range v.node.GetArray() {
+		if string(str(w)) == word {
+			return true
+		}
+	}
+	return false
+}
+
+// shown is a value as errors show it.
+func (v value) shown() []byte {
+	if v.kind == valueNode {
+		return shown(v.node)
+	}
+	return v.text
+}
+
+// truth is a truth value; ok is false if it is none.
+func (v value) truth() (yes, ok bool) { return string(v.text) == "true", v.kind == valueTruth }
+
 // ofPaths makes the reader of a format whose lines are JSON objects that it reads members of.
 func ofPaths(p *paths, read func(f *found, e *entry) error) func(*Decoder) parser {
 	return func(d *Decoder) parser {
 		f := p.new()
-		return ofJSON(func(v *fastjson.Value, e *entry) error {
-			f.read(v)
+		return func(line []byte, e *entry) error {
+			if !f.scan(line) {
+				v, err := d.object(line)
+				if err != nil {
+					return err
+				}
+				f.read(v)
+			}
 			return read(f, e)
-		})(d)
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -26,6 +27,9 @@ func FuzzPaths(f *testing.F) {
 		}
 		var parser fastjson.Parser
 		v, err := parser.Parse(text)
+		if (err != nil || v.Type() != fastjson.TypeObject) && (&paths{}).new().scan([]byte(text)) {
+			t.Errorf("%q is scanned; %v", text, err)
+		}
 		if err != nil || v.Type() != fastjson.TypeObject || doubled(v) {
 			return
 		}
@@ -37,19 +41,55 @@ func FuzzPaths(f *testing.F) {
 				p.add(digWays(name)...)
 			}
 		}
-		for found := range 2 { // what the line before had is forgotten
-			got := p.new()
-			if found == 1 {
-				got.read(fastjson.MustParse(`{"a":{"b":1,"b.c":2},"a.b.c":3}`))
+		const before = `{"a":{"b":1,"b.c":2},"a.b.c":3}` // what the line before had is forgotten
+		got := p.new()
+		got.read(fastjson.MustParse(before))
+		got.read(v)
+		for i, name := range names {
+			if want := shownAs(got.value(dig(v, name))); want != shownAs(got.at(i)) {
+				t.Errorf("%s of %s is %s, want %s", name, text, shownAs(got.at(i)), want)
 			}
-			got.read(v)
-			for i, name := range names {
-				if want := dig(v, name); want != got.at[i] {
-					t.Errorf("%s of %s is %v, want %v", name, text, got.at[i], want)
-				}
+		}
+		if got.scan([]byte(before)); !got.scan([]byte(text)) {
+			return
+		}
+		for i, name := range names {
+			if want := shownAs(got.value(dig(v, name))); want != shownAs(got.at(i)) {
+				t.Errorf("%s of %s is scanned as %s, want %s", name, text, shownAs(got.at(i)), want)
 			}
 		}
 	})
+}
+
+// shownAs is all there is about a value.
+func shownAs(v value) string {
+	if v.kind == valueNode {
+		return string(v.node.MarshalTo(nil))
+	}
+	return fmt.Sprintf("%d %q", v.kind, v.text)
+}
+
+// TestScan holds that lines as they come are scanned, so that what is measured is what runs.
+func TestScan(t *testing.T) {
+	p := &paths{}
+	for _, name := range []string{"a", "b.c", "d"} {
+		p.add(digWays(name)...)
+	}
+	for line, want := range map[string]bool{
+		`{"a":"x","b":{"c":-1.5e+3,"x":[1,"2",{"y":null},[]]},"z":{},"d":"a \"quoted\\\\"}`: true,
+		" {\t\"a\" : true , \"b.c\" : false\r\n } ":                                         true, `{}`: true, `{"a":[1,{"b":"c"}]}`: true,
+		`{"a\u0020":1}`: false, `{"a":1,}`: false, `{"a":1}x`: false, `[1]`: false, ``: false, `{"a":nan}`: false, `{"a":.5}`: false, `{"a":"`: false, `{"a":tru}`: false,
+		`{"a":"` + strings.Repeat("x", maxScanValue) + `"}`: true, `{"a":"\\n` + strings.Repeat("x", maxScanValue) + `"}`: false, `{"x":"\\n` + strings.Repeat("x", maxScanValue) + `"}`: true,
+		`{"x":` + strings.Repeat("[", maxScanDepth+1) + strings.Repeat("]", maxScanDepth+1) + `}`: false,
+	} {
+		if got := p.new().scan([]byte(line)); got != want {
+			t.Errorf("%s: scanned is %v, want %v", line, got, want)
+		}
+	}
+	p.add([]string{"list", "0"})
+	if p.new().scan([]byte(`{"list":[1]}`)) {
+		t.Error("a path through a list is scanned")
+	}
 }
 
 // doubled says whether an object has two members of a name, of which one is written with an

@@ -330,6 +330,8 @@ func TestSplitter(t *testing.T) {
 		{"cut in two in a string", "{\"a\":\"x\ny\"}\n{\"b\":1}\n", []string{"{\"a\":\"x\ny\"}", `{"b":1}`}},
 		{"over lines, loosely", "{\"a\":[1,-2.5e3,\n null,],\n\"b\":{ },\n}{\"b\":1}\n", []string{"{\"a\":[1,-2.5e3,\n null,],\n\"b\":{ },\n}", `{"b":1}`}},
 		{"broken in an array", `[{"a":1},{"b":"x},{"c":1}]`, []string{`{"a":1}`, `{"b":"x}`, `{"c":1}`}},
+		{"empty columns", ",a,\r\n\tb\t\n  c \n \t \n,,\n\n d,\n\t\te", []string{",a,", "\tb\t", "c", "d,", "\t\te"}},
+		{"objects with commas between", "{\n},\n\t{\"b\":1},\n", []string{"{\n}", `{"b":1}`}},
 		{"empty array", "[]\n[ ]\n", nil},
 		{"too long", strings.Repeat("x", 200) + "\ny\n", []string{"ErrItemTooLong", "y"}},
 		{"a header in brackets", "[UFW BLOCK] IN=eth0\nx", []string{"[UFW BLOCK] IN=eth0", "x"}},

@@ -35,7 +35,7 @@ func (s *Splitter) Next(buf []byte, eof bool) (item []byte, n int, err error) {
 		s.skipping = false
 		return nil, i + 1, nil
 	}
-	n = blank(buf)
+	n = s.blank(buf, eof)
 	if n > 0 || len(buf) == 0 {
 		return nil, n, nil
 	}
@@ -79,14 +79,24 @@ func (s *Splitter) Next(buf []byte, eof bool) (item []byte, n int, err error) {
 }
 
 // blank is how many bytes at the beginning are white space, or what stands between the
-// elements of an array.
-func blank(b []byte) int {
-	for i, c := range b {
-		if c != ' ' && c != '\t' && c != '\r' && c != '\n' && c != ',' && c != ']' {
-			return i
-		}
+// elements of an array. Of a line of text, a tab or a comma at its beginning is an empty column.
+func (s *Splitter) blank(b []byte, eof bool) int {
+	i := 0
+	for i < len(b) && between(b[i]) {
+		i++
 	}
-	return len(b)
+	switch {
+	case s.array, i == len(b) && eof, i < len(b) && (b[i] == '{' || b[i] == '[' || b[i] == '}'):
+		return i
+	}
+	if line := bytes.LastIndexByte(b[:i], '\n') + 1; i == len(b) || bytes.ContainsAny(b[line:i], "\t,]") {
+		return line
+	}
+	return i
+}
+
+func between(c byte) bool {
+	return c == ' ' || c == '\t' || c == '\r' || c == '\n' || c == ',' || c == ']'
 }
 
 // opening is how many bytes at the beginning open an array of objects, by themselves or as
@@ -153,13 +163,13 @@ func nextElement(line []byte) int {
 	}
 }
 
-// trim cuts white space and what stands behind an element of an array.
+// trim cuts white space and what stands behind an element of an array. Of a line of text, a
+// tab at its end is an empty column.
 func trim(line []byte) []byte {
-	line = bytes.TrimRight(line, " \t\r")
 	if len(line) > 0 && line[0] == '{' {
-		line = bytes.TrimRight(line, " \t\r,]")
+		return bytes.TrimRight(line, " \t\r,]")
 	}
-	return line
+	return bytes.TrimRight(line, " \r")
 }
 
 // maxNesting is how deep objects and arrays may be nested in an object over several lines or in

@@ -13,6 +13,7 @@ import (
 
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest/exporter"
+	"github.com/postern/postern/test/part"
 	"github.com/postern/postern/test/radius"
 )
 
@@ -37,15 +38,9 @@ type kea struct {
 func startKea(t testing.TB) *kea {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		absent(t, "a DHCP server in a network namespace needs root")
+		part.Missing(t, "a DHCP server in a network namespace needs root")
 	}
-	for _, tool := range []string{"ip", "busybox", "kea-dhcp4"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			if _, err := os.Stat("/usr/sbin/" + tool); err != nil {
-				absent(t, tool+" is not installed (on Debian: apt-get install iproute2 busybox kea-dhcp4-server)")
-			}
-		}
-	}
+	part.Need(t, "iproute2 busybox kea-dhcp4-server", "ip", "busybox", "kea-dhcp4")
 	needNamespaces(t)
 	// A socket's path holds 107 bytes, fewer than the name of a test's folder may have.
 	dir, err := os.MkdirTemp("", "kea")

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/postern/postern/test/part"
 )
 
 const routerScript = "netfilter/router"
@@ -32,18 +34,12 @@ rules:
 func needRouter(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		absent(t, "network namespaces and the kernel's log need root")
+		part.Missing(t, "network namespaces and the kernel's log need root")
 	}
-	for _, tool := range []string{"ip", "nft", "conntrack", "ulogd", "busybox", "stdbuf"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			if _, err := os.Stat("/usr/sbin/" + tool); err != nil {
-				absent(t, tool+" is not installed (on Debian: apt-get install iproute2 nftables conntrack ulogd2 busybox)")
-			}
-		}
-	}
+	part.Need(t, "iproute2 nftables conntrack ulogd2 busybox", "ip", "nft", "conntrack", "ulogd", "busybox", "stdbuf")
 	needNamespaces(t)
 	if f, err := os.Open("/dev/kmsg"); err != nil {
-		absent(t, "the kernel's log cannot be read here: "+err.Error())
+		part.Missing(t, "the kernel's log cannot be read here: "+err.Error())
 	} else {
 		f.Close()
 	}
@@ -54,7 +50,7 @@ func needNamespaces(t testing.TB) {
 	t.Helper()
 	probe := fmt.Sprint("postern-probe-", os.Getpid(), "-", t.Name())
 	if out, err := exec.Command("ip", "netns", "add", probe).CombinedOutput(); err != nil {
-		absent(t, "network namespaces cannot be made here: "+string(out))
+		part.Missing(t, "network namespaces cannot be made here: "+string(out))
 	}
 	if out, err := exec.Command("ip", "netns", "del", probe).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -121,12 +117,12 @@ enrich: {window: 2s}
 sessions: {lateness: 10s}
 `, s.data, dir, door, s.policyDir(), s.admin))
 	s.start()
-	r := startPart(t, "the router", routerScript, "run", dir, word)
+	r := startProgram(t, "the router", routerScript, "run", dir, word)
 	s.until("the router", 20*time.Second, func() bool {
 		_, err := os.Stat(filepath.Join(dir, "ready"))
 		return err == nil
 	})
-	kernel := startPart(t, "rsyslog of the kernel's log", syslogSender, "kernel", t.TempDir(), port, word)
+	kernel := startProgram(t, "rsyslog of the kernel's log", syslogSender, "kernel", t.TempDir(), port, word)
 
 	began := time.Now().Add(-time.Second)
 	text := strings.Repeat("x", 3000)

@@ -1,17 +1,8 @@
 package test
 
 import (
-	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
-	"math/big"
 	"net"
 	"os"
 	"os/exec"
@@ -23,126 +14,55 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/postern/postern/test/part"
 )
 
-// absent ends a test that needs what is not there: it skips, and fails where everything must
-// be there.
-func absent(t testing.TB, why string) {
+// newAuthority makes an authority of a new folder that has issued certificates for localhost.
+func newAuthority(t testing.TB, names ...string) *part.Authority {
 	t.Helper()
-	if os.Getenv("CI") == "true" {
-		t.Fatal(why)
+	a, err := part.NewAuthority(t.TempDir())
+	for _, name := range names {
+		if err == nil {
+			err = a.Issue(name, "localhost", "127.0.0.1")
+		}
 	}
-	t.Skip(why)
-}
-
-// authority is a folder with certificates that one authority signed.
-type authority struct {
-	t    testing.TB
-	dir  string
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	made int64
-}
-
-// newAuthority makes one; its certificate is ca.pem in dir.
-func newAuthority(t testing.TB, dir string) *authority {
-	t.Helper()
-	a := &authority{t: t, dir: dir, cert: &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Postern test authority"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}}
-	var err error
-	if a.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+	if err != nil {
 		t.Fatal(err)
 	}
-	a.sign(a.cert, &a.key.PublicKey, "ca.pem")
 	return a
 }
 
-// issue writes NAME.pem and NAME-key.pem, for localhost.
-func (a *authority) issue(name string) {
-	a.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	a.made++
-	a.sign(&x509.Certificate{
-		SerialNumber: big.NewInt(1 + a.made), Subject: pkix.Name{CommonName: name}, DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: a.cert.NotBefore, NotAfter: a.cert.NotAfter, KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}, &key.PublicKey, name+".pem")
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	a.write(name+"-key.pem", "PRIVATE KEY", der)
+// program is one that a script of ours has started, until its standard input ends.
+type program struct {
+	t    testing.TB
+	name string
+	run  *part.Program
 }
 
-func (a *authority) sign(cert *x509.Certificate, key *ecdsa.PublicKey, file string) {
-	a.t.Helper()
-	der, err := x509.CreateCertificate(rand.Reader, cert, a.cert, key, a.key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	a.write(file, "CERTIFICATE", der)
-}
-
-func (a *authority) write(file, kind string, der []byte) {
-	a.t.Helper()
-	if err := os.WriteFile(filepath.Join(a.dir, file), pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
-		a.t.Fatal(err)
-	}
-}
-
-// part is a program that a script of ours has started, until its standard input ends.
-type part struct {
-	t     testing.TB
-	name  string
-	cmd   *exec.Cmd
-	stdin io.Closer
-	out   bytes.Buffer
-	done  chan struct{}
-}
-
-// startPart runs a script in the foreground; what it said is shown if the test has failed.
-func startPart(t testing.TB, name string, script ...string) *part {
+// startProgram runs a script in the foreground; what it said is shown if the test has failed.
+func startProgram(t testing.TB, name string, script ...string) *program {
 	t.Helper()
-	p := &part{t: t, name: name, cmd: exec.Command(script[0], script[1:]...), done: make(chan struct{})}
-	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.out
-	p.cmd.WaitDelay = 5 * time.Second // what it left behind may hold its output open
-	stdin, err := p.cmd.StdinPipe()
-	if err == nil {
-		err = p.cmd.Start()
-	}
+	log := filepath.Join(t.TempDir(), "said")
+	run, err := part.Start(exec.Command(script[0], script[1:]...), log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.stdin = stdin
-	go func() {
-		_ = p.cmd.Wait() // how it ended is in what it said
-		close(p.done)
-	}()
+	p := &program{t, name, run}
 	t.Cleanup(func() {
 		p.stop()
 		if t.Failed() {
-			t.Logf("what %s said:\n%s", name, tail(p.out.String(), 4000))
+			t.Logf("what %s said:\n%s", name, part.Tail(log))
 		}
 	})
 	return p
 }
 
 // stop ends it in order and waits.
-func (p *part) stop() {
+func (p *program) stop() {
 	p.t.Helper()
-	p.stdin.Close()
-	select {
-	case <-p.done:
-	case <-time.After(15 * time.Second):
-		p.t.Errorf("%s did not end", p.name)
-		_ = p.cmd.Process.Kill()
-		<-p.done
+	if err := p.run.End(nil); err != nil {
+		p.t.Errorf("%s: %v", p.name, err)
 	}
 }
 
@@ -152,13 +72,13 @@ const syslogSender = "syslog/sender"
 func needSenders(t testing.TB) {
 	t.Helper()
 	if _, err := os.Stat("../.cache/syslog/fetched"); err != nil {
-		absent(t, "rsyslog and syslog-ng are not there; on Debian, test/syslog/sender fetch gets them")
+		part.Missing(t, "rsyslog and syslog-ng are not there; on Debian, test/syslog/sender fetch gets them")
 	}
 }
 
 // sending is a real sender and the file of numbered lines that it sends.
 type sending struct {
-	*part
+	*program
 	dir   string
 	first uint64 // number of the first line
 	line  func(at time.Time, n uint64) string
@@ -168,11 +88,11 @@ type sending struct {
 }
 
 // newSending makes the folder of a sender that knows the authority a.
-func newSending(t testing.TB, a *authority, first uint64, line func(time.Time, uint64) string) *sending {
+func newSending(t testing.TB, a *part.Authority, first uint64, line func(time.Time, uint64) string) *sending {
 	t.Helper()
 	s := &sending{dir: t.TempDir(), first: first, line: line}
 	for _, file := range []string{"ca.pem", "sender.pem", "sender-key.pem"} {
-		raw, err := os.ReadFile(filepath.Join(a.dir, file))
+		raw, err := os.ReadFile(filepath.Join(a.Dir, file))
 		if err == nil {
 			err = os.WriteFile(filepath.Join(s.dir, file), raw, 0o600)
 		}
@@ -226,10 +146,7 @@ func suricataLine(at time.Time, n uint64) string {
 func TestSyslogSenders(t *testing.T) {
 	t.Parallel()
 	needSenders(t)
-	ours, others := newAuthority(t, t.TempDir()), newAuthority(t, t.TempDir())
-	ours.issue("server")
-	ours.issue("sender")
-	others.issue("sender")
+	ours, others := newAuthority(t, "server", "sender"), newAuthority(t, "sender")
 
 	s := newRole(t, "serve")
 	door := freePort(t, "tcp")
@@ -244,7 +161,7 @@ ingest:
 policy: {dir: %[4]s, since: 2020-01-01T00:00:00Z}
 embedded: {listen: "127.0.0.1:0", maxMemory: 1GiB}
 admin: {listen: "%[5]s"}
-`, s.data, door, ours.dir, s.policyDir(), s.admin))
+`, s.data, door, ours.Dir, s.policyDir(), s.admin))
 	s.start()
 
 	names := []string{"rsyslog", "syslog-ng"}
@@ -255,7 +172,7 @@ admin: {listen: "%[5]s"}
 	var ended atomic.Bool
 	var writers sync.WaitGroup
 	for name, x := range senders {
-		x.part = startPart(t, name, syslogSender, name, x.dir, port, "sender")
+		x.program = startProgram(t, name, syslogSender, name, x.dir, port, "sender")
 		writers.Go(func() {
 			for ; !ended.Load(); time.Sleep(10 * time.Millisecond) {
 				if err := x.write(8); err != nil {
@@ -339,7 +256,7 @@ admin: {listen: "%[5]s"}
 		if intruder.certificate != "" {
 			name = "sender"
 			for _, file := range []string{"sender.pem", "sender-key.pem"} {
-				raw, err := os.ReadFile(filepath.Join(others.dir, file))
+				raw, err := os.ReadFile(filepath.Join(others.Dir, file))
 				if err == nil {
 					err = os.WriteFile(filepath.Join(x.dir, file), raw, 0o600)
 				}
@@ -352,7 +269,7 @@ admin: {listen: "%[5]s"}
 			t.Fatal(err)
 		}
 		before := s.metric("postern_ingest_syslog_refused_connections_total")
-		x.part = startPart(t, intruder.program+" without a right", syslogSender, intruder.program, x.dir, port, name)
+		x.program = startProgram(t, intruder.program+" without a right", syslogSender, intruder.program, x.dir, port, name)
 		s.until(fmt.Sprintf("%+v to be refused", intruder), 20*time.Second, func() bool {
 			return s.metric("postern_ingest_syslog_refused_connections_total") > before
 		})

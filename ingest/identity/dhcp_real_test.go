@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/postern/postern/flow"
+	"github.com/postern/postern/test/part"
 )
 
 // kea is a real Kea server in a network namespace; see test/kea/dhcp.
@@ -22,18 +23,11 @@ type kea struct {
 func startKea(t *testing.T, env ...string) *kea {
 	t.Helper()
 	if os.Getuid() != 0 {
-		t.Skip("network namespaces need root")
+		part.Missing(t, "network namespaces need root")
 	}
-	if _, err := os.Stat("/usr/sbin/kea-dhcp4"); err != nil {
-		t.Skip("kea-dhcp4-server is not installed; make test installs it on Debian")
-	}
-	for _, tool := range []string{"busybox", "ip"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("%s is not installed; make test installs it on Debian", tool)
-		}
-	}
+	part.Need(t, "iproute2 busybox kea-dhcp4-server", "ip", "busybox", "kea-dhcp4")
 	if out, err := exec.Command("ip", "netns", "list").CombinedOutput(); err != nil {
-		t.Skipf("network namespaces cannot be used here: %s", out)
+		part.Missing(t, "network namespaces cannot be used here: "+string(out))
 	}
 	// A socket's path holds 107 bytes, fewer than the name of a test's folder may have.
 	dir, err := os.MkdirTemp("", "kea")

@@ -7,9 +7,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
-	randv2 "math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -23,6 +21,8 @@ import (
 	"time"
 
 	kgo "github.com/segmentio/kafka-go"
+
+	"github.com/postern/postern/test/part"
 )
 
 // User and Password are the credentials that every SASL listener knows, by PLAIN,
@@ -32,10 +32,7 @@ const (
 	Password = "correct.horse.battery"
 )
 
-const (
-	startLimit = 60 * time.Second // a loaded machine takes ten times as long as a quiet one
-	stopLimit  = 20 * time.Second
-)
+const startLimit = 60 * time.Second // a loaded machine takes ten times as long as a quiet one
 
 // Option changes how a broker is set up.
 type Option func(*options)
@@ -100,10 +97,8 @@ type Broker struct {
 	addrs  map[string]string // by listener
 	tls    Identity
 
-	mu    sync.Mutex
-	cmd   *exec.Cmd
-	stdin io.Closer     // its end is the end of the process
-	done  chan struct{} // closed when the process has been waited for
+	mu  sync.Mutex
+	run *part.Program // nil: it does not run
 }
 
 // Addr is where plain clients connect: "127.0.0.1:port". It stays across restarts.
@@ -135,10 +130,10 @@ func (b *Broker) TLS() Identity { return b.tls }
 func (b *Broker) Pid() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.cmd == nil {
+	if b.run == nil {
 		return 0
 	}
-	return b.cmd.Process.Pid
+	return b.run.Pid()
 }
 
 // Start runs a broker of its own for t, waits until it answers, and ends it when t
@@ -188,7 +183,7 @@ var shared = sync.OnceValues(func() (*Broker, error) {
 		return nil, err
 	}
 	if err := ready(b.Addr(), 1); err != nil {
-		log := b.logTail()
+		log := part.Tail(b.logName())
 		b.end(syscall.SIGKILL)
 		os.RemoveAll(dir)
 		return nil, fmt.Errorf("%w\n%s", err, log)
@@ -298,58 +293,27 @@ func (b *Broker) Restart() {
 func (b *Broker) start() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.cmd != nil {
+	if b.run != nil {
 		return fmt.Errorf("Kafka node %d runs already", b.id)
 	}
-	out, err := os.OpenFile(b.logName(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	defer out.Close() // the process has its own
 	cmd := exec.Command(b.script, "run", b.config, b.remove)
-	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	r, w, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	cmd.Stdin = r
-	if err := cmd.Start(); err != nil {
-		w.Close()
-		return err
-	}
-	done := make(chan struct{})
-	b.cmd, b.stdin, b.done = cmd, w, done
-	go func() {
-		_ = cmd.Wait() // how it ended is in the log
-		close(done)
-	}()
-	return nil
+	var err error
+	b.run, err = part.Start(cmd, b.logName())
+	return err
 }
 
 // end signals the process and waits until it is gone.
 func (b *Broker) end(sig syscall.Signal) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.cmd == nil {
+	if b.run == nil {
 		return
 	}
-	_ = b.cmd.Process.Signal(sig) // it may have ended by itself
-	select {
-	case <-b.done:
-	case <-time.After(stopLimit):
-		if b.t != nil {
-			b.t.Errorf("Kafka node %d did not end within %v of %v", b.id, stopLimit, sig)
-		}
-		_ = b.cmd.Process.Kill()
-		<-b.done
+	if err := b.run.End(sig); err != nil && b.t != nil {
+		b.t.Errorf("Kafka node %d, sent %v: %v", b.id, sig, err)
 	}
-	// The child that watches standard input is in the same process group, and is why
-	// the group's number cannot be anybody else's by now.
-	_ = syscall.Kill(-b.cmd.Process.Pid, syscall.SIGKILL)
-	b.stdin.Close()
-	b.cmd, b.stdin, b.done = nil, nil, nil
+	b.run = nil
 }
 
 // ready waits until a plain client of addr sees that many brokers.
@@ -374,38 +338,9 @@ func ready(addr string, brokers int) error {
 
 func (b *Broker) logName() string { return filepath.Join(b.dir, "log") }
 
-// logTail is the end of the broker's log.
-func (b *Broker) logTail() string {
-	const lines = 80
-	log, err := os.ReadFile(b.logName())
-	if err != nil {
-		return err.Error()
-	}
-	all := slices.Collect(bytes.Lines(log))
-	return string(bytes.Join(all[max(0, len(all)-lines):], nil))
-}
-
 func (b *Broker) showLog(t testing.TB) {
 	if t.Failed() {
-		t.Logf("the end of the log of Kafka node %d:\n%s", b.id, b.logTail())
-	}
-}
-
-// root finds the module, from the folder that `go test` runs in.
-func root() (string, error) {
-	dir, err := os.Getwd()
-	if err != nil {
-		return "", err
-	}
-	for {
-		if _, err := os.Stat(filepath.Join(dir, "test", "kafka", "broker")); err == nil {
-			return dir, nil
-		}
-		parent := filepath.Dir(dir)
-		if parent == dir {
-			return "", errors.New("test/kafka/broker is in no folder above this one")
-		}
-		dir = parent
+		t.Logf("the end of the log of Kafka node %d:\n%s", b.id, part.Tail(b.logName()))
 	}
 }
 
@@ -413,15 +348,12 @@ func root() (string, error) {
 func need(t testing.TB) {
 	t.Helper()
 	if missing := missing(); missing != "" {
-		if os.Getenv("CI") == "true" {
-			t.Fatalf("%s: make kafka", missing)
-		}
-		t.Skipf("%s: make kafka", missing)
+		part.Missing(t, missing+": make kafka")
 	}
 }
 
 func missing() string {
-	dir, err := root()
+	dir, err := part.Root()
 	if err != nil {
 		return err.Error()
 	}
@@ -449,7 +381,7 @@ func prepare(dir string, n int, opts []Option) ([]*Broker, error) {
 	if len(o.advertised) != 0 && len(o.advertised) != n {
 		return nil, fmt.Errorf("WithAdvertised has %d addresses for %d nodes: a client must tell them apart", len(o.advertised), n)
 	}
-	home, err := root()
+	home, err := part.Root()
 	if err != nil {
 		return nil, err
 	}
@@ -476,7 +408,7 @@ func prepare(dir string, n int, opts []Option) ([]*Broker, error) {
 			names = append(names, l.name)
 		}
 	}
-	ports, err := freePorts(n * len(names))
+	ports, err := part.FreePorts(n * len(names))
 	if err != nil {
 		return nil, err
 	}
@@ -609,27 +541,4 @@ func (b *Broker) properties(names, voters []string, replicas int) map[string]str
 		"num.io.threads":                 "2",
 		"background.threads":             "2",
 	}
-}
-
-// freePorts finds ports that nobody listens on, below those that the system gives to
-// outgoing connections: while a broker is down, none of those may take its place.
-func freePorts(n int) ([]int, error) {
-	const low, high = 20000, 32000
-	var ports []int
-	for range 1000 {
-		if len(ports) == n {
-			return ports, nil
-		}
-		port := low + randv2.IntN(high-low)
-		if slices.Contains(ports, port) {
-			continue
-		}
-		l, err := net.Listen("tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
-		if err != nil {
-			continue
-		}
-		l.Close()
-		ports = append(ports, port)
-	}
-	return nil, fmt.Errorf("no %d free ports between %d and %d", n, low, high)
 }

@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"os"
 	"testing"
 	"unicode/utf16"
+
+	"github.com/postern/postern/test/part"
 )
 
 // Packages that tests of Active Directory need, as Debian calls them.
@@ -17,7 +20,10 @@ const sambaPackages = "samba samba-ad-dc samba-ad-provision ldb-tools ldap-utils
 // added beforehand. Its log is shown if t failed.
 func StartActiveDirectory(t testing.TB, entries string) *Server {
 	t.Helper()
-	need(t, true, sambaPackages, "samba", "samba-tool", "ldbadd", "ldapmodify")
+	part.Need(t, sambaPackages, "samba", "samba-tool", "ldbadd", "ldapmodify")
+	if os.Geteuid() != 0 {
+		part.Missing(t, "Samba listens on ports below 1024, which needs root")
+	}
 	s := prepare(t, "samba-ad.sh", "dc1.corp.example.net")
 	address, err := freeAddress()
 	if err != nil {

@@ -2,13 +2,12 @@ package directory
 
 import (
 	"fmt"
-	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/postern/postern/test/part"
 )
 
 const slapdPackages = "slapd ldap-utils"
@@ -19,9 +18,9 @@ const slapdPackages = "slapd ldap-utils"
 // added to the configuration. Its log is shown if t failed.
 func StartOpenLDAP(t testing.TB, entries string, sizeLimit int, extra ...string) *Server {
 	t.Helper()
-	need(t, false, slapdPackages, "slapd", "slapadd", "ldapmodify")
+	part.Need(t, slapdPackages, "slapd", "slapadd", "ldapmodify")
 	s := prepare(t, "slapd.sh", "ldap.example.org")
-	ports, err := freePorts(2)
+	ports, err := part.FreePorts(2)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,8 +39,8 @@ moduleload ppolicy
 pidfile %[1]s/pid
 argsfile %[1]s/args
 TLSCACertificateFile %[2]s/ca.pem
-TLSCertificateFile %[2]s/cert.pem
-TLSCertificateKeyFile %[2]s/key.pem
+TLSCertificateFile %[2]s/server.pem
+TLSCertificateKeyFile %[2]s/server-key.pem
 TLSVerifyClient try
 authz-regexp cn=postern %[6]s
 database mdb
@@ -68,23 +67,4 @@ overlay ppolicy
 	s.own()
 	s.Start()
 	return s
-}
-
-// freePorts finds ports that nobody listens on, below those that the system gives to
-// outgoing connections.
-func freePorts(n int) ([]int, error) {
-	var ports []int
-	for range 1000 {
-		if len(ports) == n {
-			return ports, nil
-		}
-		port := 20000 + rand.IntN(12000)
-		l, err := net.Listen("tcp4", "127.0.0.1:"+strconv.Itoa(port))
-		if err != nil {
-			continue
-		}
-		l.Close()
-		ports = append(ports, port)
-	}
-	return nil, fmt.Errorf("no %d free ports between 20000 and 32000", n)
 }

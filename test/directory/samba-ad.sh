@@ -10,7 +10,7 @@
 # Samba knows only the ports 389, 636, 3268 and 3269, so it gets an address of its own:
 # ADDRESS is one of 127.0.0.0/8, all of which Linux has on its loopback interface, and
 # nothing is seen from outside or in the way of who uses 127.0.0.1. DIR/tls holds
-# ca.pem, cert.pem and key.pem. The administrator's password is in ADMIN_PASSWORD.
+# ca.pem, server.pem and server-key.pem. The administrator's password is in ADMIN_PASSWORD.
 #
 # Needs Linux, root (for the ports), and Debian's samba, samba-ad-dc,
 # samba-ad-provision and ldb-tools.
@@ -35,8 +35,8 @@ provision)
 		server services = ldap
 		interfaces = $3/8
 		bind interfaces only = yes
-		tls keyfile = $dir/tls/key.pem
-		tls certfile = $dir/tls/cert.pem
+		tls keyfile = $dir/tls/server-key.pem
+		tls certfile = $dir/tls/server.pem
 		tls cafile = $dir/tls/ca.pem
 		idmap_ldb:use rfc2307 = yes
 		posix:eadb = $dir/eadb.tdb

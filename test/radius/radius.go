@@ -2,9 +2,7 @@ package radius
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -13,12 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
-)
 
-const (
-	startLimit = 60 * time.Second // a loaded machine takes ten times as long as a quiet one
-	stopLimit  = 20 * time.Second
+	"github.com/postern/postern/test/part"
 )
 
 // Server is a running FreeRADIUS. Its methods are called by the test's own goroutine.
@@ -31,24 +25,15 @@ type Server struct {
 	dir    string
 	port   string
 	script string
-	cmd    *exec.Cmd
-	stdin  io.Closer // its end is the end of the process
-	done   chan struct{}
+	run    *part.Program
 }
 
 // Start starts a server whose clock reads in the named zone (such as Europe/Berlin). It
 // skips t where FreeRADIUS is not installed, and fails it in CI. It ends with t.
 func Start(t testing.TB, zone string) *Server {
 	t.Helper()
-	for _, program := range []string{"/usr/sbin/freeradius", "/usr/bin/radclient"} {
-		if _, err := os.Stat(program); err != nil {
-			if os.Getenv("CI") == "true" {
-				t.Fatalf("%s is not installed", program)
-			}
-			t.Skipf("%s is not installed; make test installs freeradius and freeradius-utils on Debian", program)
-		}
-	}
-	home, err := root()
+	part.Need(t, "freeradius freeradius-utils", "freeradius", "radclient")
+	home, err := part.Root()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,57 +51,30 @@ func Start(t testing.TB, zone string) *Server {
 }
 
 func (s *Server) start(zone string) error {
-	out, err := os.OpenFile(s.log(), os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
-	if err != nil {
+	cmd := exec.Command(s.script, "run", s.dir, s.port)
+	cmd.Env = append(os.Environ(), "TZ="+zone)
+	var err error
+	if s.run, err = part.Start(cmd, s.log()); err != nil {
 		return err
 	}
-	defer out.Close() // the process has its own
-	s.cmd = exec.Command(s.script, "run", s.dir, s.port)
-	s.cmd.Env = append(os.Environ(), "TZ="+zone)
-	s.cmd.Stdout, s.cmd.Stderr = out, out
-	if s.stdin, err = s.cmd.StdinPipe(); err != nil {
-		return err
-	}
-	if err := s.cmd.Start(); err != nil {
-		return err
-	}
-	s.done = make(chan struct{})
-	go func() {
-		_ = s.cmd.Wait() // how it ended is in the log
-		close(s.done)
-	}()
 	s.t.Cleanup(s.stop)
-	for begun := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+	return s.run.Await(func() error {
 		log, err := os.ReadFile(s.log())
-		if err == nil && bytes.Contains(log, []byte("Ready to process requests")) {
-			return nil
+		if err == nil && !bytes.Contains(log, []byte("Ready to process requests")) {
+			err = fmt.Errorf("FreeRADIUS has said: %s", log)
 		}
-		select {
-		case <-s.done:
-			return fmt.Errorf("FreeRADIUS has ended: %s", log)
-		default:
-		}
-		if time.Since(begun) > startLimit {
-			return fmt.Errorf("FreeRADIUS was not ready within %v: %s", startLimit, log)
-		}
-	}
+		return err
+	})
 }
 
 func (s *Server) log() string { return filepath.Join(s.dir, "log") }
 
 func (s *Server) stop() {
-	_ = s.cmd.Process.Signal(syscall.SIGTERM) // it may have ended by itself
-	select {
-	case <-s.done:
-	case <-time.After(stopLimit):
-		s.t.Errorf("FreeRADIUS did not end within %v", stopLimit)
-		_ = s.cmd.Process.Kill()
-		<-s.done
+	if err := s.run.End(syscall.SIGTERM); err != nil {
+		s.t.Errorf("FreeRADIUS: %v", err)
 	}
-	s.stdin.Close()
 	if s.t.Failed() {
-		log, _ := os.ReadFile(s.log())
-		s.t.Logf("FreeRADIUS said:\n%s", log)
+		s.t.Logf("the end of what FreeRADIUS said:\n%s", part.Tail(s.log()))
 	}
 }
 
@@ -139,22 +97,4 @@ func freePort() (string, error) {
 	}
 	defer conn.Close()
 	return strconv.Itoa(conn.LocalAddr().(*net.UDPAddr).Port), nil
-}
-
-// root finds the module, from the folder that `go test` runs in.
-func root() (string, error) {
-	dir, err := os.Getwd()
-	if err != nil {
-		return "", err
-	}
-	for {
-		if _, err := os.Stat(filepath.Join(dir, "test", "radius", "freeradius.sh")); err == nil {
-			return dir, nil
-		}
-		parent := filepath.Dir(dir)
-		if parent == dir {
-			return "", errors.New("test/radius/freeradius.sh is in no folder above this one")
-		}
-		dir = parent
-	}
 }

@@ -213,6 +213,17 @@ func (l *Listener) Bind(ctx context.Context) error {
 		n = 1
 	}
 	addr := l.cfg.Listen
+	if reusePort {
+		// Sockets that share a port would share it with those of another process of this user
+		// too, which would silently get its part of the exporters.
+		alone, err := new(net.ListenConfig).ListenPacket(ctx, "udp", addr)
+		if err != nil {
+			return fmt.Errorf("udp: %w", err)
+		}
+		if err := alone.Close(); err != nil {
+			return fmt.Errorf("udp: %w", err)
+		}
+	}
 	lc := net.ListenConfig{Control: controlSocket}
 	var conns []*net.UDPConn
 	for range n {

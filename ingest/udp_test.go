@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -102,6 +104,28 @@ func waitFor(t testing.TB, what string, ok func() bool) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%s: not within 10 s", what)
 		}
+	}
+}
+
+// TestListenerAlone: a second listener on the port is refused, though the sockets of one share
+// it: each would get some of the exporters.
+func TestListenerAlone(t *testing.T) {
+	l, stop := listen(t, DefaultListenerConfig("127.0.0.1:0"), &memorySink{})
+	second, err := NewListener(DefaultListenerConfig(l.Addr().String()), ListenerOptions{Sink: &memorySink{}, Clock: func() flow.Time { return spoolEpoch }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Bind(t.Context()); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Fatalf("a second listener: %v", err)
+	}
+	stop()
+	if err := second.Bind(t.Context()); err != nil {
+		t.Fatalf("after the first has ended: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := second.Run(ctx); err != nil {
+		t.Error(err)
 	}
 }
 

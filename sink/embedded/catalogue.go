@@ -38,7 +38,7 @@ func artifactFor(goos, goarch string) (artifact, error) {
 		for _, a := range catalogue {
 			have = append(have, a.goos+"/"+a.goarch)
 		}
-		return artifact{}, fmt.Errorf("there is no embedded ClickHouse %s for %s/%s, only for %s; use a server instead: clickhouse.url: clickhouse://user:password@host:9000/postern",
+		return artifact{}, fmt.Errorf("there is no embedded ClickHouse %s for %s/%s, only for %s; use a server instead: clickhouse.url: clickhouse://user@host:9000",
 			Version, goos, goarch, strings.Join(have, ", "))
 	}
 	return catalogue[i], nil

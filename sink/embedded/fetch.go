@@ -86,7 +86,7 @@ func locate(cacheDir string, a artifact) (string, error) {
 		return "", err
 	}
 	missing := func(why string) error {
-		return fmt.Errorf("%w: %s in %s; fetch it with `postern engine fetch` (or `make engine`), or use a server: clickhouse.url: clickhouse://user:password@host:9000/postern", ErrNotCached, why, dir)
+		return fmt.Errorf("%w: %s in %s; fetch it with `postern engine fetch` (or `make engine`), or use a server: clickhouse.url: clickhouse://user@host:9000", ErrNotCached, why, dir)
 	}
 	b, err := os.ReadFile(mark)
 	if errors.Is(err, os.ErrNotExist) {

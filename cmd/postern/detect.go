@@ -106,6 +106,7 @@ func newDetection(cfg config, log *slog.Logger) (*detection, error) {
 	if d.set, d.settings, err = cfg.stageSettings(); err != nil {
 		return nil, err
 	}
+	d.registry.MustRegister(newNamesCollector(d.names))
 	if d.identity, err = enrich.NewIdentity(cfg.Identity.IdentityConfig, d.names, d.registry); err != nil {
 		return nil, err
 	}

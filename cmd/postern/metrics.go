@@ -12,6 +12,35 @@ import (
 	"github.com/postern/postern/policy"
 )
 
+// namesCollector shows how full the table of names is.
+type namesCollector struct {
+	names          *flow.Names
+	held, overflow *prometheus.Desc
+}
+
+func newNamesCollector(names *flow.Names) *namesCollector {
+	return &namesCollector{
+		names: names,
+		held: prometheus.NewDesc("postern_names",
+			"Names held, of flows, identities and policy, of at most 1,048,576 and another 65,536 of policy. They are held until the process ends.", nil, nil),
+		overflow: prometheus.NewDesc("postern_names_overflow_total",
+			"Times that a name no longer fitted; it reads (too many names), is not known to policy, and the flow is marked names_full.", nil, nil),
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (c *namesCollector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- c.held
+	ch <- c.overflow
+}
+
+// Collect implements prometheus.Collector.
+func (c *namesCollector) Collect(ch chan<- prometheus.Metric) {
+	held, overflow := c.names.Len()
+	ch <- prometheus.MustNewConstMetric(c.held, prometheus.GaugeValue, float64(held))
+	ch <- prometheus.MustNewConstMetric(c.overflow, prometheus.CounterValue, float64(overflow))
+}
+
 // ledgerCollector shows the ledgers as metrics, taking stock at each scrape.
 type ledgerCollector struct {
 	take      func() flow.Ledger

@@ -107,6 +107,7 @@ func newService(cfg config, log *slog.Logger) (*service, error) {
 		stopping: make(chan struct{}),
 	}
 	var err error
+	s.registry.MustRegister(newNamesCollector(s.names))
 	if s.identity, err = enrich.NewIdentity(cfg.Identity.IdentityConfig, s.names, s.registry); err != nil {
 		return nil, err
 	}

@@ -777,9 +777,10 @@ func (l *customLine) plain(p *customPath) []byte {
 }
 
 // member finds the member at a plain path.
-func (l *customLine) member(p *customPath) value {
+func (l *customLine) member(p *customPath) *value {
 	if p.deep {
-		return l.found.value(dig(l.json, p.plain))
+		v := l.found.value(dig(l.json, p.plain))
+		return &v
 	}
 	return l.found.at(p.place)
 }

@@ -462,7 +462,7 @@ func treeOf(v *fastjson.Value) any {
 }
 
 // tree is a value as jq sees it: what [treeOf] makes of it.
-func (v value) tree() any {
+func (v *value) tree() any {
 	switch v.kind {
 	case valueText:
 		return string(v.text)

@@ -109,12 +109,18 @@ const (
 	valueNode
 )
 
+// noted is a value that a pass has found, on a way of that rank.
+type noted struct {
+	value
+	rank int
+	pass uint64
+}
+
 // found is what is at places in the object that was read last. It is not safe for concurrent use.
 type found struct {
 	paths   *paths
-	values  []value // by place
-	ranks   []int
-	noted   []uint64 // the last pass that found something at a place
+	values  []noted // by place
+	none    value
 	seen    []uint64 // the last pass that came by an edge
 	pass    uint64
 	written []byte            // numbers and truth values of a tree
@@ -122,16 +128,15 @@ type found struct {
 }
 
 func (p *paths) new() *found {
-	return &found{paths: p, values: make([]value, p.count), ranks: make([]int, p.count), noted: make([]uint64, p.count),
-		seen: make([]uint64, p.edges), parsers: make([]fastjson.Parser, p.count)}
+	return &found{paths: p, values: make([]noted, p.count), seen: make([]uint64, p.edges), parsers: make([]fastjson.Parser, p.count)}
 }
 
 // at is what is at a place. It holds until the next object is read, and as long as that one's line.
-func (f *found) at(place int) value {
-	if f.noted[place] != f.pass {
-		return value{}
+func (f *found) at(place int) *value {
+	if n := &f.values[place]; n.pass == f.pass {
+		return &n.value
 	}
-	return f.values[place]
+	return &f.none
 }
 
 // read looks through an object.
@@ -194,12 +199,13 @@ func (f *found) first(e *pathEdge) bool {
 
 // better says whether an edge is a better way to its place than what was found there.
 func (f *found) better(e *pathEdge) bool {
-	return f.noted[e.place] != f.pass || e.rank < f.ranks[e.place]
+	n := &f.values[e.place]
+	return n.pass != f.pass || e.rank < n.rank
 }
 
 func (f *found) note(e *pathEdge, v value) {
 	if v.kind != valueNone {
-		f.values[e.place], f.ranks[e.place], f.noted[e.place] = v, e.rank, f.pass
+		f.values[e.place] = noted{v, e.rank, f.pass}
 	}
 }
 
@@ -285,7 +291,7 @@ func (f *found) has(place int, word string) bool {
 }
 
 // shown is a value as errors show it.
-func (v value) shown() []byte {
+func (v *value) shown() []byte {
 	if v.kind == valueNode {
 		return shown(v.node)
 	}
@@ -293,7 +299,7 @@ func (v value) shown() []byte {
 }
 
 // truth is a truth value; ok is false if it is none.
-func (v value) truth() (yes, ok bool) { return string(v.text) == "true", v.kind == valueTruth }
+func (v *value) truth() (yes, ok bool) { return string(v.text) == "true", v.kind == valueTruth }
 
 // ofPaths makes the reader of a format whose lines are JSON objects that it reads members of.
 func ofPaths(p *paths, read func(f *found, e *entry) error) func(*Decoder) parser {

@@ -46,16 +46,16 @@ func FuzzPaths(f *testing.F) {
 		got.read(fastjson.MustParse(before))
 		got.read(v)
 		for i, name := range names {
-			if want := shownAs(got.value(dig(v, name))); want != shownAs(got.at(i)) {
-				t.Errorf("%s of %s is %s, want %s", name, text, shownAs(got.at(i)), want)
+			if want := shownAs(got.value(dig(v, name))); want != shownAs(*got.at(i)) {
+				t.Errorf("%s of %s is %s, want %s", name, text, shownAs(*got.at(i)), want)
 			}
 		}
 		if got.scan([]byte(before)); !got.scan([]byte(text)) {
 			return
 		}
 		for i, name := range names {
-			if want := shownAs(got.value(dig(v, name))); want != shownAs(got.at(i)) {
-				t.Errorf("%s of %s is scanned as %s, want %s", name, text, shownAs(got.at(i)), want)
+			if want := shownAs(got.value(dig(v, name))); want != shownAs(*got.at(i)) {
+				t.Errorf("%s of %s is scanned as %s, want %s", name, text, shownAs(*got.at(i)), want)
 			}
 		}
 	})

@@ -166,10 +166,20 @@ func nextElement(line []byte) int {
 // trim cuts white space and what stands behind an element of an array. Of a line of text, a
 // tab at its end is an empty column.
 func trim(line []byte) []byte {
-	if len(line) > 0 && line[0] == '{' {
-		return bytes.TrimRight(line, " \t\r,]")
+	element := len(line) > 0 && line[0] == '{'
+	for len(line) > 0 {
+		switch line[len(line)-1] {
+		case ' ', '\r':
+		case '\t', ',', ']':
+			if !element {
+				return line
+			}
+		default:
+			return line
+		}
+		line = line[:len(line)-1]
 	}
-	return bytes.TrimRight(line, " \r")
+	return line
 }
 
 // maxNesting is how deep objects and arrays may be nested in an object over several lines or in

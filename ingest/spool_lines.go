@@ -211,7 +211,8 @@ type markBook struct {
 const (
 	marksFile = "marks"
 	// maxMarks bounds the marks that are remembered: a day of ten requests a second. Beyond
-	// it some are forgotten, and a request that is repeated later counts twice.
+	// it some are forgotten that would be before long, and a request that is repeated later
+	// counts twice.
 	maxMarks = 1 << 20
 	// markLen is the length of a mark in the file: key, to, check, at (8 each), keep (4),
 	// flags (1), three bytes of nothing, CRC32C of what is before (4).
@@ -247,12 +248,26 @@ func readMark(b []byte) (m keptMark, ok bool) {
 // set takes note of a mark. Entries are set in their order, so the newest counts.
 func (k *markBook) set(m keptMark) {
 	if _, known := k.live[m.Key]; !known && len(k.live) >= maxMarks {
-		for key := range k.live { // any: there are a million
-			delete(k.live, key)
+		k.forget()
+	}
+	k.live[m.Key] = m
+}
+
+// forget forgets a mark: of some, taken as they come, the one that has the least time left. A
+// flood of requests, which are remembered for a day, so leaves the files, whose marks are for
+// months.
+func (k *markBook) forget() {
+	var first keptMark
+	n := 0
+	for _, m := range k.live {
+		if n == 0 || m.at.Add(m.Keep) < first.at.Add(first.Keep) {
+			first = m
+		}
+		if n++; n == 16 {
 			break
 		}
 	}
-	k.live[m.Key] = m
+	delete(k.live, first.Key)
 }
 
 // load reads the marks of segments that are gone. What is damaged is passed over.

@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"encoding/binary"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -175,5 +176,35 @@ func TestMarksLast(t *testing.T) {
 	now = now.Add(2 * time.Hour)
 	if _, ok := s.Mark([16]byte{1}); ok || len(s.Marks()) != 0 {
 		t.Error("marks are remembered beyond their time")
+	}
+}
+
+// TestMarksForgotten: more requests than are remembered do not make a file be read again.
+func TestMarksForgotten(t *testing.T) {
+	book := markBook{live: map[[16]byte]keptMark{}}
+	set := func(kind byte, i int, keep time.Duration) {
+		m := keptMark{Mark{To: 1, Keep: keep}, flow.Time(i)}
+		m.Key[0] = kind
+		binary.BigEndian.PutUint32(m.Key[1:], uint32(i))
+		book.set(m)
+	}
+	const files = 100
+	for i := range files {
+		set(1, i, 90*24*time.Hour)
+	}
+	for i := range maxMarks + maxMarks/8 {
+		set(2, i, 24*time.Hour)
+	}
+	if len(book.live) != maxMarks {
+		t.Errorf("%d marks are remembered, want %d", len(book.live), maxMarks)
+	}
+	left := 0
+	for key := range book.live {
+		if key[0] == 1 {
+			left++
+		}
+	}
+	if left != files {
+		t.Errorf("%d of %d files are remembered", left, files)
 	}
 }

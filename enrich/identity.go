@@ -172,6 +172,7 @@ type Identity struct {
 	m       *identityMetrics
 
 	places    table
+	classes   classes
 	subjects  []holder // what directories say, by user or account
 	subjectAt []uint32 // by flow.Name: index in subjects + 1
 
@@ -234,7 +235,7 @@ func NewIdentity(cfg IdentityConfig, names *flow.Names, reg prometheus.Registere
 }
 
 func (s *Identity) reset() {
-	s.places, s.subjects, s.subjectAt = newTable(), nil, nil
+	s.places, s.classes, s.subjects, s.subjectAt = newTable(), newClasses(), nil, nil
 	s.sources, s.sourceIDs = nil, map[string]uint16{}
 	s.groups.reset()
 	s.facts, s.clock, s.horizon, s.swept, s.lost, s.noneEnded = 0, 0, 0, 0, lost{}, false
@@ -364,7 +365,66 @@ func (v View) Lookup(addr flow.Addr, at, cut flow.Time, a *Answer) {
 		s.miss(at, cut, a)
 		return
 	}
-	s.answer(h, h.at(at), at, cut, a)
+	f := found{h: h, b: h.at(at)}
+	if h := s.subject(s.identity(f.b)); h != nil {
+		f.subject, f.said = h, h.at(at)
+	}
+	s.near(&f, max(at, cut))
+	s.hear(&f, at, max(at, cut))
+	s.answer(&f, at, cut, a)
+}
+
+// found is what a question leads to.
+type found struct {
+	h       *holder
+	b       *span
+	subject *holder  // of the identity, nil if there is none
+	said    *span    // of subject
+	near    [2]int32 // about where the last heartbeats are of the sources that b hangs on
+	silence [2]int64 // of those sources
+	fresh   bool     // none of them is stale
+}
+
+// near finds about where the heartbeats are, and gives something of them, so that they are loaded.
+func (s *Identity) near(f *found, cut flow.Time) (sum uint64) {
+	for n, i := range s.classes.all[f.b.class].sources {
+		if i == 0 {
+			break
+		}
+		src := &s.sources[i-1]
+		near := src.near(cut)
+		f.near[n] = int32(near)
+		if near >= 0 {
+			sum += uint64(src.ats[near])
+		}
+	}
+	return sum
+}
+
+// hear fills in how long the sources had been silent.
+func (s *Identity) hear(f *found, at, cut flow.Time) {
+	f.fresh = true
+	for n, i := range s.classes.all[f.b.class].sources {
+		if i == 0 {
+			break
+		}
+		silence, stale := s.sources[i-1].silence(int(f.near[n]), at, cut)
+		f.silence[n] = silence
+		if stale {
+			f.fresh = false
+		}
+	}
+}
+
+// identity gives whom a span says the identity to be, NoName if nobody or it is not known.
+func (s *Identity) identity(b *span) flow.Name {
+	switch {
+	case b.user != flow.NoName:
+		return b.user
+	case b.account != flow.NoName && s.classes.all[b.class].flags&noIdentity == 0:
+		return b.account
+	}
+	return flow.NoName
 }
 
 // miss answers for an address of which nothing is held.
@@ -380,37 +440,33 @@ func (s *Identity) miss(at, cut flow.Time, a *Answer) {
 	}
 }
 
-// answer answers with what holds at a time, b of h.
-func (s *Identity) answer(h *holder, b *body, at, cut flow.Time, a *Answer) {
+// answer answers with what was found.
+func (s *Identity) answer(f *found, at, cut flow.Time, a *Answer) {
 	*a = Answer{Staleness: -1}
 	cut = max(at, cut)
 	if at < s.horizon {
 		a.Why, a.GroupsWhy = WhyExpired, WhyExpired
 		return
 	}
-	var silence [2]int64
-	if cut < b.settled || b.flags&slowBody != 0 || !s.fresh(b, at, cut, &silence) {
-		s.lookupSlow(h, b, at, cut, a)
+	b := f.b
+	c := &s.classes.all[b.class]
+	if b.unsettled(cut) || c.flags&slowBody != 0 || !f.fresh {
+		s.lookupSlow(f.h, b, at, cut, a)
 		return
 	}
-	a.Workload, a.Device, a.User, a.Account, a.Posture = b.workload, b.device, b.user, b.account, b.posture
-	a.Why, a.Confidence = b.why, b.confidence
-	if b.flags&noIdentity == 0 {
-		a.Identity = b.user
-		if b.user == flow.NoName {
-			a.Identity = b.account
-		}
+	a.Workload, a.Device, a.User, a.Account, a.Posture = b.workload, b.device, b.user, b.account, c.posture
+	a.Why, a.Confidence = c.why, c.confidence
+	if i := c.flags >> placeShift & 3; i != 0 {
+		a.Source, a.Staleness = s.sources[c.sources[i-1]-1].id, f.silence[i-1]
 	}
-	if i := b.flags >> placeShift & 3; i != 0 {
-		a.Source, a.Staleness = s.sources[b.sources[i-1]-1].id, silence[i-1]
+	if i := c.flags >> userShift & 3; i != 0 {
+		a.UserSource, a.Staleness = s.sources[c.sources[i-1]-1].id, max(a.Staleness, f.silence[i-1])
 	}
-	if i := b.flags >> userShift & 3; i != 0 {
-		a.UserSource, a.Staleness = s.sources[b.sources[i-1]-1].id, max(a.Staleness, silence[i-1])
-	}
+	a.Identity = s.identity(b)
 	if a.Identity != flow.NoName {
-		s.join(at, cut, a)
-		if b.groups != 0 {
-			s.groups.list(b.groups, a)
+		s.join(f.subject, f.said, at, cut, a)
+		if c.groups != 0 {
+			s.groups.list(c.groups, a)
 		}
 	}
 }
@@ -445,29 +501,26 @@ func (v View) Resolve(user flow.Name, at, cut flow.Time, a *Answer) {
 		a.GroupsWhy = WhyExpired
 		return
 	}
-	s.join(at, cut, a)
+	s.joinTo(at, cut, a)
 }
 
 // Canonical gives the canonical form of a user's name, NoName if it stands for no user.
 // It does not allocate for a name it has seen.
 func (s *Identity) Canonical(user flow.Name) flow.Name { return s.canonical.of(s, user) }
 
-// fresh says whether none of the sources that b hangs on is stale, and for how long each
+// fresh says whether none of the sources that c hangs on is stale, and for how long each
 // had been silent.
-func (s *Identity) fresh(b *body, at, cut flow.Time, silence *[2]int64) bool {
-	for n, i := range b.sources {
+func (s *Identity) fresh(c *class, at, cut flow.Time, silence *[2]int64) bool {
+	for n, i := range c.sources {
 		if i == 0 {
 			return true
 		}
-		beat, known, forgotten := s.sources[i-1].heard(cut)
-		switch {
-		case forgotten || known && beat.silent(at):
+		src := &s.sources[i-1]
+		silent, stale := src.silence(src.near(cut), at, cut)
+		if stale {
 			return false
-		case known:
-			silence[n] = max(0, int64(at-beat.at))
-		default:
-			silence[n] = -1
 		}
+		silence[n] = silent
 	}
 	return true
 }
@@ -481,13 +534,13 @@ func (s *Identity) credit(to *flow.Name, i uint16, at, cut flow.Time, a *Answer)
 	}
 }
 
-func (s *Identity) lookupSlow(h *holder, b *body, at, cut flow.Time, a *Answer) {
-	past := h.past
+func (s *Identity) lookupSlow(h *holder, b *span, at, cut flow.Time, a *Answer) {
+	past, c := h.past, &s.classes.all[b.class]
 	if past.lost.covers(at, cut) {
 		a.Why = WhyFull
 		return
 	}
-	if cut >= b.settled && b.flags&(slowBody|doubtBody) == 0 && b.sources[0] != 0 && b.sources[1] == 0 {
+	if !b.unsettled(cut) && c.flags&(slowBody|doubtBody) == 0 && c.sources[0] != 0 && c.sources[1] == 0 {
 		a.Why = WhyStale // all that was said came from one source, and that is stale
 		return
 	}
@@ -505,16 +558,25 @@ func (s *Identity) lookupSlow(h *holder, b *body, at, cut flow.Time, a *Answer) 
 	if a.Identity == flow.NoName {
 		return
 	}
-	s.join(at, cut, a)
+	s.joinTo(at, cut, a)
 	q.placeGroups(past, &f, func(set uint32) bool {
 		s.groups.list(set, a)
 		return true
 	})
 }
 
-// join adds what directories say of a's identity.
-func (s *Identity) join(at, cut flow.Time, a *Answer) {
+// joinTo adds what directories say of a's identity.
+func (s *Identity) joinTo(at, cut flow.Time, a *Answer) {
 	h := s.subject(a.Identity)
+	var b *span
+	if h != nil {
+		b = h.at(at)
+	}
+	s.join(h, b, at, cut, a)
+}
+
+// join adds what directories say of a's identity: b of h, which is nil if they say nothing.
+func (s *Identity) join(h *holder, b *span, at, cut flow.Time, a *Answer) {
 	if h == nil {
 		a.GroupsWhy = WhyUnknown
 		if s.lost.covers(at, cut) {
@@ -522,23 +584,23 @@ func (s *Identity) join(at, cut flow.Time, a *Answer) {
 		}
 		return
 	}
-	b := h.at(at)
+	c := &s.classes.all[b.class]
 	var silence [2]int64
-	if cut < b.settled || b.flags&slowBody != 0 || !s.fresh(b, at, cut, &silence) {
+	if b.unsettled(cut) || c.flags&slowBody != 0 || !s.fresh(c, at, cut, &silence) {
 		s.joinSlow(h.past, at, cut, a)
 		return
 	}
-	a.GroupsWhy = b.why
-	a.Disabled = b.flags&disabledBody != 0
-	a.MoreGroups = a.MoreGroups || b.flags&moreBody != 0
-	if a.Posture == flow.NoName && b.posture != flow.NoName {
-		a.Posture, a.postureOfIdentity = b.posture, true
+	a.GroupsWhy = c.why
+	a.Disabled = c.flags&disabledBody != 0
+	a.MoreGroups = a.MoreGroups || c.flags&moreBody != 0
+	if a.Posture == flow.NoName && c.posture != flow.NoName {
+		a.Posture, a.postureOfIdentity = c.posture, true
 	}
-	if i := b.flags >> placeShift & 3; i != 0 {
-		a.GroupSource, a.Staleness = s.sources[b.sources[i-1]-1].id, max(a.Staleness, silence[i-1])
+	if i := c.flags >> placeShift & 3; i != 0 {
+		a.GroupSource, a.Staleness = s.sources[c.sources[i-1]-1].id, max(a.Staleness, silence[i-1])
 	}
-	if b.groups != 0 {
-		s.groups.list(b.groups, a)
+	if c.groups != 0 {
+		s.groups.list(c.groups, a)
 	}
 }
 

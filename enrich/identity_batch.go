@@ -13,9 +13,9 @@ type Question struct {
 const lookAhead = 32
 
 // LookupAll is Lookup for each question; as has room for as many answers. Memory decides
-// what a lookup costs when addresses are many: one lookup waits for four or five lines of
-// memory one after the other, so many lookups wait for the same line of theirs together.
-// It is several times faster than one at a time where what is held does not fit the
+// what a lookup costs when addresses are many: one lookup waits for a slot, its holder, a
+// span and a heartbeat one after the other, so many lookups wait for the same of theirs
+// together. It is several times faster than one at a time where what is held does not fit the
 // processor's caches, and a little slower where it does.
 func (v View) LookupAll(qs []Question, as []Answer) {
 	as = as[:len(qs)]
@@ -27,103 +27,103 @@ func (v View) LookupAll(qs []Question, as []Answer) {
 }
 
 // lookupSome answers up to lookAhead questions. Each loop asks memory for the next line of
-// every question and needs only what the loops before it have brought. What the loads give
-// is summed up and given back so that they are not for nothing.
+// every question and needs only what the loops before it have brought. Those that wait do
+// little else, for a processor looks ahead by a number of instructions, and so by the more
+// lines the fewer instructions lie between. What the loads give is summed up and given back
+// so that they are not for nothing.
 func (v View) lookupSome(qs []Question, as []Answer) (sum uint64) {
 	var (
-		s       = v.s
-		t       = &s.places
-		hashes  [lookAhead]uint64
-		places  [lookAhead]uint32
-		holders [lookAhead]*holder
-		bodies  [lookAhead]*body
-		names   [lookAhead]flow.Name
-		beats   [lookAhead][2]uint32
+		s      = v.s
+		t      = &s.places
+		hashes [lookAhead]uint64
+		blocks [lookAhead]int   // where the span is to be looked for; -1: it is the newest
+		lines  [lookAhead]*span // the first of that block
+		founds [lookAhead]found
+		joined [lookAhead]uint8 // which questions lead to an identity
 	)
 	mask := uint64(len(t.slots) - 1)
 	for i := range qs {
-		x := hashAddr(qs[i].Addr.Canonical())
-		hashes[i] = x
+		hashes[i] = hashAddr(qs[i].Addr.Canonical())
+	}
+	for _, x := range hashes[:len(qs)] {
 		sum += uint64(t.slots[x>>t.shift&mask])
 	}
 	for i := range qs {
-		places[i] = t.likely(hashes[i])
-	}
-	for i := range qs {
-		if p := places[i]; p != 0 {
-			h := &t.holders[p-1]
-			sum += h.key.Lo + uint64(len(h.bodies))
+		if p := t.likely(hashes[i]); p != 0 {
+			founds[i].h = &t.holders[p-1]
 		}
 	}
 	for i := range qs {
-		holders[i] = nil
-		if places[i] == 0 {
+		if h := founds[i].h; h != nil {
+			sum += h.key.Lo + h.borders[0]
+		}
+	}
+	for i := range qs {
+		h, a := founds[i].h, qs[i].Addr.Canonical()
+		if h == nil {
 			continue
 		}
-		h, a := &t.holders[places[i]-1], qs[i].Addr.Canonical()
 		if h.key != a {
 			if h = t.findHashed(a, hashes[i]); h == nil {
+				founds[i].h = nil
 				continue
 			}
+			founds[i].h = h
 		}
-		holders[i] = h
-		if at := qs[i].At; at < h.from || at >= h.to {
-			sum += uint64(h.starts[0]) + uint64(h.starts[len(h.starts)/2]) + uint64(h.starts[len(h.starts)-1])
+		blocks[i], lines[i] = -1, &h.newest
+		if at := qs[i].At; !h.current(at) {
+			k := h.block(at)
+			blocks[i], lines[i] = k, &h.spans[k]
+		}
+	}
+	for _, b := range lines[:len(qs)] {
+		if b != nil {
+			sum += uint64(b.class)
+		}
+	}
+	n := 0
+	for i := range qs {
+		f := &founds[i]
+		if f.h == nil {
+			continue
+		}
+		b := lines[i]
+		if blocks[i] >= 0 {
+			b = f.h.within(blocks[i], qs[i].At)
+		}
+		f.b = b
+		if name := int(s.identity(b)); name != 0 && name < len(s.subjectAt) {
+			joined[n&(lookAhead-1)] = uint8(i)
+			n++
+			sum += uint64(s.subjectAt[name])
+		}
+		sum += s.near(f, max(qs[i].At, qs[i].Cut))
+	}
+	for i := range qs {
+		if f := &founds[i]; f.h != nil {
+			s.hear(f, qs[i].At, max(qs[i].At, qs[i].Cut))
+		}
+	}
+	for _, i := range joined[:n] {
+		f := &founds[i]
+		if f.subject = s.subject(s.identity(f.b)); f.subject != nil {
+			sum += f.subject.key.Lo + f.subject.borders[0]
+		}
+	}
+	for _, i := range joined[:n] {
+		if f := &founds[i]; f.subject != nil {
+			f.said = f.subject.at(qs[i].At)
+			sum += uint64(f.said.class)
+		}
+	}
+	for _, i := range joined[:n] {
+		if f := &founds[i]; f.subject != nil {
+			sum += uint64(s.groups.sets[s.classes.all[f.said.class].groups].short.names[0])
 		}
 	}
 	for i := range qs {
-		if h := holders[i]; h != nil {
-			b := h.at(qs[i].At)
-			bodies[i] = b
-			sum += uint64(b.settled) + uint64(b.flags)
-		}
-	}
-	for i := range qs {
-		names[i] = flow.NoName
-		if b := bodies[i]; holders[i] != nil {
-			if names[i] = b.user; b.user == flow.NoName {
-				names[i] = b.account
-			}
-			if n := int(names[i]); n != 0 && n < len(s.subjectAt) {
-				sum += uint64(s.subjectAt[n])
-			}
-		}
-	}
-	for i := range qs {
-		beats[i] = [2]uint32{}
-		if b := bodies[i]; holders[i] != nil {
-			for n, source := range b.sources {
-				if source != 0 {
-					beats[i][n] = s.sources[source-1].near(max(qs[i].At, qs[i].Cut))
-				}
-			}
-		}
-	}
-	for i := range qs {
-		for n, k := range beats[i] {
-			if k != 0 {
-				sum += uint64(s.sources[bodies[i].sources[n]-1].beats[k].at)
-			}
-		}
-	}
-	for i := range qs {
-		if names[i] != flow.NoName {
-			if h := s.subject(names[i]); h != nil {
-				sum += uint64(h.from) + uint64(len(h.bodies))
-			}
-		}
-	}
-	for i := range qs {
-		if names[i] != flow.NoName {
-			if h := s.subject(names[i]); h != nil && qs[i].At >= h.from && qs[i].At < h.to {
-				short := &s.groups.sets[h.newest.groups].short
-				sum += uint64(short.names[0]) + uint64(short.names[len(short.names)-1])
-			}
-		}
-	}
-	for i := range qs {
-		if h := holders[i]; h != nil {
-			s.answer(h, bodies[i], qs[i].At, qs[i].Cut, &as[i])
+		if founds[i].h != nil {
+			s.answer(&founds[i], qs[i].At, qs[i].Cut, &as[i])
 		} else {
 			s.miss(qs[i].At, qs[i].Cut, &as[i])
 		}

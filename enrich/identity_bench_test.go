@@ -144,6 +144,49 @@ func BenchmarkIdentityRandomTime(b *testing.B) {
 	})
 }
 
+// BenchmarkIdentityRandomAny: the same with those addresses that had sessions too.
+func BenchmarkIdentityRandomAny(b *testing.B) {
+	benchmarkLookup(b, 0, func(r *rand.Rand) Question {
+		return Question{Addr: anyAddr(r), At: benchStart + flow.Time(r.IntN(int(benchLease*benchLeases)))}
+	})
+}
+
+// BenchmarkIdentityLine is what the others are to be held against: reading one line of memory,
+// 64 bytes, of as many as holders and spans take, where each read waits for the one before and
+// where they do not. A lookup of a late flow reads a slot, two lines that lie side by side, a
+// span and a heartbeat or more.
+func BenchmarkIdentityLine(b *testing.B) {
+	s := bench()
+	size := 0
+	for i := range s.places.holders {
+		size += 128 + 32*cap(s.places.holders[i].spans)
+	}
+	lines := make([][8]uint64, size/64)
+	for i := range lines {
+		lines[i][0] = uint64(i)
+	}
+	r := rand.New(rand.NewPCG(1, 2))
+	at := make([]uint32, 1<<16)
+	for i := range at {
+		at[i] = uint32(r.IntN(len(lines)))
+	}
+	b.Logf("%d MB", size>>20)
+	var sum uint64
+	b.Run("one", func(b *testing.B) {
+		for i := 0; b.Loop(); i++ {
+			sum = lines[at[i&(1<<16-1)]][sum&1]
+		}
+	})
+	b.Run("all", func(b *testing.B) {
+		for i := 0; i < b.N; i++ {
+			sum += lines[at[i&(1<<16-1)]][0]
+		}
+	})
+	if sum == 1 {
+		b.Log("all was read")
+	}
+}
+
 // BenchmarkIdentityGroupJoin: random times at which a user is logged on, groups joined.
 func BenchmarkIdentityGroupJoin(b *testing.B) {
 	benchmarkLookup(b, 0, func(r *rand.Rand) Question {

@@ -387,8 +387,7 @@ func (q *query) subject(p *past, f *said, add func(set uint32)) {
 // scratch is reused from one fact to the next.
 type scratch struct {
 	groups   []flow.Name
-	starts   []flow.Time
-	bodies   []body
+	spans    []span
 	cuts     []flow.Time
 	knowns   []flow.Time
 	versions []version
@@ -404,18 +403,16 @@ func (s *Identity) rebuild(h *holder, lo, hi flow.Time) {
 	if !p.subject {
 		p.leases = sort.Search(len(p.versions), func(i int) bool { return p.versions[i].kind != flow.FactLease })
 	}
-	if len(h.starts) == 0 {
-		h.starts, h.bodies, lo, hi = []flow.Time{earliest}, []body{{}}, earliest, latest
-	}
-	i, found := slices.BinarySearch(h.starts, lo)
-	if !found && i > 0 {
+	i, j := h.search(lo), h.search(hi)
+	if i > 0 && (i == len(h.spans) || h.starts(i) > lo) {
 		i--
 	}
-	j, _ := slices.BinarySearch(h.starts, hi)
-	j = max(j, i+1)
-	from, to := h.starts[i], latest
-	if j < len(h.starts) {
-		to = h.starts[j]
+	from, to := earliest, latest
+	if len(h.spans) > 0 {
+		from, j = h.starts(i), max(j, i+1)
+	}
+	if j < len(h.spans) {
+		to = h.starts(j)
 	}
 	x := &s.scratch
 	x.cuts = append(x.cuts[:0], from)
@@ -440,7 +437,8 @@ func (s *Identity) rebuild(h *holder, lo, hi flow.Time) {
 	}
 	slices.Sort(x.cuts)
 	x.cuts = slices.Compact(x.cuts)
-	x.starts, x.bodies = x.starts[:0], x.bodies[:0]
+	x.spans = x.spans[:0]
+	var last body
 	for c := 0; c < len(x.cuts); c += spanChunk {
 		chunk := x.cuts[c:min(c+spanChunk, len(x.cuts))]
 		end := to
@@ -450,15 +448,15 @@ func (s *Identity) rebuild(h *holder, lo, hi flow.Time) {
 		some := s.selection(p, chunk[0], end)
 		for _, at := range chunk {
 			b := s.span(&some, at)
-			if n := len(x.bodies); n > 0 && x.bodies[n-1] == b {
+			if n := len(x.spans); n > 0 && last == b {
 				continue
 			}
-			x.starts, x.bodies = append(x.starts, at), append(x.bodies, b)
+			x.spans, last = append(x.spans, s.classes.pack(at, at == earliest, &b)), b
 		}
 	}
-	h.starts = slices.Replace(h.starts, i, j, x.starts...)
-	h.bodies = slices.Replace(h.bodies, i, j, x.bodies...)
-	h.setNewest()
+	s.classes.release(h.spans[i:j])
+	h.replace(i, j, x.spans)
+	h.lay(&s.classes)
 }
 
 // selection gives p with only the versions that can matter in [from, to).

@@ -112,6 +112,7 @@ func (s *Identity) drop(d dropping) (n int) {
 				*l = lost{}
 			}
 			if len(h.past.versions) == 0 {
+				s.classes.release(h.spans)
 				if l.known != 0 {
 					s.lost.add(l.from, l.to, l.known)
 				}

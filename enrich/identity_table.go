@@ -41,33 +41,6 @@ const (
 	moreBody = 1 << userShift // of a subject, which has no users
 )
 
-// holder is what is known of one address, or of one subject of directories: two lines of
-// memory, the first with the newest span in which somebody held it.
-type holder struct {
-	key      flow.Addr   // of a subject: the name in Lo
-	from, to flow.Time   // of the newest span
-	newest   body        // one of bodies again
-	starts   []flow.Time // where the spans begin, ascending, the first at earliest
-	bodies   []body
-	past     *past
-}
-
-// setNewest picks the span that most lookups want: the last in which anybody held it. After
-// a lease that says when it will end comes a span in which nobody does, mostly in the future.
-func (h *holder) setNewest() {
-	i, n := len(h.bodies)-1, len(h.bodies)
-	for i > 0 && i > n-4 && h.bodies[i].sources[0] == 0 {
-		i--
-	}
-	if h.bodies[i].sources[0] == 0 {
-		i = n - 1
-	}
-	h.from, h.to, h.newest = h.starts[i], latest, h.bodies[i]
-	if i+1 < n {
-		h.to = h.starts[i+1]
-	}
-}
-
 // past is what the spans were made of.
 type past struct {
 	versions []version // in order of compareKey, then known
@@ -75,31 +48,6 @@ type past struct {
 	subject  bool
 	first    flow.Time // the first time at which anything was known
 	lost     lost
-}
-
-// at gives what holds at t.
-func (h *holder) at(t flow.Time) *body {
-	if t >= h.from && t < h.to {
-		return &h.newest
-	}
-	starts := h.starts
-	i := len(starts) - 1
-	if i >= 24 {
-		lo, hi := 0, i // the last start that is not after t lies in [lo, hi]
-		for lo < hi {
-			mid := int(uint(lo+hi+1) >> 1)
-			if starts[mid] <= t {
-				lo = mid
-			} else {
-				hi = mid - 1
-			}
-		}
-		return &h.bodies[lo]
-	}
-	for i > 0 && starts[i] > t {
-		i--
-	}
-	return &h.bodies[i]
 }
 
 // table finds the holder of an address: open addressing with linear probing over 32-bit
@@ -166,7 +114,7 @@ func (t *table) add(a flow.Addr) int {
 	n := len(t.holders)
 	t.holders = append(t.holders, holder{key: a, past: &past{}})
 	if 2*(n+1) > len(t.slots) {
-		t.grow(4 * (n + 1))
+		t.grow(2 * (n + 1))
 	} else {
 		t.slot(n)
 	}

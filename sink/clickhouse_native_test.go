@@ -95,7 +95,7 @@ func TestNativeFraming(t *testing.T) {
 	w.Bind(db)
 	w.AppendRecords(randomRecords(rand.New(rand.NewPCG(1, 1)), names, 1000))
 	ins := insertNo(1)
-	w.seal(ins)
+	w.cols.seal(w.rows, ins)
 	var want proto.Buffer
 	if err := (proto.Block{Info: proto.BlockInfo{BucketNum: -1}, Columns: len(w.input), Rows: w.rows}).EncodeBlock(&want, 54450, w.input); err != nil {
 		t.Fatal(err)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"slices"
-	"time"
 
 	"github.com/ClickHouse/ch-go/proto"
 
@@ -83,7 +82,7 @@ func (w *FlowWriter) Flush(ctx context.Context, ins Insert) (Written, error) {
 	if w.rows == 0 {
 		return Written{}, nil
 	}
-	w.seal(ins)
+	w.cols.seal(w.rows, ins)
 	done, err := w.db.insertBlock(ctx, "flows", w.input, w.rows, ins)
 	if err != nil {
 		return Written{}, err
@@ -102,24 +101,11 @@ func (w *FlowWriter) FlushWithRetry(ctx context.Context, ins Insert) (Written, e
 // Encode writes the block to out in ClickHouse's Native format, revision 0, as
 // Flush sends it, and keeps it. It is for measuring.
 func (w *FlowWriter) Encode(out io.Writer, ins Insert) (int64, error) {
-	w.seal(ins)
+	w.cols.seal(w.rows, ins)
 	if err := w.encoded.encode(w.input, w.rows); err != nil {
 		return 0, err
 	}
 	return io.Copy(out, w.encoded.reader())
-}
-
-func (w *FlowWriter) seal(ins Insert) {
-	c := &w.cols
-	c.insertedAt.Data = extend(c.insertedAt.Data[:0], w.rows)
-	for i := range c.insertedAt.Data {
-		c.insertedAt.Data[i] = proto.DateTime64(ins.At)
-	}
-	c.inputName.text, c.inputName.rows = ins.Input, w.rows
-}
-
-func millis() proto.ColDateTime64 {
-	return proto.ColDateTime64{Location: time.UTC, Precision: proto.PrecisionMilli, PrecisionSet: true}
 }
 
 type (
@@ -166,44 +152,27 @@ type flowColumns struct {
 	reporter                   words
 	srcDoubt, dstDoubt         sets
 	srcSilence, dstSilence     proto.ColInt32
-	observed, expected, staged words
-	stagedReason, reason       words
-	outcome                    words
-	confidence                 proto.ColFloat32
-	rule, exception            names
-	failed, missing            sets
-	others                     nameArrays
-	othersTotal                proto.ColUInt16
-	validUntil                 optional[proto.DateTime64, []proto.DateTime64]
-	policyVersion              names
 	recordID, conversation     proto.ColUInt64
-	inputName                  constant
-	insertedAt                 proto.ColDateTime64
-	validUntilColumn           proto.ColDateTime64 // encodes validUntil
+	verdictColumns
+	insertColumns
 }
 
 func (c *flowColumns) init() {
-	c.start, c.end, c.received, c.insertedAt, c.validUntilColumn = millis(), millis(), millis(), millis(), millis()
+	c.verdictColumns.init()
+	c.insertColumns.init()
+	c.start, c.end, c.received = millis(), millis(), millis()
 	c.source = newWords(vocabulary(flow.Source.String))
 	c.oriented = newWords([]string{"open", "forward", "reverse"})
 	c.direction = newWords([]string{"", "ingress", "egress"})
 	c.reporter = newWords([]string{"", "client", "server"})
-	c.observed = newWords(vocabulary(flow.Observed.String))
-	c.expected = newWords(vocabulary(flow.Expected.String))
-	c.staged = newWords(vocabulary(flow.Expected.String))
-	c.stagedReason = newWords(vocabulary(flow.Reason.String))
-	c.reason = newWords(vocabulary(flow.Reason.String))
-	c.outcome = newWords(vocabulary(flow.Outcome.String))
 	c.quality = newSets(bits(func(b uint32) []string { return flow.Quality(b).Texts() }))
 	doubts := bits(func(b uint32) []string { return flow.Doubt(b).Texts() })
 	c.srcDoubt, c.dstDoubt = newSets(doubts), newSets(doubts)
-	dimensions := bits(func(b uint32) []string { return flow.Dimensions(b).Texts() })
-	c.failed, c.missing = newSets(dimensions), newSets(dimensions)
 }
 
 // input lists the columns in the order of the table.
 func (c *flowColumns) input() proto.Input {
-	return proto.Input{
+	return slices.Concat(proto.Input{
 		{Name: "time_start", Data: &c.start},
 		{Name: "time_end", Data: &c.end},
 		{Name: "time_received", Data: &c.received},
@@ -253,24 +222,9 @@ func (c *flowColumns) input() proto.Input {
 		{Name: "dst_workload", Data: &c.dstWorkload},
 		{Name: "src_identity", Data: &c.srcIdentity},
 		{Name: "dst_identity", Data: &c.dstIdentity},
-		{Name: "observed", Data: &c.observed},
-		{Name: "expected", Data: &c.expected},
-		{Name: "staged", Data: &c.staged},
-		{Name: "staged_reason", Data: &c.stagedReason},
-		{Name: "reason", Data: &c.reason},
-		{Name: "outcome", Data: &c.outcome},
-		{Name: "confidence", Data: &c.confidence},
-		{Name: "rule", Data: &c.rule},
-		{Name: "exception", Data: &c.exception},
-		{Name: "failed", Data: &c.failed},
-		{Name: "missing", Data: &c.missing},
-		{Name: "others", Data: &c.others},
-		{Name: "others_total", Data: &c.othersTotal},
-		{Name: "valid_until", Data: nullable{&c.validUntil.null, (*instants)(c)}},
-		{Name: "policy_version", Data: &c.policyVersion},
+	}, c.verdictColumns.input(), proto.Input{
 		{Name: "record_id", Data: &c.recordID},
-		{Name: "input", Data: &c.inputName},
-		{Name: "inserted_at", Data: &c.insertedAt},
+	}, c.insertColumns.input(), proto.Input{
 		{Name: "observer", Data: &c.observer},
 		{Name: "reporter", Data: &c.reporter},
 		{Name: "enforced_by", Data: &c.enforcedBy},
@@ -283,22 +237,11 @@ func (c *flowColumns) input() proto.Input {
 		{Name: "src_silence", Data: &c.srcSilence},
 		{Name: "dst_silence", Data: &c.dstSilence},
 		{Name: "conversation", Data: &c.conversation},
-	}
+	})
 }
-
-// instants shows validUntil to the encoder as DateTime64.
-type instants flowColumns
-
-func (c *instants) column() *proto.ColDateTime64 {
-	c.validUntilColumn.Data = c.validUntil.values
-	return &c.validUntilColumn
-}
-func (c *instants) Type() proto.ColumnType       { return c.column().Type() }
-func (c *instants) Rows() int                    { return len(c.validUntil.values) }
-func (c *instants) EncodeColumn(b *proto.Buffer) { c.column().EncodeColumn(b) }
-func (c *instants) WriteColumn(w *proto.Writer)  { c.column().WriteColumn(w) }
 
 func (c *flowColumns) extend(n int) {
+	c.verdictColumns.extend(n)
 	c.start.Data, c.end.Data, c.received.Data = extend(c.start.Data, n), extend(c.end.Data, n), extend(c.received.Data, n)
 	c.exporter, c.client, c.server = extend(c.exporter, n), extend(c.client, n), extend(c.server, n)
 	c.domain, c.samplingRate = extend(c.domain, n), extend(c.samplingRate, n)
@@ -316,19 +259,16 @@ func (c *flowColumns) extend(n int) {
 		d.extend(n)
 	}
 	c.quality.extend(n)
-	c.failed.extend(n)
-	c.missing.extend(n)
 	c.srcDoubt.extend(n)
 	c.dstDoubt.extend(n)
 	c.srcSilence, c.dstSilence = extend(c.srcSilence, n), extend(c.dstSilence, n)
-	c.others.extend(n)
 	c.skew = extend(c.skew, n)
-	c.confidence = extend(c.confidence, n)
-	c.othersTotal = extend(c.othersTotal, n)
 	c.recordID, c.conversation = extend(c.recordID, n), extend(c.conversation, n)
 }
 
 func (c *flowColumns) reset() {
+	c.verdictColumns.reset()
+	c.insertColumns.reset()
 	c.start.Reset()
 	c.end.Reset()
 	c.received.Reset()
@@ -355,33 +295,25 @@ func (c *flowColumns) reset() {
 		d.reset()
 	}
 	c.quality.reset()
-	c.failed.reset()
-	c.missing.reset()
 	c.srcDoubt.reset()
 	c.dstDoubt.reset()
 	c.srcSilence.Reset()
 	c.dstSilence.Reset()
-	c.others.reset()
 	c.skew.Reset()
-	c.confidence.Reset()
-	c.othersTotal.Reset()
 	c.recordID.Reset()
 	c.conversation.Reset()
-	c.insertedAt.Reset()
-	c.inputName.rows = 0
 }
 
-func (c *flowColumns) words() [10]*words {
-	return [...]*words{&c.source, &c.oriented, &c.direction, &c.observed, &c.expected, &c.staged, &c.stagedReason, &c.reason, &c.outcome, &c.reporter}
+func (c *flowColumns) words() [4]*words {
+	return [...]*words{&c.source, &c.oriented, &c.direction, &c.reporter}
 }
 
-func (c *flowColumns) names() [17]*names {
+func (c *flowColumns) names() [14]*names {
 	return [...]*names{&c.user, &c.app, &c.srcSegment, &c.dstSegment, &c.srcWorkload, &c.dstWorkload,
-		&c.srcIdentity, &c.dstIdentity, &c.rule, &c.exception, &c.policyVersion,
-		&c.observer, &c.enforcedBy, &c.srcHost, &c.dstHost, &c.srcProcess, &c.dstProcess}
+		&c.srcIdentity, &c.dstIdentity, &c.observer, &c.enforcedBy, &c.srcHost, &c.dstHost, &c.srcProcess, &c.dstProcess}
 }
 
-func (c *flowColumns) optional() [21]interface {
+func (c *flowColumns) optional() [20]interface {
 	extend(int)
 	reset()
 } {
@@ -390,7 +322,7 @@ func (c *flowColumns) optional() [21]interface {
 		reset()
 	}{&c.clientPort, &c.serverPort, &c.proto, &c.tcpFlags, &c.revTCPFlags, &c.bytesRaw, &c.packetsRaw,
 		&c.revBytesRaw, &c.revPacketsRaw, &c.inIf, &c.outIf, &c.natSrc, &c.natDst, &c.natSrcPort, &c.natDstPort,
-		&c.icmpType, &c.icmpCode, &c.forwarding, &c.firewall, &c.biflow, &c.validUntil}
+		&c.icmpType, &c.icmpCode, &c.forwarding, &c.firewall, &c.biflow}
 }
 
 // chunk is how many records are written column by column at a time: their 27 KB

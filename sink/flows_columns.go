@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/ClickHouse/ch-go/proto"
 
@@ -344,4 +345,120 @@ func (c *constant) EncodeColumn(b *proto.Buffer) {
 	at := len(b.Buf)
 	b.Buf = extend(b.Buf, c.rows)
 	clear(b.Buf[at:])
+}
+
+func millis() proto.ColDateTime64 {
+	return proto.ColDateTime64{Location: time.UTC, Precision: proto.PrecisionMilli, PrecisionSet: true}
+}
+
+// instants are the values of a DateTime64(3) column.
+type instants []proto.DateTime64
+
+func (c instants) column() *proto.ColDateTime64 {
+	t := millis()
+	t.Data = c
+	return &t
+}
+func (c instants) Type() proto.ColumnType       { return c.column().Type() }
+func (c instants) Rows() int                    { return len(c) }
+func (c instants) EncodeColumn(b *proto.Buffer) { c.column().EncodeColumn(b) }
+func (c instants) WriteColumn(w *proto.Writer)  { c.column().WriteColumn(w) }
+
+// verdictColumns are those of a verdict, of a flow or of a session.
+type verdictColumns struct {
+	observed, expected, staged     words
+	stagedReason, reason, outcome  words
+	confidence                     proto.ColFloat32
+	rule, exception, policyVersion names
+	failed, missing                sets
+	others                         nameArrays
+	othersTotal                    proto.ColUInt16
+	validUntil                     optional[proto.DateTime64, instants]
+}
+
+func (c *verdictColumns) init() {
+	c.observed = newWords(vocabulary(flow.Observed.String))
+	c.expected, c.staged = newWords(vocabulary(flow.Expected.String)), newWords(vocabulary(flow.Expected.String))
+	c.stagedReason, c.reason = newWords(vocabulary(flow.Reason.String)), newWords(vocabulary(flow.Reason.String))
+	c.outcome = newWords(vocabulary(flow.Outcome.String))
+	dimensions := bits(func(b uint32) []string { return flow.Dimensions(b).Texts() })
+	c.failed, c.missing = newSets(dimensions), newSets(dimensions)
+}
+
+func (c *verdictColumns) input() proto.Input {
+	return proto.Input{
+		{Name: "observed", Data: &c.observed},
+		{Name: "expected", Data: &c.expected},
+		{Name: "staged", Data: &c.staged},
+		{Name: "staged_reason", Data: &c.stagedReason},
+		{Name: "reason", Data: &c.reason},
+		{Name: "outcome", Data: &c.outcome},
+		{Name: "confidence", Data: &c.confidence},
+		{Name: "rule", Data: &c.rule},
+		{Name: "exception", Data: &c.exception},
+		{Name: "failed", Data: &c.failed},
+		{Name: "missing", Data: &c.missing},
+		{Name: "others", Data: &c.others},
+		{Name: "others_total", Data: &c.othersTotal},
+		{Name: "valid_until", Data: nullable{&c.validUntil.null, &c.validUntil.values}},
+		{Name: "policy_version", Data: &c.policyVersion},
+	}
+}
+
+func (c *verdictColumns) words() [6]*words {
+	return [...]*words{&c.observed, &c.expected, &c.staged, &c.stagedReason, &c.reason, &c.outcome}
+}
+
+func (c *verdictColumns) extend(n int) {
+	for _, w := range c.words() {
+		w.ColUInt8 = extend(w.ColUInt8, n)
+	}
+	c.rule.extend(n)
+	c.exception.extend(n)
+	c.policyVersion.extend(n)
+	c.failed.extend(n)
+	c.missing.extend(n)
+	c.others.extend(n)
+	c.confidence, c.othersTotal = extend(c.confidence, n), extend(c.othersTotal, n)
+	c.validUntil.extend(n)
+}
+
+func (c *verdictColumns) reset() {
+	for _, w := range c.words() {
+		w.Reset()
+	}
+	c.rule.reset()
+	c.exception.reset()
+	c.policyVersion.reset()
+	c.failed.reset()
+	c.missing.reset()
+	c.others.reset()
+	c.confidence.Reset()
+	c.othersTotal.Reset()
+	c.validUntil.reset()
+}
+
+// insertColumns are those that an [Insert] gives all rows of its block.
+type insertColumns struct {
+	inputName  constant
+	insertedAt proto.ColDateTime64
+}
+
+func (c *insertColumns) init() { c.insertedAt = millis() }
+
+func (c *insertColumns) input() proto.Input {
+	return proto.Input{{Name: "input", Data: &c.inputName}, {Name: "inserted_at", Data: &c.insertedAt}}
+}
+
+func (c *insertColumns) seal(rows int, ins Insert) {
+	c.insertedAt.Data = extend(c.insertedAt.Data[:0], rows)
+	for i := range c.insertedAt.Data {
+		c.insertedAt.Data[i] = proto.DateTime64(ins.At)
+	}
+	c.inputName.text, c.inputName.rows = ins.Input, rows
+}
+
+func (c *insertColumns) reset() {
+	c.insertedAt.Reset()
+	c.inputName.rows = 0
 }

@@ -2,6 +2,7 @@ package sink
 
 import (
 	"context"
+	"slices"
 
 	"github.com/ClickHouse/ch-go/proto"
 
@@ -58,12 +59,7 @@ func (w *SessionWriter) Flush(ctx context.Context, ins Insert) (Written, error) 
 	if w.rows == 0 {
 		return Written{}, nil
 	}
-	c := &w.cols
-	c.insertedAt.Data = extend(c.insertedAt.Data[:0], w.rows)
-	for i := range c.insertedAt.Data {
-		c.insertedAt.Data[i] = proto.DateTime64(ins.At)
-	}
-	c.inputName.text, c.inputName.rows = ins.Input, w.rows
+	w.cols.seal(w.rows, ins)
 	done, err := w.db.insertBlock(ctx, "session_versions", w.input, w.rows, ins)
 	if err != nil {
 		return Written{}, err
@@ -119,15 +115,7 @@ type sessionColumns struct {
 	srcIdentityFrom, dstIdentityFrom             names
 	srcCertainty, dstCertainty                   proto.ColUInt8
 	srcHost, dstHost, srcProcess, dstProcess     names
-	observed, expected, staged                   words
-	stagedReason, reason, outcome                words
-	confidence                                   proto.ColFloat32
-	rule, exception                              names
-	failed, missing                              sets
-	others                                       nameArrays
-	othersTotal                                  proto.ColUInt16
-	validUntil                                   optional[proto.DateTime64, []proto.DateTime64]
-	policyVersion, enforcedBy                    names
+	enforcedBy                                   names
 	contradictions, quality                      sets
 	records                                      proto.ColUInt32
 	observersTotal                               proto.ColUInt16
@@ -138,27 +126,23 @@ type sessionColumns struct {
 	observerSource, observerReporter, observerOf words
 	observerFirst, observerLast                  proto.ColDateTime64
 	observerSkew                                 proto.ColInt32
-	inputName                                    constant
-	insertedAt                                   proto.ColDateTime64
-	validUntilColumn                             proto.ColDateTime64 // encodes validUntil
-	record                                       flow.Record         // tells services
+	record                                       flow.Record // tells services
+	verdictColumns
+	insertColumns
 }
 
 func (c *sessionColumns) init() {
-	for _, t := range [...]*proto.ColDateTime64{&c.began, &c.start, &c.end, &c.insertedAt, &c.validUntilColumn, &c.observerFirst, &c.observerLast} {
+	c.verdictColumns.init()
+	c.insertColumns.init()
+	for _, t := range [...]*proto.ColDateTime64{&c.began, &c.start, &c.end, &c.observerFirst, &c.observerLast} {
 		*t = millis()
 	}
 	reporters := []string{"", "client", "server"}
 	c.orientation = newWords([]string{"known", "open"})
 	c.nat = newWords(vocabulary(flow.NAT.String))
-	c.observed, c.observerOf = newWords(vocabulary(flow.Observed.String)), newWords(vocabulary(flow.Observed.String))
-	c.expected, c.staged = newWords(vocabulary(flow.Expected.String)), newWords(vocabulary(flow.Expected.String))
-	c.stagedReason, c.reason = newWords(vocabulary(flow.Reason.String)), newWords(vocabulary(flow.Reason.String))
-	c.outcome = newWords(vocabulary(flow.Outcome.String))
+	c.observerOf = newWords(vocabulary(flow.Observed.String))
 	c.observerSource, c.observerReporter = newWords(vocabulary(flow.Source.String)), newWords(reporters)
 	c.quality = newSets(bits(func(b uint32) []string { return flow.Quality(b).Texts() }))
-	dimensions := bits(func(b uint32) []string { return flow.Dimensions(b).Texts() })
-	c.failed, c.missing = newSets(dimensions), newSets(dimensions)
 	c.contradictions = newSets(bits(func(b uint32) []string {
 		if b > 0x80 {
 			return nil
@@ -169,7 +153,7 @@ func (c *sessionColumns) init() {
 
 // input lists the columns in the order of the table.
 func (c *sessionColumns) input() proto.Input {
-	return proto.Input{
+	return slices.Concat(proto.Input{
 		{Name: "id", Data: &c.id},
 		{Name: "version", Data: &c.version},
 		{Name: "part_of", Data: &c.partOf},
@@ -213,21 +197,7 @@ func (c *sessionColumns) input() proto.Input {
 		{Name: "dst_process", Data: &c.dstProcess},
 		{Name: "src_agent", Data: &c.clientAgent},
 		{Name: "dst_agent", Data: &c.serverAgent},
-		{Name: "observed", Data: &c.observed},
-		{Name: "expected", Data: &c.expected},
-		{Name: "staged", Data: &c.staged},
-		{Name: "staged_reason", Data: &c.stagedReason},
-		{Name: "reason", Data: &c.reason},
-		{Name: "outcome", Data: &c.outcome},
-		{Name: "confidence", Data: &c.confidence},
-		{Name: "rule", Data: &c.rule},
-		{Name: "exception", Data: &c.exception},
-		{Name: "failed", Data: &c.failed},
-		{Name: "missing", Data: &c.missing},
-		{Name: "others", Data: &c.others},
-		{Name: "others_total", Data: &c.othersTotal},
-		{Name: "valid_until", Data: nullable{&c.validUntil.null, (*sessionInstants)(c)}},
-		{Name: "policy_version", Data: &c.policyVersion},
+	}, c.verdictColumns.input(), proto.Input{
 		{Name: "enforced_by", Data: &c.enforcedBy},
 		{Name: "contradictions", Data: &c.contradictions},
 		{Name: "quality", Data: &c.quality},
@@ -243,22 +213,8 @@ func (c *sessionColumns) input() proto.Input {
 		{Name: "observers.first", Data: arrayOf{&c.observers, &c.observerFirst}},
 		{Name: "observers.last", Data: arrayOf{&c.observers, &c.observerLast}},
 		{Name: "observers.skew_ms", Data: arrayOf{&c.observers, &c.observerSkew}},
-		{Name: "input", Data: &c.inputName},
-		{Name: "inserted_at", Data: &c.insertedAt},
-	}
+	}, c.insertColumns.input())
 }
-
-// sessionInstants shows validUntil to the encoder as DateTime64.
-type sessionInstants sessionColumns
-
-func (c *sessionInstants) column() *proto.ColDateTime64 {
-	c.validUntilColumn.Data = c.validUntil.values
-	return &c.validUntilColumn
-}
-func (c *sessionInstants) Type() proto.ColumnType       { return c.column().Type() }
-func (c *sessionInstants) Rows() int                    { return len(c.validUntil.values) }
-func (c *sessionInstants) EncodeColumn(b *proto.Buffer) { c.column().EncodeColumn(b) }
-func (c *sessionInstants) WriteColumn(w *proto.Writer)  { c.column().WriteColumn(w) }
 
 func (c *sessionColumns) numbers() [5]*proto.ColUInt64 {
 	return [...]*proto.ColUInt64{&c.id, &c.version, &c.partOf, &c.conversation, &c.observers}
@@ -268,14 +224,9 @@ func (c *sessionColumns) times() [3]*proto.ColDateTime64 {
 	return [...]*proto.ColDateTime64{&c.began, &c.start, &c.end}
 }
 
-func (c *sessionColumns) words() [8]*words {
-	return [...]*words{&c.orientation, &c.nat, &c.observed, &c.expected, &c.staged, &c.stagedReason, &c.reason, &c.outcome}
-}
-
-func (c *sessionColumns) names() [16]*names {
+func (c *sessionColumns) names() [13]*names {
 	return [...]*names{&c.srcSegment, &c.dstSegment, &c.srcWorkload, &c.dstWorkload, &c.srcIdentity, &c.dstIdentity,
-		&c.srcIdentityFrom, &c.dstIdentityFrom, &c.srcHost, &c.dstHost, &c.srcProcess, &c.dstProcess, &c.rule, &c.exception,
-		&c.policyVersion, &c.enforcedBy}
+		&c.srcIdentityFrom, &c.dstIdentityFrom, &c.srcHost, &c.dstHost, &c.srcProcess, &c.dstProcess, &c.enforcedBy}
 }
 
 func (c *sessionColumns) bytes() [4]*proto.ColUInt8 {
@@ -286,7 +237,7 @@ func (c *sessionColumns) bools() [3]*proto.ColBool {
 	return [...]*proto.ColBool{&c.bothWays, &c.clientAgent, &c.serverAgent}
 }
 
-func (c *sessionColumns) optional() [11]interface {
+func (c *sessionColumns) optional() [10]interface {
 	extend(int)
 	reset()
 } {
@@ -294,24 +245,18 @@ func (c *sessionColumns) optional() [11]interface {
 		extend(int)
 		reset()
 	}{&c.clientPort, &c.serverPort, &c.natClient, &c.natServer, &c.natClientPort, &c.natServerPort,
-		&c.clientBytes, &c.clientPackets, &c.serverBytes, &c.serverPackets, &c.validUntil}
-}
-
-func (c *sessionColumns) sets() [4]*sets {
-	return [...]*sets{&c.failed, &c.missing, &c.contradictions, &c.quality}
+		&c.clientBytes, &c.clientPackets, &c.serverBytes, &c.serverPackets}
 }
 
 // extend makes room for n rows; what each observer has grows as it is set.
 func (c *sessionColumns) extend(n int) {
+	c.verdictColumns.extend(n)
 	for _, v := range c.numbers() {
 		*v = extend(*v, n)
 	}
 	for _, v := range c.times() {
 		v.Data = extend(v.Data, n)
 	}
-	for _, v := range c.words() {
-		v.ColUInt8 = extend(v.ColUInt8, n)
-	}
 	for _, v := range c.names() {
 		v.extend(n)
 	}
@@ -324,28 +269,25 @@ func (c *sessionColumns) extend(n int) {
 	for _, v := range c.optional() {
 		v.extend(n)
 	}
-	for _, v := range c.sets() {
-		v.extend(n)
-	}
 	c.client, c.server = extend(c.client, n), extend(c.server, n)
+	c.orientation.ColUInt8, c.nat.ColUInt8 = extend(c.orientation.ColUInt8, n), extend(c.nat.ColUInt8, n)
+	c.contradictions.extend(n)
+	c.quality.extend(n)
 	c.service.extend(n)
 	c.clientFlags, c.serverFlags = extend(c.clientFlags, n), extend(c.serverFlags, n)
-	c.othersTotal, c.observersTotal = extend(c.othersTotal, n), extend(c.observersTotal, n)
-	c.confidence, c.records = extend(c.confidence, n), extend(c.records, n)
-	c.others.extend(n)
+	c.observersTotal, c.records = extend(c.observersTotal, n), extend(c.records, n)
 	c.observerName.extend(n)
 }
 
 func (c *sessionColumns) reset() {
+	c.verdictColumns.reset()
+	c.insertColumns.reset()
 	for _, v := range c.numbers() {
 		v.Reset()
 	}
 	for _, v := range c.times() {
 		v.Reset()
 	}
-	for _, v := range c.words() {
-		v.Reset()
-	}
 	for _, v := range c.names() {
 		v.reset()
 	}
@@ -358,19 +300,17 @@ func (c *sessionColumns) reset() {
 	for _, v := range c.optional() {
 		v.reset()
 	}
-	for _, v := range c.sets() {
-		v.reset()
-	}
 	c.client.Reset()
 	c.server.Reset()
+	c.orientation.Reset()
+	c.nat.Reset()
+	c.contradictions.reset()
+	c.quality.reset()
 	c.service.reset()
 	c.clientFlags.Reset()
 	c.serverFlags.Reset()
-	c.othersTotal.Reset()
 	c.observersTotal.Reset()
-	c.confidence.Reset()
 	c.records.Reset()
-	c.others.reset()
 	c.observerName.reset()
 	c.observerExporter.Reset()
 	c.observerDomain.Reset()
@@ -381,8 +321,6 @@ func (c *sessionColumns) reset() {
 	c.observerFirst.Reset()
 	c.observerLast.Reset()
 	c.observerSkew.Reset()
-	c.insertedAt.Reset()
-	c.inputName.rows = 0
 }
 
 // set writes row i.
@@ -419,12 +357,13 @@ func (c *sessionColumns) set(i int, s *flow.Session, texts []string) {
 	c.serverBytes.set(i, b.HasBytes, b.Bytes)
 	c.serverPackets.set(i, b.HasPackets, b.Packets)
 	c.clientFlags[i], c.serverFlags[i] = a.TCPFlags, b.TCPFlags
-	v, columns := &s.Verdict, c.names()
+	columns := c.names()
 	for k, n := range [...]flow.Name{a.Segment, b.Segment, a.Workload, b.Workload, a.Identity, b.Identity, a.IdentityFrom, b.IdentityFrom,
-		a.Host, b.Host, a.Process, b.Process, v.Rule, v.Exception, v.PolicyVersion, s.EnforcedBy} {
+		a.Host, b.Host, a.Process, b.Process, s.EnforcedBy} {
 		columns[k].set(i, n, texts)
 	}
 	c.srcCertainty[i], c.dstCertainty[i] = a.IdentityCertain, b.IdentityCertain
+	v := &s.Verdict
 	c.observed.set(i, uint8(v.Observed))
 	c.expected.set(i, uint8(v.Expected))
 	c.staged.set(i, uint8(v.Staged))
@@ -432,6 +371,9 @@ func (c *sessionColumns) set(i int, s *flow.Session, texts []string) {
 	c.reason.set(i, uint8(v.Reason))
 	c.outcome.set(i, uint8(v.Outcome))
 	c.confidence[i], c.othersTotal[i] = float32(v.Confidence)/100, v.OthersTotal
+	c.rule.set(i, v.Rule, texts)
+	c.exception.set(i, v.Exception, texts)
+	c.policyVersion.set(i, v.PolicyVersion, texts)
 	c.failed.set(i, uint32(v.Failed))
 	c.missing.set(i, uint32(v.Missing))
 	c.others.set(i, v.Others[:min(int(v.OthersTotal), flow.MaxOthers)], texts)

@@ -257,10 +257,10 @@ func TestDocs(t *testing.T) {
 		partial := &partialError{}
 		switch text, found := strings.CutPrefix(block, "yaml\n"); {
 		case found && strings.Contains(text, "- name: ") && !strings.HasPrefix(text, " "):
-			var c Config
+			var c struct{ Identity Config }
 			if err := yaml.UnmarshalWithOptions([]byte(text), &c, yaml.Strict()); err != nil {
 				t.Errorf("%v in\n%s", err, text)
-			} else if err := c.Validate(); err != nil {
+			} else if err := c.Identity.Validate(); err != nil {
 				t.Errorf("%v in\n%s", err, text)
 			}
 			configs++

@@ -754,16 +754,16 @@ func TestKubernetesDocs(t *testing.T) {
 	sources := 0
 	for block := range strings.SplitSeq(string(b), "```") {
 		text, found := strings.CutPrefix(block, "yaml\n")
-		if !found || !strings.HasPrefix(text, "kubernetes:") {
+		if !found || !strings.HasPrefix(text, "identity:") {
 			continue
 		}
-		var c Config
+		var c struct{ Identity Config }
 		if err := yaml.UnmarshalWithOptions([]byte(text), &c, yaml.Strict()); err != nil {
 			t.Errorf("%v in\n%s", err, text)
-		} else if err := c.Validate(); err != nil {
+		} else if err := c.Identity.Validate(); err != nil {
 			t.Errorf("%v in\n%s", err, text)
 		}
-		sources += len(c.Kubernetes)
+		sources += len(c.Identity.Kubernetes)
 	}
 	if sources != 3 {
 		t.Errorf("%d sources were found on the page", sources)

@@ -32,10 +32,6 @@ error makes it 1.`,
 			} else if failed {
 				return exitError(1) // what it says of the folder cannot be relied on
 			}
-			if st, err := os.Stat(dir); err != nil || !st.IsDir() {
-				fmt.Fprintf(out, "%s is no folder; name the folder that holds the policy files\n", dir)
-				return exitError(1)
-			}
 			p, diags := loadPolicy(dir)
 			for _, d := range diags {
 				fmt.Fprintln(out, d)
@@ -55,6 +51,9 @@ error makes it 1.`,
 // loadPolicy reads a policy folder. What it finds names files by the path that
 // leads to them from here, so that an editor finds them.
 func loadPolicy(dir string) (*policy.Policy, policy.Diagnostics) {
+	if st, err := os.Stat(dir); err != nil || !st.IsDir() {
+		return nil, policy.Diagnostics{{Pos: policy.Pos{File: dir}, Wrong: "it is no folder", Right: "name the folder that holds the policy files"}}
+	}
 	p, diags := policy.Load(os.DirFS(dir))
 	for i := range diags {
 		diags[i].File = filepath.Join(dir, diags[i].File)

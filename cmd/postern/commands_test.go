@@ -67,6 +67,9 @@ func TestCheck(t *testing.T) {
 		"a colon in braces":  {"config", "kafka: {brokers: [kafka-1:9092]}\n", `postern.yaml:1:26: .*put a text that holds a colon in quotes`},
 		"key of settings":    {"config", "ingest:\n  netflw: {listen: \"127.0.0.1:1\"}\n", `postern.yaml:2:3: unknown key "netflw"; did you mean "netflow"\?`},
 		"duration":           {"config", "detect:\n  grace: soon\n", `postern.yaml:2:10: "soon" is no length of time; write it with its unit`},
+		"no such source":     {"config", "ingest:\n  logs:\n    files: [{paths: [/var/log/vpn], events: vpn}]\n", `postern.yaml:3:45: .*"vpn" is no source of sessions; there is none`},
+		"no such hosts":      {"config", "identity:\n  sessions: [{name: logons, format: windows-logon, hosts: [office]}]\n", `postern.yaml:2:60: .*"office" is no source; name one`},
+		"no format":          {"config", "ingest:\n  logs:\n    files: [{paths: [/var/log/vpn]}]\n", `postern.yaml:3:\d+: .*"" is no format of agent logs; use one of aws, `},
 		"no unit":            {"config", "clickhouse:\n  retention: {flows: 30}\n", `postern.yaml:2:22: "30" is no length of time; write it with its unit`},
 		"size":               {"config", "ingest:\n  spool:\n    maxBytes: lots\n", `postern.yaml:3:15: .*; write 512KiB`},
 		"out of range":       {"config", "detect:\n  updateEvery: 1ms\n", `postern.yaml:2:\d+: .*write a duration`},
@@ -94,6 +97,11 @@ func TestCheck(t *testing.T) {
 				t.Errorf("the secret is printed:\n%s", out)
 			}
 		})
+	}
+	for _, text := range []string{"", "# nothing is said\n", "---\n", "ingest:\n"} {
+		if out, _, err := command(t, "check", "-c", writeFile(t, filepath.Join(t.TempDir(), "postern.yaml"), text), good); err != nil {
+			t.Errorf("a configuration of the defaults, %q: %v\n%s", text, err, out)
+		}
 	}
 	if out, _, err := command(t, "check", filepath.Join(t.TempDir(), "nowhere")); err == nil || !strings.Contains(out, "is no folder") {
 		t.Errorf("no folder: %v\n%s", err, out)

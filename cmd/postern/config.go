@@ -185,6 +185,21 @@ func (c *config) validate() error {
 	check("policy.judge", c.Policy.Judge.Validate())
 	check("identity", c.Identity.IdentityConfig.Validate())
 	check("identity", c.Identity.Sources.Validate())
+	sessions := map[string]bool{}
+	for i, s := range c.Identity.Sources.Sessions {
+		sessions[s.Name] = true
+		for j, host := range s.Hosts { // with Kafka it may be another process's
+			if len(c.Kafka.Brokers) == 0 && !c.Identity.Sources.Has(host) {
+				check(fmt.Sprintf("identity.sessions[%d].hosts[%d]", i, j), fmt.Errorf("%q is no source; name one of those under identity that say who has an address", host))
+			}
+		}
+	}
+	for i := range c.Ingest.Logs.Files {
+		check(fmt.Sprintf("ingest.logs.files[%d].events", i), intake.KnownEvents(c.Ingest.Logs.Files[i].Events, sessions))
+	}
+	for i := range c.Ingest.Logs.Syslog {
+		check(fmt.Sprintf("ingest.logs.syslog[%d].events", i), intake.KnownEvents(c.Ingest.Logs.Syslog[i].Events, sessions))
+	}
 	check("enrich", c.Enrich.Validate())
 	check("sessions", c.Sessions.Validate())
 	if c.Sessions.Lateness < c.Enrich.Window { // what waited for its other half would be late for its session

@@ -16,6 +16,8 @@ import (
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest"
 	"github.com/postern/postern/ingest/agent"
+	"github.com/postern/postern/ingest/identity"
+	"github.com/postern/postern/ingest/intake"
 )
 
 func decodeCommand() *cobra.Command {
@@ -80,18 +82,15 @@ func eventsOf(cfg config, format, source string) (string, agent.EventConfig, err
 	if format != "" {
 		return "", none, fmt.Errorf("--events %s says how the lines are read; leave out --format", source)
 	}
-	var names []string
+	sources := map[string]*identity.SessionsConfig{}
 	for i := range cfg.Identity.Sources.Sessions {
 		s := &cfg.Identity.Sources.Sessions[i]
-		if s.Name == source {
-			return s.Format, s.EventConfig, nil
-		}
-		names = append(names, s.Name)
+		sources[s.Name] = s
 	}
-	if len(names) == 0 {
-		return "", none, fmt.Errorf("--events %q is no source of sessions; there is none, name the configuration that has one by -c", source)
+	if err := intake.KnownEvents(source, sources); err != nil {
+		return "", none, fmt.Errorf("--events: %w of the configuration, which -c names", err)
 	}
-	return "", none, fmt.Errorf("--events %q is no source of sessions; want one of %s", source, strings.Join(names, ", "))
+	return sources[source].Format, sources[source].EventConfig, nil
 }
 
 // needsNoMapping says whether lines of a format can be read without a configuration.

@@ -178,8 +178,8 @@ Fri Oct  2 08:00:01 2026
 		want string
 	}{
 		{[]string{"--format", "custom", gateway}, "--format custom: a mapping in the configuration says how it is read; name its source by --events"},
-		{[]string{"--events", "gateway", gateway}, `"gateway" is no source of sessions; there is none, name the configuration that has one by -c`},
-		{[]string{"-c", config, "--events", "gatway", gateway}, `"gatway" is no source of sessions; want one of logons, gateway`},
+		{[]string{"--events", "gateway", gateway}, `"gateway" is no source of sessions; there is none, write one in identity.sessions of the configuration, which -c names`},
+		{[]string{"-c", config, "--events", "gatway", gateway}, `"gatway" is no source of sessions; want one of gateway, logons`},
 		{[]string{"-c", config, "--events", "gateway", "--format", "radius", gateway}, "leave out --format"},
 	} {
 		if out, diag, err := command(t, append([]string{"decode"}, c.args...)...); err == nil || !strings.Contains(err.Error(), c.want) || out+diag != "" {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/agnivade/levenshtein"
@@ -16,6 +17,11 @@ import (
 // already holds the defaults). Unknown keys are errors. Every error reads
 // file:line:column: what is wrong; what would be right.
 func parseYAML(path string, raw []byte, v any) error {
+	if f, err := parser.ParseBytes(raw, 0); err == nil && !slices.ContainsFunc(f.Docs, func(d *ast.DocumentNode) bool {
+		return d.Body != nil && d.Body.Type() != ast.NullType && d.Body.Type() != ast.CommentType
+	}) {
+		return nil // nothing is said, and reading it would take the defaults away
+	}
 	err := yaml.UnmarshalWithOptions(raw, v, yaml.Strict())
 	if err == nil {
 		return nil

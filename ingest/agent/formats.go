@@ -81,7 +81,7 @@ func formatOf(name string, custom []CustomConfig) (*Format, error) {
 		return nil, fmt.Errorf("%q is a format of session events, not of flows; its lines go to a source of identity.sessions, by `events` with that source's name or POST /v1/events/NAME", name)
 	}
 	hint := "use one of " + strings.Join(all, ", ") + " or auto"
-	if nearest != "" {
+	if nearest != "" && name != "" {
 		hint = fmt.Sprintf("did you mean %s? It may be %s or auto", nearest, strings.Join(all, ", "))
 	}
 	return nil, fmt.Errorf("%q is no format of agent logs; %s", name, hint)

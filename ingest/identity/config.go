@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -181,6 +182,16 @@ func (c Config) Validate() error {
 		check("kubernetes", i, s.Name, s.Validate())
 	}
 	return errors.Join(errs...)
+}
+
+// Has says whether there is a source of that name.
+func (c Config) Has(name string) bool {
+	return slices.ContainsFunc(c.Inventory, func(s InventoryConfig) bool { return s.Name == name }) ||
+		slices.ContainsFunc(c.DHCP, func(s DHCPConfig) bool { return s.Name == name }) ||
+		slices.ContainsFunc(c.HTTP, func(s HTTPConfig) bool { return s.Name == name }) ||
+		slices.ContainsFunc(c.LDAP, func(s LDAPConfig) bool { return s.Name == name }) ||
+		slices.ContainsFunc(c.Sessions, func(s SessionsConfig) bool { return s.Name == name }) ||
+		slices.ContainsFunc(c.Kubernetes, func(s KubernetesConfig) bool { return s.Name == name })
 }
 
 // prefixed puts a key before each of the errors that were joined.

@@ -30,20 +30,21 @@ type eventReader struct {
 	told uint64 // events so far
 }
 
-// knows says what is wrong with the name of a source, if anything is; empty is none.
-func (o *Options) knows(source string) error {
-	if source == "" || o.Events[source] != nil {
+// KnownEvents says what is wrong with the name of a source of sessions, if anything is; empty
+// is none.
+func KnownEvents[V any](source string, sources map[string]V) error {
+	if _, known := sources[source]; known || source == "" {
 		return nil
 	}
-	if len(o.Events) == 0 {
+	if len(sources) == 0 {
 		return fmt.Errorf("%q is no source of sessions; there is none, write one in identity.sessions", source)
 	}
-	return fmt.Errorf("%q is no source of sessions; want one of %s", source, strings.Join(slices.Sorted(maps.Keys(o.Events)), ", "))
+	return fmt.Errorf("%q is no source of sessions; want one of %s", source, strings.Join(slices.Sorted(maps.Keys(sources)), ", "))
 }
 
 // newEventReader is newReader for the log of a source of sessions.
 func (in *Intake) newEventReader(way, source string, origin agent.Origin, key [16]byte, t *table) (*reader, error) {
-	if err := in.opts.knows(source); err != nil {
+	if err := KnownEvents(source, in.opts.Events); err != nil {
 		return nil, err
 	}
 	e := &eventReader{sink: in.opts.Events[source]}

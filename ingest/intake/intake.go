@@ -84,12 +84,12 @@ func New(cfg Config, opts Options) (*Intake, error) {
 		return nil, err
 	}
 	for i := range cfg.Files {
-		if err := opts.knows(cfg.Files[i].Events); err != nil {
+		if err := KnownEvents(cfg.Files[i].Events, opts.Events); err != nil {
 			return nil, fmt.Errorf("files[%d].events: %w", i, err)
 		}
 	}
 	for i := range cfg.Syslog {
-		if err := opts.knows(cfg.Syslog[i].Events); err != nil {
+		if err := KnownEvents(cfg.Syslog[i].Events, opts.Events); err != nil {
 			return nil, fmt.Errorf("syslog[%d].events: %w", i, err)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 // minute, and says so. That it fails where something is missed or made up is
 // TestDemoCompares of the command.
 func TestDemoOnce(t *testing.T) {
+	postern(t) // built before, or it would be gone with this test's folder
 	t.Setenv("TMPDIR", t.TempDir())
 	out, diag, err := try(t, "demo", "--once")
 	if err != nil {

@@ -186,13 +186,14 @@ func (s *server) start() {
 // launch starts the service without waiting.
 func (s *server) launch() {
 	s.t.Helper()
-	s.cmd = exec.Command(postern(s.t), s.role, "-c", s.config)
-	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
+	cmd := exec.Command(postern(s.t), s.role, "-c", s.config)
+	cmd.Stdout, cmd.Stderr = s.log, s.log
 	// Whatever becomes of the test, the service does not outlive it.
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := s.cmd.Start(); err != nil {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
+	s.cmd = cmd
 }
 
 // kill ends the service by a signal and waits for its end.

@@ -144,7 +144,7 @@ func (s *Identity) put(f *flow.Fact) took {
 		if kind != flow.PrincipalUser && kind != flow.PrincipalMachine {
 			return tookInvalid
 		}
-		key.Lo = uint64(s.names.InternBytes([]byte(name)))
+		key.Lo = uint64(s.names.InternFact(name))
 		if flow.Name(key.Lo) == flow.OverflowName {
 			return tookFull
 		}
@@ -178,7 +178,7 @@ func (s *Identity) put(f *flow.Fact) took {
 	return s.insert(subject, key, v)
 }
 
-func (s *Identity) name(text string) flow.Name { return s.names.InternBytes([]byte(text)) }
+func (s *Identity) name(text string) flow.Name { return s.names.InternFact(text) }
 
 func slack(d time.Duration) uint32 {
 	return uint32(min(max(d/time.Millisecond, 0), 1<<32-1))

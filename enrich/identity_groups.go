@@ -192,7 +192,7 @@ func (s *Identity) namesOfGroups(groups []string, buf []flow.Name) (names []flow
 			s.m.groupsFull.Inc()
 			return buf, true
 		}
-		n := s.names.InternBytes([]byte(t))
+		n := s.names.InternFact(t)
 		if n == flow.OverflowName {
 			more = true // a group that no longer has a name
 			continue

@@ -792,3 +792,26 @@ func TestIdentityRetention(t *testing.T) {
 		t.Errorf("only %d lookups were of times no longer kept", expired)
 	}
 }
+
+// TestIdentityBesideFullNames: names of flows, however many, do not keep from being known who
+// comes new.
+func TestIdentityBesideFullNames(t *testing.T) {
+	names := flow.NewNames(8)
+	s, err := NewIdentity(DefaultIdentityConfig(), names, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 100 {
+		names.InternBytes(fmt.Appendf(nil, "pod-%d", i))
+	}
+	addr := flow.MustParseAddr("10.0.0.1")
+	s.Take([]flow.Fact{{Source: "vpn", Kind: flow.FactSession, Addr: addr, Since: 1_000_000, Known: 1_000_001, User: "alice", Device: "laptop", Groups: []string{"admins"}}},
+		flow.Heartbeat{Source: "vpn", At: 1_000_001})
+	v := s.View()
+	defer v.Close()
+	var a Answer
+	v.Lookup(addr, 1_000_002, 1_000_002, &a)
+	if names.Text(a.Identity) != "alice" || names.Text(a.Device) != "laptop" || names.Text(a.Groups[0]) != "admins" {
+		t.Errorf("%s on %s in %s", names.Text(a.Identity), names.Text(a.Device), names.Text(a.Groups[0]))
+	}
+}

@@ -116,6 +116,9 @@ func TestNamesAreBounded(t *testing.T) {
 	if got := n.Intern("policy-rule"); got == OverflowName || n.Text(got) != "policy-rule" {
 		t.Error("the network filled the table and a policy cannot be loaded any more")
 	}
+	if got := n.InternFact("alice@corp"); got == OverflowName || n.Text(got) != "alice@corp" {
+		t.Error("the network filled the table and who comes new is not known any more")
+	}
 	long := n.Intern(strings.Repeat("x", 1000))
 	if len(n.Text(long)) != maxNameLength {
 		t.Errorf("a name of %d bytes is kept", len(n.Text(long)))

@@ -23,7 +23,11 @@ const (
 	// DefaultMaxNames bounds a table unless said otherwise: 1 Mi names of
 	// typically 20 bytes are about 80 MB.
 	DefaultMaxNames = 1 << 20
-	// trustedNames is the room beyond the cap for names that come from our own
+	// factNames is the room beyond the cap for what sources of identities tell: who
+	// comes new is known even after the names of flows have filled the table. It is
+	// a quarter of the usual cap, some 20 MB.
+	factNames = 1 << 18
+	// trustedNames is the room beyond both for names that come from our own
 	// files: a policy can be loaded even after the network has filled the table.
 	trustedNames = 1 << 16
 )
@@ -52,7 +56,12 @@ func NewNames(maxNames int) *Names {
 // own files and checkpoints, for which some room is kept; names from the network
 // go through [Names.InternBytes]. Strings beyond 256 bytes are cut; the empty
 // string is [NoName].
-func (n *Names) Intern(s string) Name {
+func (n *Names) Intern(s string) Name { return n.intern(s, n.max+factNames+trustedNames) }
+
+// InternFact is Intern for what the configured sources of identities tell.
+func (n *Names) InternFact(s string) Name { return n.intern(s, n.max+factNames) }
+
+func (n *Names) intern(s string, limit int) Name {
 	if s == "" {
 		return NoName
 	}
@@ -65,7 +74,7 @@ func (n *Names) Intern(s string) Name {
 	if ok {
 		return id
 	}
-	return n.add(s, n.max+trustedNames)
+	return n.add(s, limit)
 }
 
 // InternBytes is Intern for bytes from the network, which the caller goes on using.

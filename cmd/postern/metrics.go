@@ -22,7 +22,7 @@ func newNamesCollector(names *flow.Names) *namesCollector {
 	return &namesCollector{
 		names: names,
 		held: prometheus.NewDesc("postern_names",
-			"Names held, of flows, identities and policy, of at most 1,048,576 and another 65,536 of policy. They are held until the process ends.", nil, nil),
+			"Names held, of flows, identities and policy, of at most 1,048,576, another 262,144 of identities and 65,536 of policy. They are held until the process ends.", nil, nil),
 		overflow: prometheus.NewDesc("postern_names_overflow_total",
 			"Times that a name no longer fitted; it reads (too many names), is not known to policy, and the flow is marked names_full.", nil, nil),
 	}

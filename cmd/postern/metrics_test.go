@@ -16,7 +16,7 @@ func TestNamesCollector(t *testing.T) {
 		names.InternBytes([]byte(n))
 	}
 	want := `
-# HELP postern_names Names held, of flows, identities and policy, of at most 1,048,576 and another 65,536 of policy. They are held until the process ends.
+# HELP postern_names Names held, of flows, identities and policy, of at most 1,048,576, another 262,144 of identities and 65,536 of policy. They are held until the process ends.
 # TYPE postern_names gauge
 postern_names 4
 # HELP postern_names_overflow_total Times that a name no longer fitted; it reads (too many names), is not known to policy, and the flow is marked names_full.

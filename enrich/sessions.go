@@ -24,7 +24,9 @@ import (
 // host that is refused tries again. A port used anew within the idle time is the same session.
 //
 // The record of a translation (NAT) that tells both tuples belongs to the conversation before
-// it, and draws the session of the conversation behind it into its own.
+// it, and draws the session of the conversation behind it into its own. Where both ends are
+// translated it draws in as well what is told halfway: Linux translates the destination before
+// it forwards and the source after, so a log of forwarding has the one translated only.
 //
 // # When it is written
 //
@@ -90,7 +92,9 @@ const (
 	// maxPerConversation bounds the sessions of one conversation that are held at a time. The
 	// shortest idle time of a second makes 120 of them in the usual lateness.
 	maxPerConversation = 256
-	maxPeers           = 2
+	// maxPeers bounds the conversations behind a session's translations: of two translations
+	// the tuples behind them and halfway.
+	maxPeers = 4
 )
 
 // sess is a session that is held.
@@ -159,6 +163,21 @@ type peer struct {
 	conv flow.Conversation
 	cid  uint64
 	flip bool // the lower end here is the higher one there
+}
+
+// translates says how many ends of conversation c are others in p.
+func (p *peer) translates(c *flow.Conversation) (n int) {
+	low, lowPort, high, highPort := p.conv.Low, p.conv.LowPort, p.conv.High, p.conv.HighPort
+	if p.flip {
+		low, lowPort, high, highPort = high, highPort, low, lowPort
+	}
+	if low != c.Low || lowPort != c.LowPort {
+		n++
+	}
+	if high != c.High || highPort != c.HighPort {
+		n++
+	}
+	return n
 }
 
 type stretch struct{ start, end flow.Time }
@@ -352,19 +371,32 @@ func (x *Sessions) translated(i int32, r *flow.Record, low bool, span stretch) {
 	if !ok {
 		return
 	}
-	cid := behind.ID()
-	p := peer{behind, cid, low != behindLow}
-	s.addPeer(&p)
-	before, beforeID := s.conv, s.cid
-	j := x.insert(&behind, cid, nil, span, false)
-	if j < 0 {
-		x.m.tooMany.Inc()
-		return
+	peers := [2]peer{{behind, behind.ID(), low != behindLow}}
+	n := 1
+	if r.Any(flow.HasNATSrc|flow.HasNATSrcPort) && r.Any(flow.HasNATDst|flow.HasNATDstPort) {
+		half := *r
+		half.Has &^= flow.HasNATSrc | flow.HasNATSrcPort
+		if c, cLow, ok, _ := flow.TranslatedOf(&half); ok && c != behind {
+			peers[n] = peer{c, c.ID(), low != cLow}
+			n++
+		}
 	}
-	l := &x.list[j]
-	l.ownLinks()
-	if l.beforeID == 0 || beforeID < l.beforeID {
-		l.before, l.beforeID = before, beforeID
+	for k := range peers[:n] {
+		s.addPeer(&peers[k])
+	}
+	before, beforeID := s.conv, s.cid
+	for k := range peers[:n] {
+		p := &peers[k]
+		j := x.insert(&p.conv, p.cid, nil, span, false)
+		if j < 0 {
+			x.m.tooMany.Inc()
+			continue
+		}
+		l := &x.list[j]
+		l.ownLinks()
+		if l.beforeID == 0 || beforeID < l.beforeID {
+			l.before, l.beforeID = before, beforeID
+		}
 	}
 }
 

@@ -566,6 +566,55 @@ func TestSessionsNAT(t *testing.T) {
 	}
 }
 
+// TestSessionsNATHalfway: conntrack tells both tuples of a connection whose destination and
+// source are translated; what exporters saw before and behind it and what the firewall logged
+// as it forwarded, the destination translated already and the source not yet, is of the same
+// session, in any order.
+func TestSessionsNATHalfway(t *testing.T) {
+	names := flow.NewNames(0)
+	before := told(1, "10.1.0.5", 50000, "203.0.113.80", 443, 0, 20)
+	before.Exporter = flow.MustParseAddr("192.0.2.10")
+	conntrack := told(2, "10.1.0.5", 50000, "203.0.113.80", 443, 0.1, 20)
+	conntrack.Exporter, conntrack.Source = flow.MustParseAddr("192.0.2.11"), flow.SourceConntrack
+	conntrack.Has |= flow.HasNATSrc | flow.HasNATSrcPort | flow.HasNATDst | flow.HasNATDstPort
+	conntrack.NATSrc, conntrack.NATSrcPort = flow.MustParseAddr("10.2.0.1"), 61000
+	conntrack.NATDst, conntrack.NATDstPort = flow.MustParseAddr("10.2.0.10"), 8443
+	forward := told(3, "10.1.0.5", 50000, "10.2.0.10", 8443, 0.1, 0.1)
+	forward.Exporter, forward.Source = flow.MustParseAddr("192.0.2.11"), flow.SourceNetfilter
+	behind := told(4, "10.2.0.10", 8443, "10.2.0.1", 61000, 0.2, 20)
+	behind.Exporter = flow.MustParseAddr("192.0.2.12")
+	all := []flow.Record{before, conntrack, forward, behind}
+	rng := rand.New(rand.NewPCG(13, 13))
+	var first []flow.Session
+	for range 24 {
+		rs := slices.Clone(all)
+		rng.Shuffle(len(rs), func(i, j int) { rs[i], rs[j] = rs[j], rs[i] })
+		rows, _ := through(newTestSessions(t, DefaultSessionsConfig(), names), rs, 1+rng.IntN(4))
+		last := lastRows(rows)
+		if len(last) != 1 || last[0].NAT != flow.NATTranslated || last[0].ObserversTotal != 4 || last[0].Records != 4 ||
+			last[0].Client.Addr != before.Src || last[0].Server.Addr != before.Dst || last[0].NATClient != conntrack.NATSrc ||
+			last[0].NATClientPort != 61000 || last[0].NATServer != conntrack.NATDst || last[0].NATServerPort != 8443 {
+			t.Fatalf("%d sessions: %+v", len(last), last)
+		}
+		if first == nil {
+			first = last
+		} else if !slices.Equal(first, last) {
+			t.Errorf("another order gives another row: %s", gocmp.Diff(first, last))
+		}
+	}
+	// Without conntrack nobody knows that they are one.
+	rows, _ := through(newTestSessions(t, DefaultSessionsConfig(), names), []flow.Record{before, forward, behind}, 1)
+	if last := lastRows(rows); len(last) != 3 {
+		t.Errorf("without both tuples: %d sessions, want three", len(last))
+	}
+	// Where only the destination is translated what is forwarded is what is behind.
+	conntrack.Has &^= flow.HasNATSrc | flow.HasNATSrcPort
+	rows, _ = through(newTestSessions(t, DefaultSessionsConfig(), names), []flow.Record{before, conntrack, forward}, 1)
+	if last := lastRows(rows); len(last) != 1 || last[0].Records != 3 || last[0].NATClient != before.Src || last[0].NATServer != forward.Dst {
+		t.Errorf("only the destination translated: %d sessions: %+v", len(last), last)
+	}
+}
+
 // TestSessionsOutsideFirst: what is behind a translation was written as a session of its own
 // before the translation was told, late; it becomes part of the other.
 func TestSessionsOutsideFirst(t *testing.T) {
@@ -1085,6 +1134,10 @@ func TestSessionsSoak(t *testing.T) {
 				r.Start -= flow.Time(rng.IntN(1_000_000))
 			case 4:
 				r.Has &^= flow.HasProto
+			case 5:
+				r.Has |= flow.HasNATSrc | flow.HasNATSrcPort | flow.HasNATDst | flow.HasNATDstPort
+				r.NATSrc, r.NATSrcPort = flow.AddrFrom4(0x0a000000+rng.Uint32N(6)), uint16(40000+rng.IntN(2))
+				r.NATDst, r.NATDstPort = flow.AddrFrom4(0x0a000100+rng.Uint32N(6)), uint16(443+rng.IntN(2))
 			}
 		}
 		x := newTestSessions(t, cfg, names)

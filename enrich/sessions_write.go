@@ -542,7 +542,9 @@ func (x *Sessions) translation(row *flow.Session, s *sess, flip bool) {
 	if s.nPeers > 0 {
 		best := &s.peers[0]
 		for k := range s.peers[1:s.nPeers] {
-			if p := &s.peers[k+1]; p.cid < best.cid {
+			// What is halfway through two translations is not what they end in.
+			p := &s.peers[k+1]
+			if c := cmp.Compare(p.translates(&s.conv), best.translates(&s.conv)); c > 0 || c == 0 && p.cid < best.cid {
 				best = p
 			}
 		}

@@ -39,6 +39,10 @@ engine: build ## fetch the embedded ClickHouse engine into the cache (178 MB, on
 kafka: ## fetch Apache Kafka for the tests (44 MB, once)
 	@test/kafka/broker fetch
 
+.PHONY: kubernetes
+kubernetes: check-go ## build a Kubernetes API server and etcd for the tests (minutes, once)
+	@test/kubernetes/apiserver build
+
 .PHONY: demo
 demo: engine ## see it all work on this machine; Ctrl-C ends it
 	$(POSTERN) demo

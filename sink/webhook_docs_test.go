@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/postern/postern/test/part"
 )
 
 // docBlock is the first block of a language in docs/webhooks.md.
@@ -37,10 +39,7 @@ func TestWebhookDocs(t *testing.T) {
 		}
 	})
 	t.Run("python", func(t *testing.T) {
-		python, err := exec.LookPath("python3")
-		if err != nil {
-			t.Skip("python3 is not installed")
-		}
+		part.Need(t, "python3", "python3")
 		program := docBlock(t, "python") + fmt.Sprintf(`
 h = {"webhook-id": %q, "webhook-timestamp": %q, "webhook-signature": "v1,AAAA v1a,x " + %q}
 now = int(h["webhook-timestamp"])
@@ -51,14 +50,12 @@ assert not verify(%[4]q, h, b'%[5]s ', now=now)
 assert not verify("whsec_AAAA", h, b'%[5]s', now=now)
 assert not verify(%[4]q, h, b'%[5]s')
 `, vectorID, vectorStamp, vectorSign, vectorSecret, vectorBody)
-		if out, err := exec.Command(python, "-c", program).CombinedOutput(); err != nil {
+		if out, err := exec.Command("python3", "-c", program).CombinedOutput(); err != nil {
 			t.Errorf("%v\n%s", err, out)
 		}
 	})
 	t.Run("sh", func(t *testing.T) {
-		if _, err := exec.LookPath("openssl"); err != nil {
-			t.Skip("openssl is not installed")
-		}
+		part.Need(t, "openssl", "openssl")
 		cmd := exec.Command("sh", "-c", docBlock(t, "sh"))
 		cmd.Dir = t.TempDir()
 		cmd.Env = append(os.Environ(), "ID="+vectorID, "STAMP="+vectorStamp, "SECRET="+vectorSecret)

@@ -20,6 +20,7 @@ import (
 
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest/exporter"
+	"github.com/postern/postern/test/part"
 )
 
 // captured writes records as an exporter would send them, as a capture.
@@ -343,11 +344,8 @@ func TestProgress(t *testing.T) {
 	if err != nil || strings.ContainsAny(out+diag, "\r\x1b") {
 		t.Errorf("piped output shows more than text: %v, %q", err, tail(out+diag, 300))
 	}
-	script, err := exec.LookPath("script")
-	if err != nil {
-		t.Skip("script (bsdutils) is not installed")
-	}
-	cmd := exec.Command(script, "-qec", postern(t)+" replay --no-store --policy "+dir+" "+capture, "/dev/null")
+	part.Need(t, "bsdutils", "script")
+	cmd := exec.Command("script", "-qec", postern(t)+" replay --no-store --policy "+dir+" "+capture, "/dev/null")
 	cmd.Env = append(os.Environ(), "TERM=xterm", "COLUMNS=120")
 	seen, err := cmd.CombinedOutput()
 	if err != nil {

@@ -30,6 +30,7 @@ import (
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/sink/embedded"
 	"github.com/postern/postern/sink/embedded/embeddedtest"
+	"github.com/postern/postern/test/part"
 )
 
 // TestMain runs the engine itself where the test binary was started as a child:
@@ -473,9 +474,7 @@ func TestGoStillWorks(t *testing.T) {
 // curl runs the real one.
 func curl(t *testing.T, args ...string) (status, body string) {
 	t.Helper()
-	if _, err := exec.LookPath("curl"); err != nil {
-		t.Skip("curl is not installed")
-	}
+	part.Need(t, "curl", "curl")
 	cmd := exec.Command("curl", append([]string{"-sS", "--max-time", "30", "-w", "\n%{http_code}"}, args...)...)
 	out, err := cmd.CombinedOutput()
 	i := bytes.LastIndexByte(out, '\n')

@@ -148,6 +148,25 @@ func validPoll(every, staleAfter time.Duration) (errs []error) {
 	return errs
 }
 
+func validTimeout(timeout time.Duration) error {
+	if timeout < time.Second || timeout > 10*time.Minute {
+		return fmt.Errorf("timeout: %v is out of range; it must lie between 1s and 10m", timeout)
+	}
+	return nil
+}
+
+// readSecret reads what the value of a key refers to.
+func readSecret(resolve func(ref string) (string, error), key, ref string) (string, error) {
+	if resolve == nil {
+		return "", fmt.Errorf("%s: nobody is here to read the secret it refers to", key)
+	}
+	v, err := resolve(ref)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", key, err)
+	}
+	return v, nil
+}
+
 // Validate says what is wrong and what would be right, all of it at once; each error
 // begins with its key. It reads no file and connects to nothing.
 func (c Config) Validate() error {
@@ -209,10 +228,7 @@ func prefixed(key string, err error) []error {
 
 // Validate says what is wrong and what would be right; each error begins with its key.
 func (c InventoryConfig) Validate() error {
-	var errs []error
-	if err := validSourceName(c.Name); err != nil {
-		errs = append(errs, err)
-	}
+	errs := []error{validSourceName(c.Name)}
 	if c.Path == "" {
 		errs = append(errs, errors.New("path: is empty; name a file such as /etc/postern/inventory.csv, or a folder"))
 	} else if ext := filepath.Ext(c.Path); ext != "" && !isInventoryFile(c.Path) {
@@ -223,11 +239,8 @@ func (c InventoryConfig) Validate() error {
 
 // Validate says what is wrong and what would be right; each error begins with its key.
 func (c DHCPConfig) Validate() error {
-	var errs []error
+	errs := []error{validSourceName(c.Name)}
 	bad := func(format string, a ...any) { errs = append(errs, fmt.Errorf(format, a...)) }
-	if err := validSourceName(c.Name); err != nil {
-		errs = append(errs, err)
-	}
 	ways := 0
 	for _, way := range []string{c.Leases, c.Socket, c.URL} {
 		if way != "" {
@@ -262,9 +275,7 @@ func (c DHCPConfig) Validate() error {
 		bad("family: %d is none; write 4 or 6", c.Family)
 	}
 	errs = append(errs, c.TLS.validate()...)
-	if c.Timeout < time.Second || c.Timeout > 10*time.Minute {
-		bad("timeout: %v is out of range; it must lie between 1s and 10m", c.Timeout)
-	}
+	errs = append(errs, validTimeout(c.Timeout))
 	return errors.Join(append(errs, validPoll(c.Every, c.StaleAfter)...)...)
 }
 
@@ -294,12 +305,9 @@ func newDHCP(cfg DHCPConfig, resolve func(ref string) (string, error), stateDir 
 		if cfg.Password == "" {
 			return h, nil
 		}
-		if resolve == nil {
-			return nil, errors.New("password: nobody is here to read the secret it refers to")
-		}
-		secret, err := resolve(cfg.Password)
+		secret, err := readSecret(resolve, "password", cfg.Password)
 		if err != nil {
-			return nil, fmt.Errorf("password: %w", err)
+			return nil, err
 		}
 		h.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(cfg.User+":"+secret)))
 		return h, nil

@@ -301,15 +301,12 @@ func (o *told) add(h holder) {
 	o.facts = append(o.facts, h.Fact)
 }
 
-// tell tells what changed and that everything up to at was read.
-func (s *leases) tell(ctx context.Context, tell Tell, o *told, at flow.Time) error {
+// tell tells what changed when everything up to at was known, with a heartbeat unless that is zero.
+func (s *leases) tell(ctx context.Context, tell Tell, o *told, at flow.Time, beat flow.Heartbeat) error {
 	// What was being told when the process ended goes first.
 	if len(s.pending) > 0 {
 		again := &told{}
-		for _, f := range s.pending {
-			again.add(holder{Fact: f})
-		}
-		for _, f := range o.facts {
+		for _, f := range slices.Concat(s.pending, o.facts) {
 			again.add(holder{Fact: f})
 		}
 		o = again
@@ -320,17 +317,24 @@ func (s *leases) tell(ctx context.Context, tell Tell, o *told, at flow.Time) err
 	if err := s.note(o, at); err != nil {
 		return err
 	}
-	beat := flow.Heartbeat{Source: s.name, At: at, StaleAfter: s.staleAfter}
 	if err := tellUntil(ctx, tell, o.facts, beat, s.every, s.log); err != nil {
 		s.untold = true
 		return err
 	}
 	s.pending, s.untold = nil, false
 	s.met.told.Add(float64(len(o.facts)))
-	s.met.lastSuccess.Set(float64(at) / 1000)
-	s.met.facts.Set(float64(len(s.table)))
 	s.last = at
 	s.dirty = s.dirty || len(o.facts) > 0
+	return nil
+}
+
+// tellRead tells what changed and that everything up to at was read.
+func (s *leases) tellRead(ctx context.Context, tell Tell, o *told, at flow.Time) error {
+	if err := s.tell(ctx, tell, o, at, flow.Heartbeat{Source: s.name, At: at, StaleAfter: s.staleAfter}); err != nil {
+		return err
+	}
+	s.met.lastSuccess.Set(float64(at) / 1000)
+	s.met.facts.Set(float64(len(s.table)))
 	return nil
 }
 
@@ -665,7 +669,7 @@ func (f *leaseFile) follow(ctx context.Context, tell Tell) error {
 		return err
 	case now.Sub(f.beat) >= f.every:
 		f.beat = now
-		return f.tell(ctx, tell, &told{}, now)
+		return f.tellRead(ctx, tell, &told{}, now)
 	}
 	f.last = max(f.last, now)
 	return nil
@@ -729,7 +733,7 @@ func (f *leaseFile) readWhole(ctx context.Context, tell Tell) error {
 		out := f.merge(h, f.bad > 0)
 		f.info, f.before, f.offset, f.tail, f.parser = info, states, offset, tail, parser
 		f.beat = begin
-		return f.tell(ctx, tell, out, begin)
+		return f.tellRead(ctx, tell, out, begin)
 	}
 }
 
@@ -782,7 +786,7 @@ func (f *leaseFile) readOn(ctx context.Context, tell Tell, now flow.Time) (same 
 		return true, nil
 	}
 	f.beat = now
-	return true, f.tell(ctx, tell, out, now)
+	return true, f.tellRead(ctx, tell, out, now)
 }
 
 // readFile reads a file from an offset to its end as far as entries are whole.

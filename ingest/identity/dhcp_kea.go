@@ -328,7 +328,7 @@ func (k *keaCommands) poll(ctx context.Context, tell Tell) error {
 		k.log.Warn("leases could not be read", "entries", bad, "error", badErr.Error())
 	}
 	h.now = max(k.clock(), begin)
-	return k.tell(ctx, tell, k.merge(h, bad > 0), begin)
+	return k.tellRead(ctx, tell, k.merge(h, bad > 0), begin)
 }
 
 // get asks for the page that follows an address. Kea answers with result 3 where there

@@ -142,11 +142,8 @@ func (c HTTPConfig) Validate() error {
 		return fmt.Errorf("preset: %q is not known; use one of %s, or leave it out and write url, pages and map", c.Preset, strings.Join(slices.Sorted(maps.Keys(httpPresets)), ", "))
 	}
 	c = c.withPreset()
-	var errs []error
+	errs := []error{validSourceName(c.Name)}
 	bad := func(format string, a ...any) { errs = append(errs, fmt.Errorf(format, a...)) }
-	if err := validSourceName(c.Name); err != nil {
-		errs = append(errs, err)
-	}
 	u, err := url.Parse(c.URL)
 	switch {
 	case err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "" || u.Opaque != "":
@@ -219,9 +216,7 @@ func (c HTTPConfig) Validate() error {
 	if c.MapTimeout < 10*time.Millisecond || c.MapTimeout > 10*time.Minute {
 		bad("mapTimeout: %v is out of range; it must lie between 10ms and 10m", c.MapTimeout)
 	}
-	if c.Timeout < time.Second || c.Timeout > 10*time.Minute {
-		bad("timeout: %v is out of range; it must lie between 1s and 10m", c.Timeout)
-	}
+	errs = append(errs, validTimeout(c.Timeout))
 	errs = append(errs, validPoll(c.Every, c.StaleAfter)...)
 	return errors.Join(errs...)
 }
@@ -389,12 +384,9 @@ func sameOrigin(a, b *url.URL) bool {
 // headers are those of every request, with the secrets in them.
 func (r *httpReader) headers() (http.Header, error) {
 	secret := func(key, ref string) (string, error) {
-		if r.resolve == nil {
-			return "", fmt.Errorf("%s: nobody is here to read the secret it refers to", key)
-		}
-		v, err := r.resolve(ref)
+		v, err := readSecret(r.resolve, key, ref)
 		if err != nil {
-			return "", fmt.Errorf("%s: %w", key, err)
+			return "", err
 		}
 		if v == "" || !httpguts.ValidHeaderFieldValue(v) {
 			return "", fmt.Errorf("%s: what %s holds is empty or has characters that no header may have", key, ref)

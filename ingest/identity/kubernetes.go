@@ -89,11 +89,8 @@ var (
 
 // Validate says what is wrong and what would be right; each error begins with its key.
 func (c KubernetesConfig) Validate() error {
-	var errs []error
+	errs := []error{validSourceName(c.Name)}
 	bad := func(format string, a ...any) { errs = append(errs, fmt.Errorf(format, a...)) }
-	if err := validSourceName(c.Name); err != nil {
-		errs = append(errs, err)
-	}
 	if c.Server == "" {
 		if c.Token != "" || c.TLS != (TLSConfig{}) {
 			bad("server: is empty, which is the cluster that Postern runs in, with the token and authority that are there; take token and tls out, or name the server")
@@ -137,9 +134,7 @@ func (c KubernetesConfig) Validate() error {
 	if c.Lag < time.Second || c.Lag > 5*time.Minute {
 		bad("lag: %v is out of range; it must lie between 1s and 5m", c.Lag)
 	}
-	if c.Timeout < time.Second || c.Timeout > 10*time.Minute {
-		bad("timeout: %v is out of range; it must lie between 1s and 10m", c.Timeout)
-	}
+	errs = append(errs, validTimeout(c.Timeout))
 	if c.StaleAfter != 0 && (c.StaleAfter < time.Minute || c.StaleAfter < 2*c.Lag) {
 		bad("staleAfter: %v is too short, since a server where nothing happens is heard about once a minute; use at least 1m and twice the lag, better 5m", c.StaleAfter)
 	}
@@ -184,18 +179,19 @@ func newKubernetes(cfg KubernetesConfig, resolve func(ref string) (string, error
 		server, trust.CA = "https://"+net.JoinHostPort(host, port), kubeAccountDir+"/ca.crt"
 		read = func() (string, error) {
 			b, err := os.ReadFile(kubeAccountDir + "/token")
+			if err != nil {
+				err = fmt.Errorf("token: %w", err)
+			}
 			return strings.TrimSpace(string(b)), err
 		}
-	case cfg.Token != "" && resolve == nil:
-		return nil, errors.New("token: nobody is here to read the secret it refers to")
 	case cfg.Token != "":
-		read = func() (string, error) { return resolve(cfg.Token) }
+		read = func() (string, error) { return readSecret(resolve, "token", cfg.Token) }
 	}
 	needed := cfg.Server == "" || cfg.Token != ""
 	k.token = func() (string, error) {
 		v, err := read()
 		if err != nil {
-			return "", fmt.Errorf("token: %w", err)
+			return "", err
 		}
 		if needed && (v == "" || !httpguts.ValidHeaderFieldValue(v)) {
 			return "", errors.New("token: is empty or has characters that no header may have")
@@ -298,41 +294,18 @@ func (k *kubernetes) Run(ctx context.Context, tell Tell) error {
 
 // tellPods tells what changed and, from time to time, that the cluster was heard.
 func (k *kubernetes) tellPods(ctx context.Context, tell Tell) error {
-	o := k.out
-	// What was being told when the process ended goes first.
-	if len(k.pending) > 0 {
-		again := &told{}
-		for _, f := range k.pending {
-			again.add(holder{Fact: f})
-		}
-		for _, f := range o.facts {
-			again.add(holder{Fact: f})
-		}
-		o = again
-	}
 	sure := k.sure()
 	var beat flow.Heartbeat
 	if sure != 0 && sure.Sub(k.beaten) >= kubeBeats {
 		beat = flow.Heartbeat{Source: k.name, At: sure, StaleAfter: k.staleAfter}
 	}
-	if len(o.facts) == 0 && beat == (flow.Heartbeat{}) {
+	if len(k.pending)+len(k.out.facts) == 0 && beat == (flow.Heartbeat{}) {
 		return nil
 	}
-	for i := range o.facts {
-		o.facts[i].Source = k.name
-	}
-	last := max(k.last, sure)
-	if err := k.note(o, last); err != nil {
+	if err := k.leases.tell(ctx, tell, k.out, max(k.last, sure), beat); err != nil {
 		return err
 	}
-	if err := tellUntil(ctx, tell, o.facts, beat, kubeRetry, k.log); err != nil {
-		k.untold = true
-		return err
-	}
-	k.pending, k.untold, k.out = nil, false, &told{}
-	k.last = last
-	k.dirty = k.dirty || len(o.facts) > 0
-	k.met.told.Add(float64(len(o.facts)))
+	k.out = &told{}
 	if beat != (flow.Heartbeat{}) {
 		k.beaten = beat.At
 		k.met.lastSuccess.Set(float64(beat.At) / 1000)

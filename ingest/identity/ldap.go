@@ -126,11 +126,8 @@ func DefaultLDAPConfig() LDAPConfig {
 // Validate says what is wrong and what would be right, all of it at once; each
 // error begins with its key. It reads no file and connects to nothing.
 func (c LDAPConfig) Validate() error {
-	var errs []error
+	errs := []error{validSourceName(c.Name)}
 	bad := func(format string, a ...any) { errs = append(errs, fmt.Errorf(format, a...)) }
-	if err := validSourceName(c.Name); err != nil {
-		errs = append(errs, err)
-	}
 	if len(c.URLs) == 0 {
 		bad("urls: is empty; name at least one server, such as ldaps://dc1.example.net")
 	}
@@ -190,9 +187,7 @@ func (c LDAPConfig) Validate() error {
 		bad("maxMembers: %d is out of range; it must lie between 1 and 100000000", c.MaxMembers)
 	}
 	errs = append(errs, validPoll(c.Every, c.StaleAfter)...)
-	if c.Timeout < time.Second || c.Timeout > 10*time.Minute {
-		bad("timeout: %v is out of range; it must lie between 1s and 10m", c.Timeout)
-	}
+	errs = append(errs, validTimeout(c.Timeout))
 	return errors.Join(errs...)
 }
 
@@ -277,12 +272,9 @@ func (r *ldapReader) password() (string, error) {
 	if r.cfg.Password == "" {
 		return "", nil
 	}
-	if r.resolve == nil {
-		return "", errors.New("password: nobody is here to read the secret it refers to")
-	}
-	p, err := r.resolve(r.cfg.Password)
+	p, err := readSecret(r.resolve, "password", r.cfg.Password)
 	if err != nil {
-		return "", fmt.Errorf("password: %w", err)
+		return "", err
 	}
 	if p == "" {
 		// A bind without a password succeeds as nobody (RFC 4513, 5.1.2).

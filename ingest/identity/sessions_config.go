@@ -47,11 +47,8 @@ func (c *SessionsConfig) UnmarshalYAML(unmarshal func(any) error) error {
 
 // Validate says what is wrong and what would be right; each error begins with its key.
 func (c SessionsConfig) Validate() error {
-	var errs []error
+	errs := []error{validSourceName(c.Name)}
 	bad := func(format string, a ...any) { errs = append(errs, fmt.Errorf(format, a...)) }
-	if err := validSourceName(c.Name); err != nil {
-		errs = append(errs, err)
-	}
 	if _, err := agent.EventFormatOf(c.Format); err != nil {
 		bad("format: %w", err)
 	} else if _, err := agent.NewEventDecoder(c.Format, c.EventConfig, 1); err != nil {

@@ -549,8 +549,7 @@ type leaseFile struct {
 	tail   []byte      // the last bytes before offset, to see whether it is still the same file
 	parser leaseParser
 	beat   flow.Time // when the last heartbeat was told
-	bad    int
-	badErr error
+	bad    partialError
 }
 
 // Run implements [Source].
@@ -675,15 +674,9 @@ func (f *leaseFile) follow(ctx context.Context, tell Tell) error {
 	return nil
 }
 
-func (f *leaseFile) noteBad(err error) {
-	if f.bad++; f.bad <= maxPartialErrors {
-		f.badErr = errors.Join(f.badErr, err)
-	}
-}
-
 func (f *leaseFile) reportBad() {
-	if f.bad > 0 {
-		f.log.Warn("entries of a lease file could not be read", "entries", f.bad, "error", f.badErr.Error())
+	if f.bad.entries > 0 {
+		f.log.Warn("entries of a lease file could not be read", "entries", f.bad.entries, "error", f.bad.err.Error())
 	}
 }
 
@@ -692,7 +685,7 @@ func (f *leaseFile) readWhole(ctx context.Context, tell Tell) error {
 	f.met.reads.Inc()
 	begin := f.clock()
 	for attempt := 0; ; attempt++ {
-		f.bad, f.badErr = 0, nil
+		f.bad = partialError{}
 		h := newHistory(0)
 		older := f.older()
 		before, states, err := statAll(older)
@@ -728,9 +721,9 @@ func (f *leaseFile) readWhole(ctx context.Context, tell Tell) error {
 		if err != nil {
 			return err
 		}
-		f.met.badEntries.Set(float64(f.bad))
+		f.met.badEntries.Set(float64(f.bad.entries))
 		f.reportBad()
-		out := f.merge(h, f.bad > 0)
+		out := f.merge(h, f.bad.entries > 0)
 		f.info, f.before, f.offset, f.tail, f.parser = info, states, offset, tail, parser
 		f.beat = begin
 		return f.tellRead(ctx, tell, out, begin)
@@ -749,7 +742,7 @@ func (f *leaseFile) readOn(ctx context.Context, tell Tell, now flow.Time) (same 
 	if err != nil || !bytes.Equal(tail, f.tail) {
 		return false, nil //nolint:nilerr // it was truncated; reading it whole says what else is wrong
 	}
-	f.bad, f.badErr = 0, nil
+	f.bad = partialError{}
 	// The table changes only once the file was read without trouble: what is in it and was
 	// not told would be taken for told.
 	var entries []lease
@@ -768,7 +761,7 @@ func (f *leaseFile) readOn(ctx context.Context, tell Tell, now flow.Time) (same 
 	out, read := &told{}, f.clock()
 	for _, l := range entries {
 		if _, known := f.table[l.addr]; !known && len(f.table) >= maxFacts {
-			f.noteBad(fmt.Errorf("%s: it shows more than %d leases; that of %v is passed over", f.path, maxFacts, l.addr))
+			f.bad.note(fmt.Errorf("%s: it shows more than %d leases; that of %v is passed over", f.path, maxFacts, l.addr))
 			continue
 		}
 		f.table.apply(l, read, f.last, out.add)
@@ -777,10 +770,8 @@ func (f *leaseFile) readOn(ctx context.Context, tell Tell, now flow.Time) (same 
 	if len(tail) > 0 {
 		f.tail = tail
 	}
-	if f.bad > 0 {
-		f.met.badEntries.Add(float64(f.bad))
-		f.reportBad()
-	}
+	f.met.badEntries.Add(float64(f.bad.entries))
+	f.reportBad()
 	if len(out.facts) == 0 && now.Sub(f.beat) < f.every {
 		f.last = max(f.last, now)
 		return true, nil
@@ -806,7 +797,7 @@ func (f *leaseFile) readFile(path string, p leaseParser, offset int64, entry fun
 	for {
 		n, rerr := r.Read(buf[fill:])
 		fill += n
-		used, err := p.parse(buf[:fill], entry, f.noteBad)
+		used, err := p.parse(buf[:fill], entry, f.bad.note)
 		if err != nil {
 			return nil, 0, nil, err
 		}

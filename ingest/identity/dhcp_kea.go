@@ -284,8 +284,7 @@ func (k *keaCommands) poll(ctx context.Context, tell Tell) error {
 	k.met.reads.Inc()
 	begin := k.clock()
 	h := newHistory(begin)
-	bad := 0
-	var badErr error
+	bad := &partialError{}
 	from := "start"
 	for page := 1; ; page++ {
 		if page > maxKeaPages {
@@ -297,17 +296,13 @@ func (k *keaCommands) poll(ctx context.Context, tell Tell) error {
 		}
 		for i, raw := range rows {
 			r, err := readKeaJSON(raw)
-			if err != nil {
-				if bad++; bad <= maxPartialErrors {
-					badErr = errors.Join(badErr, fmt.Errorf("page %d, lease %d: %w", page, i+1, err))
-				}
-				continue
+			var l lease
+			ok := false
+			if err == nil {
+				l, ok, err = r.lease()
 			}
-			l, ok, err := r.lease()
 			if err != nil {
-				if bad++; bad <= maxPartialErrors {
-					badErr = errors.Join(badErr, fmt.Errorf("page %d, lease %d: %w", page, i+1, err))
-				}
+				bad.note(fmt.Errorf("page %d, lease %d: %w", page, i+1, err))
 			} else if ok {
 				if err := h.add(l); err != nil {
 					return err
@@ -323,12 +318,12 @@ func (k *keaCommands) poll(ctx context.Context, tell Tell) error {
 		}
 		from = last.Address
 	}
-	k.met.badEntries.Set(float64(bad))
-	if bad > 0 {
-		k.log.Warn("leases could not be read", "entries", bad, "error", badErr.Error())
+	k.met.badEntries.Set(float64(bad.entries))
+	if bad.entries > 0 {
+		k.log.Warn("leases could not be read", "entries", bad.entries, "error", bad.err.Error())
 	}
 	h.now = max(k.clock(), begin)
-	return k.tellRead(ctx, tell, k.merge(h, bad > 0), begin)
+	return k.tellRead(ctx, tell, k.merge(h, bad.entries > 0), begin)
 }
 
 // get asks for the page that follows an address. Kea answers with result 3 where there

@@ -53,7 +53,9 @@ func (e *fieldError) Error() string { return e.what + "; " + e.right }
 const (
 	maxEntryAddresses = 256
 	maxEntryGroups    = 1024
-	maxEntryName      = 256 // what flow.Names holds of a name
+	// maxEntryName is what [flow.Names] keeps of a name. A longer one is not cut: two that
+	// begin alike would become one.
+	maxEntryName = 256
 )
 
 // facts are what an entry says, one an address or one of its subject. addrs are the

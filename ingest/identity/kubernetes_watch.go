@@ -191,10 +191,7 @@ func (r *kubeReader) get(ctx context.Context, query url.Values) (*http.Response,
 	}
 	res, err := r.k.client.Do(req)
 	if err != nil {
-		if e, ok := errors.AsType[*url.Error](err); ok {
-			err = e.Err // without the query
-		}
-		return nil, err
+		return nil, withoutURL(err)
 	}
 	if res.StatusCode == http.StatusOK {
 		return res, nil
@@ -321,7 +318,7 @@ func (c *KubernetesConfig) decodeList(b []byte, l *kubeList, bad *partialError) 
 		default:
 			l.lost = true
 		}
-		bad.add(err, nil, "")
+		bad.note(err)
 	}
 	return body.kubeMeta, nil
 }

@@ -166,13 +166,6 @@ func (d *ldapDirectory) skipSubject(dn string, s *ldapSubject, format string, a 
 	return d.skip(dn, append(s.aliases, s.name), format, a...)
 }
 
-// note counts an entry that keeps nothing of what was said before.
-func (e *partialError) note(err error) {
-	all := e.all
-	e.add(err, nil, "")
-	e.all = all
-}
-
 // subjectName is the canonical name of a user or computer; empty if there is none.
 func (d *ldapDirectory) subjectName(name string) string {
 	if d.domain != "" && !strings.Contains(name, "@") {
@@ -366,15 +359,11 @@ func foldDN(s string) string {
 	return dn.String()
 }
 
-// maxNameBytes is what [flow.Names] keeps of a name. A longer one is not cut: two that
-// begin alike would become one.
-const maxNameBytes = 256
-
 // cleanName is a name as it may be stored and compared; ok is false for one that is empty,
 // too long, not UTF-8, or holds what cannot be seen.
 func cleanName(s string) (string, bool) {
 	s = strings.TrimSpace(s)
-	if s == "" || len(s) > maxNameBytes || !utf8.ValidString(s) {
+	if s == "" || len(s) > maxEntryName || !utf8.ValidString(s) {
 		return "", false
 	}
 	if strings.ContainsFunc(s, func(r rune) bool { return unicode.IsControl(r) || unicode.Is(unicode.Cf, r) || r == utf8.RuneError }) {
@@ -385,10 +374,10 @@ func cleanName(s string) (string, bool) {
 
 // shorten cuts what is shown of a DN.
 func shorten(s string) string {
-	if len(s) <= maxNameBytes {
+	if len(s) <= maxEntryName {
 		return s
 	}
-	return s[:maxNameBytes-4] + "…"
+	return s[:maxEntryName-4] + "…"
 }
 
 // nameOf is an entry's name by an attribute: of several values the one that the DN begins

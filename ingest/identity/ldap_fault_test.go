@@ -790,7 +790,7 @@ func FuzzLDAPEntry(f *testing.F) {
 				if !slices.IsSorted(f.Groups) || len(f.Groups) > 1 || len(f.Groups) == 1 && f.Groups[0] != strings.TrimSpace(group) {
 					t.Fatalf("groups %q", f.Groups)
 				}
-				if f.User != "" && f.Account != "" || len(f.Device) > maxNameBytes {
+				if f.User != "" && f.Account != "" || len(f.Device) > maxEntryName {
 					t.Fatalf("%+v", f)
 				}
 			}

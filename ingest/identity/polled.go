@@ -68,9 +68,7 @@ const maxPartialErrors = 8
 // add notes an entry that could not be read; about is what it is about, zero if that
 // is what could not be read.
 func (e *partialError) add(err error, addrs []flow.Addr, subject string) {
-	if e.entries++; e.entries <= maxPartialErrors {
-		e.err = errors.Join(e.err, err)
-	}
+	e.note(err)
 	if len(addrs) == 0 && subject == "" {
 		e.all = true
 	}
@@ -85,6 +83,13 @@ func (e *partialError) add(err error, addrs []flow.Addr, subject string) {
 			e.subjects = map[string]bool{}
 		}
 		e.subjects[subject] = true
+	}
+}
+
+// note counts an entry that keeps nothing of what was said before.
+func (e *partialError) note(err error) {
+	if e.entries++; e.entries <= maxPartialErrors {
+		e.err = errors.Join(e.err, err)
 	}
 }
 

@@ -46,12 +46,7 @@ func (s *Splitter) Next(buf []byte, eof bool) (item []byte, n int, err error) {
 		s.array = true
 		return nil, k, nil
 	}
-	end := bytes.IndexByte(buf, '\n')
-	line := buf
-	if end >= 0 {
-		line = buf[:end]
-	}
-	if buf[0] == '{' && (s.array || !whole(line)) {
+	if buf[0] == '{' && (s.array || !wholeLine(buf)) {
 		switch k, broken := object(buf[:min(len(buf), s.MaxItem)]); {
 		case k > 0:
 			return buf[:k], k, nil
@@ -59,9 +54,16 @@ func (s *Splitter) Next(buf []byte, eof bool) (item []byte, n int, err error) {
 			return nil, 0, nil
 		}
 		// It does not end. Of an array in one line the next element is looked for.
-		if k := nextElement(line); k > 0 && s.array {
-			return buf[:k], k, nil
+		if s.array {
+			if k := nextElement(buf); k > 0 {
+				return buf[:k], k, nil
+			}
 		}
+	}
+	end := bytes.IndexByte(buf, '\n')
+	line := buf
+	if end >= 0 {
+		line = buf[:end]
 	}
 	switch {
 	case end < 0 && !eof && len(buf) <= s.MaxItem:
@@ -141,26 +143,37 @@ func space(b []byte) int {
 	return len(b)
 }
 
-// whole says whether a line that begins an object is just that object, as far as can be told
-// without reading it all: where it is not, reading it will tell.
-func whole(line []byte) bool {
+// wholeLine says whether the first line of buf begins an object and is just that object, as
+// far as can be told without reading it all: where it is not, reading it will tell. A line
+// whose end is far is read; looking for the end of one without any would be to look through
+// all of buf for each of its objects.
+func wholeLine(buf []byte) bool {
+	line := buf[:min(len(buf), nearEnd)]
+	if end := bytes.IndexByte(line, '\n'); end >= 0 {
+		line = line[:end]
+	} else if len(buf) > len(line) {
+		return false
+	}
 	line = trim(line)
 	return len(line) > 1 && line[len(line)-1] == '}' && !bytes.Contains(line, []byte(`}{`))
 }
 
-// nextElement is the length of what stands before the next element of an array; 0 if there
-// is none.
-func nextElement(line []byte) int {
-	for from := 0; ; {
-		i := bytes.Index(line[from:], []byte(`},`))
-		if i < 0 {
+const nearEnd = 64 << 10
+
+// nextElement is the length of what stands before the next element of an array in the same
+// line; 0 if there is none.
+func nextElement(b []byte) int {
+	for i, c := range b {
+		switch {
+		case c == '\n':
 			return 0
-		}
-		from += i + 2
-		if k := from + space(line[from:]); k < len(line) && line[k] == '{' {
-			return from - 1
+		case c == '}' && i+1 < len(b) && b[i+1] == ',':
+			if k := i + 2 + space(b[i+2:]); k < len(b) && b[k] == '{' {
+				return i + 1
+			}
 		}
 	}
+	return 0
 }
 
 // trim cuts white space and what stands behind an element of an array. Of a line of text, a

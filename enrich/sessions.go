@@ -476,17 +476,25 @@ func (x *Sessions) insert(conv *flow.Conversation, cid uint64, o *obs, span stre
 	case s.stored && !dirty && s.dueAt > s.wroteAt+x.updateEvery:
 		x.queue(at, s.wroteAt+x.updateEvery)
 	}
-	for several {
+	if several {
+		x.unite(at)
+	}
+	return at
+}
+
+// unite makes what is linked to session i part of it.
+func (x *Sessions) unite(i int32) {
+	cid, idle := x.list[i].cid, x.cfg.Idle.of(x.list[i].conv.Proto)
+	for several := true; several; {
 		several = false
-		for i := x.chains[cid]; i >= 0; i = x.list[i].next {
-			if i != at && x.list[i].conv == *conv && x.linked(&x.list[at], &x.list[i], idle) {
-				x.merge(at, i)
+		for j := x.chains[cid]; j >= 0; j = x.list[j].next {
+			if j != i && x.list[j].conv == x.list[i].conv && x.linked(&x.list[i], &x.list[j], idle) {
+				x.merge(i, j)
 				several = true
 				break
 			}
 		}
 	}
-	return at
 }
 
 // touches says whether an observation belongs to a session.

@@ -259,8 +259,9 @@ func (x *Sessions) exportedSession(i int32) {
 		}
 		return n < maxWaiting
 	})
+	gen := s.gen
 	for _, st := range waiting[:n] {
-		if !st.dead {
+		if !st.dead && x.list[i].gen == gen { // else it became part of another
 			x.match(st, i)
 		}
 	}
@@ -352,6 +353,7 @@ func (x *Sessions) adopt(st *stray, i int32, offset flow.Time) {
 	s.enforced |= o.enforced
 	x.addObs(s, &o)
 	s.dirty = true
+	x.unite(i) // it may lie within reach of another as well
 }
 
 // leave takes a stray out of the session that only hosts told of and that it stood as.

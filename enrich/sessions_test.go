@@ -566,6 +566,41 @@ func TestSessionsNAT(t *testing.T) {
 	}
 }
 
+// TestSessionsClockOffsetBetween: what a host told of a conversation lies within reach of two
+// exported sessions of it. They are one, whether the host's clock is right or has to be found.
+func TestSessionsClockOffsetBetween(t *testing.T) {
+	udp := func(r flow.Record) flow.Record {
+		r.Proto, r.TCPFlags, r.Has = flow.ProtoUDP, 0, r.Has&^flow.HasTCPFlags
+		return r
+	}
+	for _, off := range []float64{0, -3600} {
+		names := flow.NewNames(0)
+		var rs, late []flow.Record
+		for i := range 5 {
+			port := uint16(50001 + i)
+			rs = append(rs, told(uint64(10+i), "10.0.0.9", port, "10.0.0.2", 445, 0, 1))
+			late = append(late, hostTold(names, uint64(20+i), "h", flow.ReporterSource, "10.0.0.9", port, "10.0.0.2", 445, off))
+		}
+		between := hostTold(names, 3, "h", flow.ReporterSource, "10.0.0.9", 50000, "10.0.0.2", 53, 3+off)
+		between.End = between.Start + 125_000
+		rs = append(rs, udp(told(1, "10.0.0.9", 50000, "10.0.0.2", 53, 0, 5)), told(9, "10.0.0.8", 50000, "10.0.0.7", 445, 124, 125),
+			udp(told(2, "10.0.0.9", 50000, "10.0.0.2", 53, 126, 131)), udp(between))
+		rows, _ := through(newTestSessions(t, DefaultSessionsConfig(), names), append(rs, late...), 1)
+		n := 0
+		for _, s := range lastRows(rows) {
+			if s.Proto == flow.ProtoUDP {
+				n++
+				if s.Records != 3 || s.ObserversTotal != 2 {
+					t.Errorf("off by %v s: %+v", off, s)
+				}
+			}
+		}
+		if n != 1 {
+			t.Errorf("off by %v s: %d sessions; want one", off, n)
+		}
+	}
+}
+
 // TestSessionsNATHalfway: conntrack tells both tuples of a connection whose destination and
 // source are translated; what exporters saw before and behind it and what the firewall logged
 // as it forwarded, the destination translated already and the source not yet, is of the same

@@ -24,6 +24,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/postern/postern/flow"
+	"github.com/postern/postern/test/part"
 )
 
 // cluster is a real API server with its etcd; see test/kubernetes/apiserver. It has no nodes:
@@ -34,7 +35,7 @@ type cluster struct {
 	port, etcd string
 	client     *http.Client
 	token      string // of an administrator
-	stop       func()
+	run        *part.Program
 }
 
 // freePorts gives n ports of loopback that follow one another.
@@ -65,56 +66,38 @@ next:
 func startCluster(t *testing.T) *cluster {
 	t.Helper()
 	if _, err := os.Stat("../../.cache/kubernetes/go.sum"); err != nil {
-		t.Skip("there is no Kubernetes API server; make kubernetes builds one")
+		part.Missing(t, "there is no Kubernetes API server; make kubernetes builds one")
 	}
 	first := freePorts(t, 3)
 	c := &cluster{t: t, dir: t.TempDir(), port: fmt.Sprint(first), etcd: fmt.Sprint(first + 1)}
 	c.start()
-	t.Cleanup(func() { c.stop() })
+	t.Cleanup(c.stop)
 	return c
 }
 
 // start starts the server on what was stored and waits until it is ready.
 func (c *cluster) start() {
 	c.t.Helper()
-	cmd := exec.Command("../../test/kubernetes/apiserver", "run", c.dir, c.port, c.etcd)
-	log, err := os.OpenFile(filepath.Join(c.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
+	log := filepath.Join(c.dir, "log")
+	var err error
+	if c.run, err = part.Start(exec.Command("../../test/kubernetes/apiserver", "run", c.dir, c.port, c.etcd), log); err != nil {
 		c.t.Fatal(err)
 	}
-	defer log.Close()
-	cmd.Stdout, cmd.Stderr = log, log
-	hold, err := cmd.StdinPipe()
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		c.t.Fatal(err)
-	}
-	gone := make(chan struct{})
-	go func() { _ = cmd.Wait(); close(gone) }()
-	c.stop = func() {
-		hold.Close()
-		select {
-		case <-gone:
-		case <-time.After(30 * time.Second):
-			c.t.Error("the API server does not end")
-			_ = cmd.Process.Kill()
+	if err := c.run.Await(func() error {
+		if err := c.trusts(); err != nil {
+			return err
 		}
+		return c.ready()
+	}); err != nil {
+		c.t.Fatalf("the API server: %v\n%s", err, part.Tail(log))
 	}
-	for begin := time.Now(); ; time.Sleep(100 * time.Millisecond) {
-		if c.trusts() == nil && c.ready() {
-			return
-		}
-		select {
-		case <-gone:
-		default:
-			if time.Since(begin) < 90*time.Second {
-				continue
-			}
-		}
-		text, _ := os.ReadFile(filepath.Join(c.dir, "log"))
-		c.t.Fatalf("the API server is not ready after %v:\n%s", time.Since(begin), text[max(0, len(text)-4000):])
+}
+
+// stop ends the server; what was stored stays.
+func (c *cluster) stop() {
+	c.t.Helper()
+	if err := c.run.End(nil); err != nil {
+		c.t.Errorf("the API server: %v", err)
 	}
 }
 
@@ -142,19 +125,22 @@ func (c *cluster) trusts() error {
 
 func (c *cluster) url(path string) string { return "https://127.0.0.1:" + c.port + path }
 
-func (c *cluster) ready() bool {
+func (c *cluster) ready() error {
 	req, err := http.NewRequest(http.MethodGet, c.url("/readyz"), nil)
 	if err != nil {
-		return false
+		return err
 	}
 	req.Header.Set("Authorization", "Bearer "+c.token)
 	resp, err := c.client.Do(req)
 	if err != nil {
-		return false
+		return err
 	}
 	defer resp.Body.Close()
 	_, _ = io.Copy(io.Discard, resp.Body)
-	return resp.StatusCode == http.StatusOK
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("/readyz says %s", resp.Status)
+	}
+	return nil
 }
 
 // do asks the API as an administrator.

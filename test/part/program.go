@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	startLimit = 60 * time.Second // a loaded machine takes ten times as long as a quiet one
-	stopLimit  = 20 * time.Second
+	startLimit = 90 * time.Second // a loaded machine takes ten times as long as a quiet one
+	stopLimit  = 30 * time.Second
 )
 
 // Program is one that runs.

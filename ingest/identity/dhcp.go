@@ -383,7 +383,12 @@ func (s *leases) merge(h *history, partial bool) *told {
 		s.table[addr] = h.table[addr]
 		if !known {
 			for _, n := range list {
-				out.add(n)
+				if !s.past(&n, h.now) {
+					out.add(n)
+				}
+			}
+			if last := s.table[addr]; s.past(&last, h.now) {
+				delete(s.table, addr)
 			}
 			continue
 		}
@@ -413,6 +418,12 @@ func (s *leases) merge(h *history, partial bool) *told {
 		}
 	}
 	return out
+}
+
+// past says whether a lease was told once and is forgotten: it ended long ago, before the
+// last read.
+func (s *leases) past(h *holder, now flow.Time) bool {
+	return h.Fact.Until != 0 && h.Fact.Until <= s.last && h.Fact.Until.Add(forgetLeases) < now
 }
 
 // mergeOne carries what was known of an address over into what a whole read shows of

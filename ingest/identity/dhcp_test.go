@@ -794,3 +794,51 @@ func TestLeasesUntold(t *testing.T) {
 		t.Errorf("%v, told %+v", err, rec.all)
 	}
 }
+
+// TestLeasesPast: leases that ended long ago and were told then are not told again each time
+// that the server writes its file anew.
+func TestLeasesPast(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "kea-leases4.csv")
+	row := func(n, ends int) string {
+		return fmt.Sprintf("10.0.0.%d,02:00:00:00:00:%02d,,3600,%d,1,0,0,h%d,0,\n", n, n, ends, n)
+	}
+	write := func(text string) {
+		t.Helper()
+		if err := errors.Join(os.WriteFile(path+".new", []byte(keaHeader+text), 0o600), os.Rename(path+".new", path)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	now := flow.Time(1_000_000_000)
+	var rec recorder
+	f := newKeaFile("kea", path, time.Minute, 0, dir, func() flow.Time { return now }, quiet(), nil)
+	if err := f.load(); err != nil {
+		t.Fatal(err)
+	}
+	defer f.close()
+	follow := func(what string, want ...string) {
+		t.Helper()
+		if err := errors.Join(f.follow(t.Context(), rec.tell), f.saveIfDue(true)); err != nil {
+			t.Fatal(err)
+		}
+		facts, _ := rec.take()
+		var got []string
+		for _, f := range facts {
+			got = append(got, f.Workload)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: told of %q, want %q", what, got, want)
+		}
+	}
+	old := row(1, 900_000) + row(2, 980_000) + row(3, 1_003_000)
+	write(old)
+	follow("at first", "h1", "h2", "h3")
+	write("\n" + old)
+	follow("written anew")
+	now += 60_000
+	write(old + row(4, 1_003_600) + row(5, 900_000))
+	follow("one is new, and one is of a file that was not there before", "h4")
+	now += 24 * 3_600_000
+	write(row(4, 1_003_600))
+	follow("the old ones are gone from the file", "h3")
+}

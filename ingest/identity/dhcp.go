@@ -574,11 +574,15 @@ func (f *leaseFile) Run(ctx context.Context, tell Tell) error {
 	defer timer.Stop()
 	failures := 0
 	for {
+		notices := events
+		if failures > 1 {
+			notices = nil // in a folder where much happens it would be tried without a pause
+		}
 		select {
 		case <-ctx.Done():
 			return f.stopped(ctx)
 		case <-timer.C:
-		case <-events:
+		case <-notices:
 			// A busy server writes many lines; they are told together.
 			select {
 			case <-ctx.Done():

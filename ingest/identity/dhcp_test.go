@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/postern/postern/flow"
 )
@@ -841,4 +842,31 @@ func TestLeasesPast(t *testing.T) {
 	now += 24 * 3_600_000
 	write(row(4, 1_003_600))
 	follow("the old ones are gone from the file", "h3")
+}
+
+// TestLeaseFileBroken: a file that cannot be read is tried again with growing pauses, however
+// much happens in its folder.
+func TestLeaseFileBroken(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "kea-leases4.csv")
+	if err := os.WriteFile(path, []byte("no header\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f := newKeaFile("kea", path, time.Minute, 0, "", wallClock, quiet(), nil)
+	var rec recorder
+	stop := running(t, f, rec.tell)
+	for range 75 {
+		if err := os.WriteFile(filepath.Join(dir, "busy"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	_ = stop()
+	var reads dto.Metric
+	if err := f.met.reads.Write(&reads); err != nil {
+		t.Fatal(err)
+	}
+	if n := reads.Counter.GetValue(); n < 2 || n > 5 {
+		t.Errorf("it was read %v times in a second and a half", n)
+	}
 }

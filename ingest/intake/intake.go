@@ -320,7 +320,11 @@ func (r *reader) cut(batches []ingest.Lines, mark ingest.Mark) []ingest.Lines {
 		}
 		batches = append(batches, l)
 	}
-	r.batch.Reset()
+	if r.batch.Reset(); cap(r.batch.Records) > 4*BatchRecords {
+		// One line may tell a hundred thousand flows; a reader of a quiet file or
+		// connection does not keep the room for them.
+		r.batch = flow.NewBatch(BatchRecords, nil)
+	}
 	if r.events != nil {
 		r.events.cut = len(r.events.held)
 	} else {

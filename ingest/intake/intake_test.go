@@ -24,6 +24,7 @@ import (
 
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest"
+	"github.com/postern/postern/ingest/agent"
 )
 
 // rig is an intake before a real spool.
@@ -437,6 +438,33 @@ func TestHTTPTooSlow(t *testing.T) {
 	}
 	if got := r.ports(); len(got) > 0 {
 		t.Errorf("%v were taken in all the same", got)
+	}
+}
+
+// TestLineOfManyFlows: what a line told that had many flows is handed on whole, and the room
+// for it is not kept.
+func TestLineOfManyFlows(t *testing.T) {
+	r := newRig(t, nil)
+	in, err := New(r.cfg, Options{Log: r, Encoder: portsOnly, Clock: r.clock})
+	if err != nil {
+		t.Fatal(err)
+	}
+	from, err := in.newReader("file", "azure", agent.Origin{Received: r.clock()}, [16]byte{1}, in.newTable())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const flows = 20_000
+	tuples := make([]string, flows)
+	for i := range tuples {
+		tuples[i] = fmt.Sprintf(`"1790953445,10.0.0.1,10.0.0.2,%d,443,T,O,A,B,,,,"`, i)
+	}
+	from.line([]byte(`{"category":"NetworkSecurityGroupFlowEvent","properties":{"flows":[{"rule":"r","flows":[{"mac":"m","flowTuples":[`+strings.Join(tuples, ",")+`]}]}]}}`), 0, nil)
+	records := 0
+	for _, b := range from.cut(nil, ingest.Mark{}) {
+		records += len(b.Records) / len("..\x01m") // as portsOnly writes them
+	}
+	if records != flows || len(from.errs) > 0 || cap(from.batch.Records) > 4*BatchRecords {
+		t.Errorf("%d flows, want %d; errors %v; room for %d is kept", records, flows, from.errs, cap(from.batch.Records))
 	}
 }
 

@@ -115,7 +115,7 @@ func awsKnown(name []byte) (awsField, bool) {
 // json reads an object: a record by its fields, a line as member "message", or what a
 // subscription of CloudWatch Logs delivers, with many lines.
 func (a *aws) json(line []byte, e *entry) error {
-	v, err := a.d.json.ParseBytes(line)
+	v, err := a.d.tree(line)
 	if err != nil {
 		return fmt.Errorf("no JSON: %w", err)
 	}
@@ -138,7 +138,7 @@ func (a *aws) json(line []byte, e *entry) error {
 	if m := str(v, "message"); m != nil {
 		if m = bytes.TrimSpace(m); len(m) > 0 && m[0] == '{' { // JSON in JSON
 			m = bytes.Clone(m)
-			if v, err = a.d.json.ParseBytes(m); err != nil {
+			if v, err = a.d.tree(m); err != nil {
 				return fmt.Errorf("message is no JSON: %w", err)
 			}
 		} else {

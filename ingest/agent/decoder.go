@@ -131,6 +131,7 @@ func (d *Decoder) Decode(line []byte, pos uint64, o *Origin, out *flow.Batch) er
 	e := &d.entry
 	*e = entry{d: d, o: o, seed: flow.Mix(flow.Mix(o.Seed) + pos), out: out, first: len(out.Records)}
 	err := d.parse(line, e)
+	d.release(line)
 	if err == nil && len(out.Records) == e.first {
 		err = NotFlow("without a flow")
 	}
@@ -146,11 +147,56 @@ func (d *Decoder) Decode(line []byte, pos uint64, o *Origin, out *flow.Batch) er
 	return err
 }
 
+const (
+	// maxValues bounds the values of one JSON text. Of two bytes each, fastjson takes 400
+	// bytes for one, since the places it outgrew are held by what points into them: of a line
+	// of 16 MiB that would be 3 GiB. This many are 200 MiB; a block of Azure's has 70,000.
+	maxValues = 1 << 19
+	// longLine is a line which no room is kept for when it is read.
+	longLine = 128 << 10
+)
+
+var errManyValues = fmt.Errorf("it has more than %d values; want fewer a line", maxValues)
+
+// tree reads JSON. What it gives holds until the next call.
+func (d *Decoder) tree(b []byte) (*fastjson.Value, error) {
+	if len(b) > maxValues && moreValues(b, maxValues) {
+		return nil, errManyValues
+	}
+	return d.json.ParseBytes(b)
+}
+
+// moreValues says whether JSON has more than n values.
+func moreValues(b []byte, n int) bool {
+	for i := 0; i < len(b); i++ {
+		switch b[i] {
+		case '"':
+			end := stringEnd(b[i+1:])
+			if end < 0 {
+				return false // it is none
+			}
+			i += end
+		case ',', '[', '{':
+			if n--; n < 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// release gives up the room that reading a long line took.
+func (d *Decoder) release(line []byte) {
+	if len(line) > longLine {
+		d.json = fastjson.Parser{}
+	}
+}
+
 // recognise looks for the format of a line.
 func (d *Decoder) recognise(line []byte) bool {
 	var v *fastjson.Value
 	if len(line) > 0 && (line[0] == '{' || line[0] == '[') {
-		v, _ = d.json.ParseBytes(line)
+		v, _ = d.tree(line)
 	}
 	for i := range formats {
 		if why := formats[i].known(line, v); why != "" {
@@ -311,7 +357,7 @@ func ofJSON(read func(v *fastjson.Value, e *entry) error) func(*Decoder) parser 
 
 // object reads a line that is a JSON object. It holds until the next call.
 func (d *Decoder) object(line []byte) (*fastjson.Value, error) {
-	v, err := d.json.ParseBytes(line)
+	v, err := d.tree(line)
 	if err != nil {
 		return nil, fmt.Errorf("no JSON: %w", err)
 	}

@@ -184,6 +184,7 @@ func (d *EventDecoder) Decode(item []byte, o *Origin, out []SessionEvent) ([]Ses
 	d.d.entry = entry{d: &d.d, o: o}
 	d.out = out
 	err := d.parse(item)
+	d.d.release(item)
 	if not, ok := errors.AsType[NotFlow](err); ok {
 		err = NotEvent(not)
 	}

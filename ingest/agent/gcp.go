@@ -22,7 +22,7 @@ func newGCP(d *Decoder) parser {
 			if data, err = base64.StdEncoding.AppendDecode(data[:0], m); err != nil {
 				return fieldError("message.data", m, "base64")
 			}
-			if v, err = d.json.ParseBytes(data); err != nil {
+			if v, err = d.tree(data); err != nil {
 				return fmt.Errorf("message.data is no JSON: %w", err)
 			}
 		}

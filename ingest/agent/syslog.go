@@ -36,7 +36,7 @@ func (e *entry) message(line []byte) (header, []byte, error) {
 // journal reads an entry of systemd's journal as `journalctl -o json` writes it. Fields:
 // https://www.freedesktop.org/software/systemd/man/latest/systemd.journal-fields.html
 func (e *entry) journal(line []byte) (h header, msg []byte, err error) {
-	v, err := e.d.json.ParseBytes(line)
+	v, err := e.d.tree(line)
 	if err != nil {
 		return h, nil, fmt.Errorf("no JSON: %w", err)
 	}

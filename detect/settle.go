@@ -39,6 +39,10 @@ func letOutOnly(r *flow.Record) bool {
 		!r.OtherHalf && r.RevBytesRaw == 0 && r.RevPacketsRaw == 0 && r.RevTCPFlags == 0
 }
 
+// maxDays bounds the days of a session on which findings are looked for: in a replay clocks
+// are believed, and a wrong one may make it last for thousands of years.
+const maxDays = 366
+
 func (d *Detector) stopped(s *flow.Session) {
 	v := &s.Verdict
 	typ, _ := classify(v)
@@ -50,9 +54,10 @@ func (d *Detector) stopped(s *flow.Session) {
 	if k.Port = s.Server.Port; s.HasICMP {
 		k.Port, port = uint16(s.ICMPType)<<8|uint16(s.ICMPCode), 0
 	}
-	for k.Day = dayOf(s.Start); k.Day <= dayOf(max(s.Start, s.End)); k.Day++ {
+	all := span{s.Start, max(s.Start, s.End)}
+	for k.Day = max(dayOf(all.Start), dayOf(all.End)-maxDays); k.Day <= dayOf(all.End); k.Day++ {
 		if f := d.findings[k]; f != nil {
-			d.refuse(f, port, span{s.Start, max(s.Start, s.End)})
+			d.refuse(f, port, all)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package detect
 
 import (
+	"math"
 	"strings"
 	"testing"
 
@@ -109,6 +110,7 @@ func TestSettle(t *testing.T) {
 		"the client's word": func(s *flow.Session) { s.Observers[1].Reporter = flow.ReporterSource },
 		"nobody stopped it": func(s *flow.Session) { s.Verdict.Outcome = flow.OutcomeEscaped },
 		"an hour later":     func(s *flow.Session) { s.Start, s.End = at(3600), at(3601) },
+		"of a wrong clock":  func(s *flow.Session) { s.Start, s.End = 1, math.MaxInt64 },
 		"of another rule":   func(s *flow.Session) { s.Verdict.Rule = n.Intern("other") },
 	} {
 		check(name, tell(first, session(5000, 0, 2, amend)), "escaped", flow.Critical, 1)

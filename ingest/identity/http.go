@@ -689,7 +689,7 @@ const (
 	// maxPatience is how long a read waits for a server that asks to be left alone;
 	// longer, and the read fails and comes again with the next poll.
 	maxPatience = time.Minute
-	maxWaits    = 10 // a read
+	maxWaits    = 10 // a request
 )
 
 // get asks for one page. A server that says when to come again is asked again then.

@@ -525,7 +525,8 @@ type customLine struct {
 	keys    [][]byte // of pairs
 	text    []byte   // of fields that were quoted
 	numbers []byte
-	tree    any // of the line, for programs; nil while none asked
+	tree    any            // of the line, for programs; nil while none asked
+	some    map[string]any // the members that programs asked for, where none may look at others
 	steps   jqSteps
 }
 
@@ -540,6 +541,7 @@ func (f *customFormat) reader(d *Decoder, read func(*customLine, *entry) error) 
 		if len(comment) > 0 && bytes.HasPrefix(line, comment) {
 			return NotFlow("a comment")
 		}
+		clear(l.some)
 		l.json, l.tree, l.parts, l.keys, l.text, l.numbers = nil, nil, l.parts[:0], l.keys[:0], l.text[:0], l.numbers[:0]
 		switch {
 		case f.json:

@@ -324,7 +324,7 @@ func (l *customLine) get(p *customPath) ([]byte, error) {
 			return l.numbers[n:len(l.numbers):len(l.numbers)], nil
 		}
 	}
-	v, err := l.run(p.code)
+	v, err := l.run(p)
 	if err != nil {
 		return nil, err
 	}
@@ -362,7 +362,7 @@ func (l *customLine) holds(p *customPath) (bool, error) {
 				return v.holds(), nil
 			}
 		}
-		v, err := l.run(p.code)
+		v, err := l.run(p)
 		return v != nil && v != false, err
 	case l.f.json:
 		v := l.member(p)
@@ -373,12 +373,9 @@ func (l *customLine) holds(p *customPath) (bool, error) {
 }
 
 // run gives a program's first result; nil if it has none.
-func (l *customLine) run(code *gojq.Code) (any, error) {
-	if l.tree == nil {
-		l.tree = l.whole()
-	}
+func (l *customLine) run(p *customPath) (any, error) {
 	l.steps.left = maxSteps
-	v, ok := code.RunWithContext(&l.steps, l.tree).Next()
+	v, ok := p.code.RunWithContext(&l.steps, l.asked(p)).Next()
 	if !ok {
 		return nil, nil
 	}
@@ -395,29 +392,39 @@ func (l *customLine) run(code *gojq.Code) (any, error) {
 	return v, nil
 }
 
-// whole is the line as jq sees it.
-func (l *customLine) whole() any {
-	reads := &l.f.reads
-	if l.json != nil {
-		if reads.all {
-			return treeOf(l.json)
+// asked is the line as a program is given it: at least the members that it reads.
+func (l *customLine) asked(p *customPath) any {
+	if !l.f.json || l.f.reads.all {
+		if l.tree == nil {
+			l.tree = l.whole()
 		}
-		m := make(map[string]any, len(reads.names))
+		return l.tree
+	}
+	if l.some == nil {
+		l.some = map[string]any{}
+	}
+	for _, name := range p.reads.names {
+		if _, ok := l.some[name]; ok {
+			continue
+		}
+		if l.json == nil {
+			l.some[name] = l.found.at(slices.Index(l.f.plain, name)).tree()
+			continue
+		}
+		l.some[name] = nil // to jq the same as if it were not there
 		l.json.GetObject().Visit(func(key []byte, v *fastjson.Value) {
-			if slices.Contains(reads.names, text(key)) {
-				m[string(key)] = treeOf(v)
+			if string(key) == name {
+				l.some[name] = treeOf(v)
 			}
 		})
-		return m
 	}
+	return l.some
+}
+
+// whole is the line as jq sees it.
+func (l *customLine) whole() any {
 	if l.f.json {
-		m := make(map[string]any, len(reads.names))
-		for _, name := range reads.names {
-			if v := l.found.at(slices.Index(l.f.plain, name)); v.kind != valueNone {
-				m[name] = v.tree()
-			}
-		}
-		return m
+		return treeOf(l.json)
 	}
 	m := make(map[string]any, len(l.parts))
 	for i, p := range l.parts {

@@ -313,6 +313,7 @@ func decodeLogs(ctx context.Context, cfg intake.Config, format string, files []s
 	return l.decode(files, out, ledger, func(i int, file string, w *bufio.Writer) error {
 		l.seed = uint64(i)
 		l.why = ""
+		before := l.lines
 		if err := l.each(ctx, file, func(b *flow.Batch) error {
 			texts := l.names.Texts()
 			for i := range b.Records {
@@ -330,6 +331,9 @@ func decodeLogs(ctx context.Context, cfg intake.Config, format string, files []s
 		}
 		if l.why != "" {
 			fmt.Fprintln(diag, l.why)
+		}
+		if format == agent.Auto && l.lines.Read == before.Read && l.lines.Received > before.Received {
+			fmt.Fprintf(diag, "%s told no flow; is it a log of sessions? auto does not guess those: --format %s\n", file, eventFormatNames())
 		}
 		return nil
 	})

@@ -173,6 +173,9 @@ Fri Oct  2 08:00:01 2026
 			}
 		})
 	}
+	if _, diag, err := command(t, "decode", "--format", "auto", detail); err != nil || !strings.Contains(diag, "detail told no flow; is it a log of sessions? auto does not guess those: --format radius or windows-logon\n") {
+		t.Errorf("RADIUS as whatever it is: %v\n%s", err, diag)
+	}
 	for _, c := range []struct {
 		args []string
 		want string

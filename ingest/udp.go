@@ -71,14 +71,17 @@ func (c *ListenerConfig) Validate() error {
 		return fmt.Errorf("batch is %d; it must be between 1 and 1024", c.Batch)
 	case c.MaxDatagram < 512 || c.MaxDatagram > 64*flow.KiB:
 		return fmt.Errorf("maxDatagram is %v; it must be between 512 and 64KiB", c.MaxDatagram)
-	case c.Exporters == nil && !loopbackHost(host):
+	case c.Exporters == nil && !LoopbackHost(host):
 		return fmt.Errorf("listen %s can be reached from other hosts and there is no allow-list; write exporters: [10.0.0.1, 10.1.0.0/16] with those that may send", c.Listen)
 	}
-	_, err = parseExporters(c.Exporters)
-	return err
+	if _, err = ParseAllowList(c.Exporters); err != nil {
+		return fmt.Errorf("exporters %w", err)
+	}
+	return nil
 }
 
-func loopbackHost(host string) bool {
+// LoopbackHost says whether a host that is listened at can be reached from this machine only.
+func LoopbackHost(host string) bool {
 	if host == "localhost" {
 		return true
 	}
@@ -86,26 +89,27 @@ func loopbackHost(host string) bool {
 	return err == nil && ip.Unmap().IsLoopback()
 }
 
-// parseExporters reads an allow-list.
-func parseExporters(list []string) (*bart.Lite, error) {
+// ParseAllowList reads a list of addresses and prefixes that may send. The error says what the
+// list has.
+func ParseAllowList(list []string) (*bart.Lite, error) {
 	t := new(bart.Lite)
 	for _, text := range list {
 		p, err := netip.ParsePrefix(text)
 		if err != nil {
 			ip, ipErr := netip.ParseAddr(text)
 			if ipErr != nil || ip.Zone() != "" {
-				return nil, fmt.Errorf("exporters has %q, which is neither an address nor a prefix; write 10.0.0.1 or 10.1.0.0/16", text)
+				return nil, fmt.Errorf("has %q, which is neither an address nor a prefix; write 10.0.0.1 or 10.1.0.0/16", text)
 			}
 			p = netip.PrefixFrom(ip, ip.BitLen())
 		}
 		if p.Addr().Is4In6() {
 			if p.Bits() < 96 {
-				return nil, fmt.Errorf("exporters has %q, which is wider than IPv4 itself; write the IPv4 prefix", text)
+				return nil, fmt.Errorf("has %q, which is wider than IPv4 itself; write the IPv4 prefix", text)
 			}
 			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
 		}
 		if m := p.Masked(); m != p {
-			return nil, fmt.Errorf("exporters has %q, which has bits beyond its length; write %s", text, m)
+			return nil, fmt.Errorf("has %q, which has bits beyond its length; write %s", text, m)
 		}
 		t.Insert(p)
 	}
@@ -183,12 +187,12 @@ func NewListener(cfg ListenerConfig, opts ListenerOptions) (*Listener, error) {
 // SetExporters replaces the allow-list while the listener runs; on error the old
 // one stays. nil is loopback only where the listener is on loopback, else nothing.
 func (l *Listener) SetExporters(list []string) error {
-	if host, _, _ := net.SplitHostPort(l.cfg.Listen); list == nil && loopbackHost(host) {
+	if host, _, _ := net.SplitHostPort(l.cfg.Listen); list == nil && LoopbackHost(host) {
 		list = []string{"127.0.0.0/8", "::1"}
 	}
-	t, err := parseExporters(list)
+	t, err := ParseAllowList(list)
 	if err != nil {
-		return fmt.Errorf("udp: %w", err)
+		return fmt.Errorf("udp: exporters %w", err)
 	}
 	if t.Size() == 0 {
 		l.log.Warn("udp: the allow-list is empty, nothing is accepted; list the exporters that may send", "listen", l.cfg.Listen)

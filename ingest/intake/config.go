@@ -6,12 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/postern/postern/flow"
+	"github.com/postern/postern/ingest"
 	"github.com/postern/postern/ingest/agent"
 )
 
@@ -168,7 +168,7 @@ func (c *Config) Validate() error {
 		check(key+".listen", address(s.Listen))
 		check(key+".tls", s.TLS.validate())
 		format(key, s.Format, s.Events)
-		_, err := parseSenders(s.Senders)
+		_, err := ingest.ParseAllowList(s.Senders)
 		check(key+".senders", err)
 		if !onLoopback(s.Listen) && s.Senders == nil && s.TLS.ClientCA == "" {
 			check(key+".senders", fmt.Errorf("listen %s can be reached from other hosts and nothing says who may send; write senders: [10.0.0.1, 10.1.0.0/16], or set tls.clientCA", s.Listen))
@@ -208,28 +208,7 @@ func onLoopback(listen string) bool {
 	if err != nil {
 		return true // said already
 	}
-	if host == "localhost" {
-		return true
-	}
-	ip, err := netip.ParseAddr(host)
-	return err == nil && ip.Unmap().IsLoopback()
-}
-
-// parseSenders reads an allow-list; nil is nobody but loopback.
-func parseSenders(list []string) ([]netip.Prefix, error) {
-	var out []netip.Prefix
-	for _, text := range list {
-		p, err := netip.ParsePrefix(text)
-		if err != nil {
-			ip, err := netip.ParseAddr(text)
-			if err != nil || ip.Zone() != "" {
-				return nil, fmt.Errorf("has %q, which is neither an address nor a prefix; write 10.0.0.1 or 10.1.0.0/16", text)
-			}
-			p = netip.PrefixFrom(ip, ip.BitLen())
-		}
-		out = append(out, p)
-	}
-	return out, nil
+	return ingest.LoopbackHost(host)
 }
 
 func (t *TLSConfig) validate() error {

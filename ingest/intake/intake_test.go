@@ -9,8 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -643,6 +645,43 @@ func TestSyslogSenders(t *testing.T) {
 	_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) && !strings.Contains(fmt.Sprint(err), "reset") {
 		t.Errorf("a sender that is not on the list is served: %v", err)
+	}
+}
+
+// TestSyslogSendersWritten: the list reads as the one of exporters does.
+func TestSyslogSendersWritten(t *testing.T) {
+	for _, c := range []struct {
+		senders []string
+		is      bool
+		says    string
+	}{
+		{nil, true, ""}, // loopback
+		{[]string{}, false, ""},
+		{[]string{"127.0.0.1"}, true, ""},
+		{[]string{"::ffff:127.0.0.0/104"}, true, ""},
+		{[]string{"::1", "10.0.0.0/8"}, false, ""},
+		{[]string{"127.0.0.1/8"}, false, `syslog[0].senders: has "127.0.0.1/8", which has bits beyond its length; write 127.0.0.0/8`},
+		{[]string{"::/0", "::ffff:0.0.0.0/90"}, false, `which is wider than IPv4 itself`},
+		{[]string{"host"}, false, `syslog[0].senders: has "host", which is neither an address nor a prefix; write 10.0.0.1 or 10.1.0.0/16`},
+	} {
+		cfg := DefaultConfig()
+		cfg.Syslog = []SyslogConfig{{Listen: "127.0.0.1:0", Format: "zeek", Senders: c.senders}}
+		if err := cfg.Validate(); (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%v: %v, want %q", c.senders, err, c.says)
+		}
+		if c.says != "" {
+			continue
+		}
+		d, err := (&Intake{log: slog.New(slog.DiscardHandler)}).openSyslog(t.Context(), &cfg.Syslog[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.listener.Close()
+		for _, ip := range []string{"127.0.0.1", "::ffff:127.0.0.1"} {
+			if is := d.allowed(netip.MustParseAddr(ip)); is != c.is {
+				t.Errorf("%v: %s is allowed %v, want %v", c.senders, ip, is, c.is)
+			}
+		}
 	}
 }
 

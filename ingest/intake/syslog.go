@@ -12,9 +12,11 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gaissmai/bart"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/postern/postern/flow"
+	"github.com/postern/postern/ingest"
 	"github.com/postern/postern/ingest/agent"
 )
 
@@ -40,13 +42,18 @@ type syslogDoor struct {
 	cfg      *SyslogConfig
 	listener net.Listener
 	secured  *tls.Config
-	senders  []netip.Prefix
+	senders  *bart.Lite // nil: there is no list
 }
 
 func (in *Intake) openSyslog(ctx context.Context, cfg *SyslogConfig) (d *syslogDoor, err error) {
 	d = &syslogDoor{in: in, cfg: cfg}
-	if d.senders, err = parseSenders(cfg.Senders); err != nil {
-		return nil, fmt.Errorf("senders: %w", err)
+	if cfg.Senders != nil {
+		if d.senders, err = ingest.ParseAllowList(cfg.Senders); err != nil {
+			return nil, fmt.Errorf("senders: %w", err)
+		}
+		if d.senders.Size() == 0 {
+			in.log.Warn("the list of senders is empty, nobody may connect; list those that may send", "syslog", cfg.Listen)
+		}
 	}
 	if d.secured, err = cfg.TLS.config(true); err != nil {
 		return nil, err
@@ -107,12 +114,7 @@ func (d *syslogDoor) allowed(ip netip.Addr) bool {
 	if d.senders == nil {
 		return ip.IsLoopback() || d.cfg.TLS.ClientCA != ""
 	}
-	for _, p := range d.senders {
-		if p.Contains(ip) {
-			return true
-		}
-	}
-	return false
+	return d.senders.Lookup(ip)
 }
 
 func (d *syslogDoor) refuse(conn net.Conn, peer netip.AddrPort, why string) {

@@ -35,8 +35,10 @@ const (
 	// fileRest is how long a file that no pattern names any more is still read: whoever wrote
 	// it may not have closed it.
 	fileRest = 10 * time.Second
-	// fileKept is how long it is remembered how far a file was read.
-	fileKept = 90 * 24 * time.Hour
+	// fileKept is how long it is remembered how far a file was read, and fileRenew how long
+	// before that is said again of one that is still there: it may not change for years.
+	fileKept  = 90 * 24 * time.Hour
+	fileRenew = 30 * 24 * time.Hour
 	// primeBytes is how much of a file is looked at for headers when it is gone on with.
 	primeBytes = 64 << 10
 	// maxFiles bounds the files that are followed at a time.
@@ -57,7 +59,14 @@ type follower struct {
 
 	// packed are packed files that there is no more to be read of, as long as they stay as
 	// they are, by path.
-	packed map[string]fs.FileInfo
+	packed map[string]packedFile
+}
+
+// packedFile is a packed file that is not open.
+type packedFile struct {
+	info    fs.FileInfo
+	key     [16]byte // of its mark
+	renewed time.Time
 }
 
 // followed is a file that is open.
@@ -72,7 +81,9 @@ type followed struct {
 	rest  []byte        // read behind them
 	gone  time.Time
 	ended bool
-	again bool // it ended for a reason that may have passed
+
+	renewed time.Time // when its mark was said again
+	again   bool      // it ended for a reason that may have passed
 
 	beginning []byte    // at most fileHead bytes
 	size      int64     // when the beginning was looked at last
@@ -81,7 +92,7 @@ type followed struct {
 
 // followFiles follows files until ctx ends.
 func (in *Intake) followFiles(ctx context.Context) error {
-	f := &follower{in: in, table: in.newTable(), marks: map[[16]byte]ingest.Mark{}, told: map[string]bool{}, packed: map[string]fs.FileInfo{}}
+	f := &follower{in: in, table: in.newTable(), marks: map[[16]byte]ingest.Mark{}, told: map[string]bool{}, packed: map[string]packedFile{}}
 	for _, m := range in.opts.Log.Marks() {
 		if m.Keep == fileKept {
 			f.marks[m.Key] = m
@@ -98,6 +109,9 @@ func (in *Intake) followFiles(ctx context.Context) error {
 	defer f.closeAll()
 	for {
 		f.look()
+		if err := f.renew(ctx); err != nil && ctx.Err() == nil {
+			in.log.Error("how far files were read cannot be kept for longer", "err", err)
+		}
 		more := false
 		for _, file := range f.open {
 			again, err := f.take(ctx, file)
@@ -175,7 +189,7 @@ func (f *follower) look() {
 			}
 		}
 	}
-	maps.DeleteFunc(f.packed, func(path string, _ fs.FileInfo) bool { return !paths[path] })
+	maps.DeleteFunc(f.packed, func(path string, _ packedFile) bool { return !paths[path] })
 	var behind int64
 	for _, file := range f.open {
 		if seen[file] {
@@ -234,11 +248,38 @@ func (f *follower) atRest(path string, info fs.FileInfo, now time.Time) bool {
 	if !ok {
 		return false
 	}
-	if !os.SameFile(was, info) || (was.Size() != info.Size() || !was.ModTime().Equal(info.ModTime())) && now.Sub(info.ModTime()).Abs() > fileRest {
+	if !os.SameFile(was.info, info) || (was.info.Size() != info.Size() || !was.info.ModTime().Equal(info.ModTime())) && now.Sub(info.ModTime()).Abs() > fileRest {
 		delete(f.packed, path)
 		return false
 	}
 	return true
+}
+
+// renew has it remembered for longer how far the files were read that are there: after a start
+// and every 30 days.
+func (f *follower) renew(ctx context.Context) error {
+	now := time.Now()
+	var again []ingest.Lines
+	due := func(key [16]byte, renewed *time.Time) {
+		if now.Sub(*renewed) < fileRenew {
+			return
+		}
+		*renewed = now
+		if m, ok := f.in.opts.Log.Mark(key); ok {
+			again = append(again, ingest.Lines{Received: f.in.opts.Clock(), Mark: m})
+		}
+	}
+	for _, file := range f.open {
+		due(file.key, &file.renewed)
+	}
+	for path, file := range f.packed {
+		due(file.key, &file.renewed)
+		f.packed[path] = file
+	}
+	if len(again) == 0 {
+		return nil
+	}
+	return f.in.append(ctx, again)
 }
 
 // held finds the open file that info is of.
@@ -287,7 +328,7 @@ func (f *follower) begin(cfg *FilesConfig, path string) (_ *followed, err error)
 		return nil, err
 	}
 	if file.src != nil && mark.Ended {
-		f.packed[path] = file.info
+		f.packed[path] = packedFile{info: file.info, key: mark.Key}
 		return nil, nil
 	}
 	if _, ours := f.marks[mark.Key]; ours {
@@ -522,7 +563,7 @@ func (f *follower) sweep() {
 		}
 		file.file.Close()
 		if file.src != nil && !file.again {
-			f.packed[file.path] = file.info
+			f.packed[file.path] = packedFile{file.info, file.key, file.renewed}
 		}
 		if m, ok := f.in.opts.Log.Mark(file.key); ok {
 			f.marks[m.Key] = m

@@ -111,3 +111,25 @@ func TestFilesPackedEvents(t *testing.T) {
 	s.failing(nil)
 	r.wantEvents(s, "start 1")
 }
+
+// TestFilesThereForLong: a file that has not changed for longer than marks are kept is not
+// read again.
+func TestFilesThereForLong(t *testing.T) {
+	r := newRig(t, nil)
+	onFiles("zeek", filepath.Join(r.dir, "*.log"), filepath.Join(r.dir, "*.gz"))(&r.cfg)
+	r.write("conn.log", conns(0, 5))
+	r.write("conn.1.log.gz", r.packed(conns(5, 10)))
+	r.start()
+	r.eventually(10)
+	for range 5 {
+		r.drain()
+		r.nowMs.Add((fileKept * 2 / 3).Milliseconds())
+		r.restart()
+		time.Sleep(300 * time.Millisecond)
+	}
+	r.write("conn.log", conns(10, 12))
+	r.eventually(12)
+	got := r.ports()
+	slices.Sort(got)
+	r.want(got, numbers(0, 12))
+}

@@ -644,7 +644,7 @@ func (st *sessionState) forgetTo(now flow.Time, keep time.Duration, dirty dirtyS
 			old[g] = n
 		}
 	}
-	st.drop(old)
+	st.drop(old, dirty)
 	return st.count
 }
 
@@ -656,31 +656,39 @@ func (st *sessionState) trim(groups []*sessionGroup) {
 			old[g] = n
 		}
 	}
-	st.drop(old)
+	st.drop(old, nil)
 }
 
-// drop forgets the first sessions of groups, and groups that have no others.
-func (st *sessionState) drop(old map[*sessionGroup]int) {
+// drop forgets the first sessions of groups, and groups that have no others. Of groups that
+// are dirty not all is told.
+func (st *sessionState) drop(old map[*sessionGroup]int, dirty dirtySessions) {
 	if len(old) == 0 {
 		return
 	}
-	bears, addrs := dirtySessions{}, map[flow.Addr]bool{}
+	bears, came := dirtySessions{}, map[flow.Addr]map[flow.Time]bool{}
 	for g, n := range old {
 		if n < len(g.sessions) {
 			bears[g] = true
 		}
 		for _, s := range g.sessions[:n] {
 			for f := range s.Stays {
-				for k := range s.Stays[f] {
-					addrs[s.Stays[f][k].Addr] = true
+				for _, at := range s.Stays[f] {
+					if came[at.Addr] == nil {
+						came[at.Addr] = map[flow.Time]bool{}
+					}
+					came[at.Addr][at.First] = true
 				}
 			}
 		}
 	}
 	if !st.shared {
-		for addr := range addrs {
+		for addr := range came { // who lost it to one of them lost it when that came
 			for g := range st.byAddr[addr] {
-				if old[g] < len(g.sessions) {
+				lost := dirty[g]
+				for id, f := range g.told {
+					lost = lost || id.addr == addr && came[addr][f.Until]
+				}
+				if lost && old[g] < len(g.sessions) {
 					bears[g] = true
 				}
 			}

@@ -288,6 +288,9 @@ func (r *inventory) files() ([]fileState, error) {
 		}
 		out = append(out, fileState{path, info.Size(), info.ModTime()})
 	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("%s holds no file that ends in .csv, .yaml or .yml, as where a share is not mounted; where nothing is what you mean, keep a file without entries", r.path)
+	}
 	return out, nil
 }
 

@@ -375,3 +375,37 @@ func TestInventoryBadAddressBeside(t *testing.T) {
 		}
 	}
 }
+
+// TestInventoryFolderAway: the empty folder that is left where a share is not mounted ends
+// nothing.
+func TestInventoryFolderAway(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "share")
+	cfg := DefaultInventoryConfig()
+	cfg.Name, cfg.Path = "hosts", dir
+	src, err := newInventory(cfg, "", wallClock, quiet(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "hosts.csv")
+	err = errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(path, []byte("address,workload\n10.0.0.1,a\n"), 0o600), os.Chtimes(path, time.Time{}, time.Now().Add(-time.Minute)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rec recorder
+	if err := src.poll(t.Context(), rec.tell); err != nil || len(rec.open()) != 1 {
+		t.Fatalf("%v, %+v", err, rec.all)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := src.poll(t.Context(), rec.tell); err == nil || !strings.Contains(err.Error(), "holds no file") || len(rec.open()) != 1 || len(rec.beats) != 1 {
+		t.Errorf("an empty folder: %v, %+v, %v", err, rec.all, rec.beats)
+	}
+	// Whoever means that there is nothing says so.
+	if err := os.WriteFile(path, []byte("address,workload\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := src.poll(t.Context(), rec.tell); err != nil || len(rec.open()) != 0 {
+		t.Errorf("a file without rows: %v, %+v", err, rec.all)
+	}
+}

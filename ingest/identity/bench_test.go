@@ -30,7 +30,7 @@ func BenchmarkKeaFile(b *testing.B) {
 		b.Fatal(err)
 	}
 	newOne := func(state string) *leaseFile {
-		f := newKeaFile("kea", path, time.Hour, 0, state, func() flow.Time { return 1795284592_000 }, nil, nil)
+		f := newKeaFile(newLeases("kea", time.Hour, 0, state, func() flow.Time { return 1795284592_000 }, nil, nil), path)
 		if err := f.load(); err != nil {
 			b.Fatal(err)
 		}

@@ -284,13 +284,14 @@ func newDHCP(cfg DHCPConfig, resolve func(ref string) (string, error), stateDir 
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
+	l := newLeases(cfg.Name, cfg.Every, cfg.StaleAfter, stateDir, clock, log, met)
 	switch {
 	case cfg.Leases != "" && cfg.Server == "isc":
-		return newISCFile(cfg.Name, cfg.Leases, cfg.Every, cfg.StaleAfter, stateDir, clock, log, met), nil
+		return newISCFile(l, cfg.Leases), nil
 	case cfg.Leases != "":
-		return newKeaFile(cfg.Name, cfg.Leases, cfg.Every, cfg.StaleAfter, stateDir, clock, log, met), nil
+		return newKeaFile(l, cfg.Leases), nil
 	}
-	k := &keaCommands{leases: newLeases(cfg.Name, cfg.Every, cfg.StaleAfter, stateDir, clock, log, met), v6: cfg.Family == 6, page: keaPage}
+	k := &keaCommands{leases: l, v6: cfg.Family == 6, page: keaPage}
 	k.snapshots = true
 	if cfg.Socket != "" {
 		k.ask = keaSocket(cfg.Socket, cfg.Timeout)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -17,9 +16,9 @@ import (
 // manual page dhcpd.leases(5)). Every change of a lease is a declaration at the file's
 // end that replaces the earlier one of the address. From time to time the server writes
 // a new file with the last declaration of each and keeps the one before as dhcpd.leases~.
-func newISCFile(name, path string, every, staleAfter time.Duration, stateDir string, clock func() flow.Time, log *slog.Logger, met *metrics) *leaseFile {
+func newISCFile(l leases, path string) *leaseFile {
 	return &leaseFile{
-		leases: newLeases(name, every, staleAfter, stateDir, clock, log, met), path: path,
+		leases: l, path: path,
 		older: func() []string {
 			if before := path + "~"; exists(before) {
 				return []string{before}

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -22,9 +21,9 @@ import (
 // of 0. The clean-up, kea-lfc, moves the file to .1, makes .completed of .2 and .1 with
 // the last line of each lease, and that becomes .2 (Kea ARM, "Why Is Lease File Cleanup
 // Necessary?"); read here in the order in which Kea itself reads them at its start.
-func newKeaFile(name, path string, every, staleAfter time.Duration, stateDir string, clock func() flow.Time, log *slog.Logger, met *metrics) *leaseFile {
+func newKeaFile(l leases, path string) *leaseFile {
 	return &leaseFile{
-		leases: newLeases(name, every, staleAfter, stateDir, clock, log, met), path: path,
+		leases: l, path: path,
 		older: func() []string {
 			if done := path + ".completed"; exists(done) {
 				return []string{done}

@@ -350,7 +350,7 @@ func TestKeaRandom(t *testing.T) {
 		var rec recorder
 		clock := func() flow.Time { return flow.Time(s.now)*1000 + 500 }
 		newOne := func() *leaseFile {
-			f := newKeaFile("kea", s.path, time.Minute, 0, dir, clock, quiet(), nil)
+			f := newKeaFile(newLeases("kea", time.Minute, 0, dir, clock, quiet(), nil), s.path)
 			if err := f.load(); err != nil {
 				t.Fatal(err)
 			}
@@ -713,7 +713,7 @@ func FuzzISCLeases(f *testing.F) {
 // keaState follows a lease file of Kea's with state in dir, as Run does.
 func keaState(t *testing.T, dir, path string) *leaseFile {
 	t.Helper()
-	f := newKeaFile("kea", path, time.Minute, 0, dir, func() flow.Time { return 1_000_500_000 }, quiet(), nil)
+	f := newKeaFile(newLeases("kea", time.Minute, 0, dir, func() flow.Time { return 1_000_500_000 }, quiet(), nil), path)
 	if err := f.load(); err != nil {
 		t.Fatal(err)
 	}
@@ -812,7 +812,7 @@ func TestLeasesPast(t *testing.T) {
 	}
 	now := flow.Time(1_000_000_000)
 	var rec recorder
-	f := newKeaFile("kea", path, time.Minute, 0, dir, func() flow.Time { return now }, quiet(), nil)
+	f := newKeaFile(newLeases("kea", time.Minute, 0, dir, func() flow.Time { return now }, quiet(), nil), path)
 	if err := f.load(); err != nil {
 		t.Fatal(err)
 	}
@@ -852,7 +852,7 @@ func TestLeaseFileBroken(t *testing.T) {
 	if err := os.WriteFile(path, []byte("no header\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	f := newKeaFile("kea", path, time.Minute, 0, "", wallClock, quiet(), nil)
+	f := newKeaFile(newLeases("kea", time.Minute, 0, "", wallClock, quiet(), nil), path)
 	var rec recorder
 	stop := running(t, f, rec.tell)
 	for range 75 {

@@ -369,8 +369,7 @@ func (v View) Lookup(addr flow.Addr, at, cut flow.Time, a *Answer) {
 	if h := s.subject(s.identity(f.b)); h != nil {
 		f.subject, f.said = h, h.at(at)
 	}
-	s.near(&f, max(at, cut))
-	s.hear(&f, at, max(at, cut))
+	s.near(&s.classes.all[f.b.class], max(at, cut), &f.near)
 	s.answer(&f, at, cut, a)
 }
 
@@ -380,40 +379,39 @@ type found struct {
 	b       *span
 	subject *holder  // of the identity, nil if there is none
 	said    *span    // of subject
-	near    [2]int32 // about where the last heartbeats are of the sources that b hangs on
-	silence [2]int64 // of those sources
-	fresh   bool     // none of them is stale
+	near    [2]int32 // what near gave of b
 }
 
-// near finds about where the heartbeats are, and gives something of them, so that they are loaded.
-func (s *Identity) near(f *found, cut flow.Time) (sum uint64) {
-	for n, i := range s.classes.all[f.b.class].sources {
+// near finds about where the last heartbeats are of the sources that c hangs on, and gives
+// something of them so that they are loaded.
+func (s *Identity) near(c *class, cut flow.Time, near *[2]int32) (sum uint64) {
+	for n, i := range c.sources {
 		if i == 0 {
 			break
 		}
 		src := &s.sources[i-1]
-		near := src.near(cut)
-		f.near[n] = int32(near)
-		if near >= 0 {
-			sum += uint64(src.ats[near])
+		k := src.near(cut)
+		if near[n] = int32(k); k >= 0 {
+			sum += uint64(src.ats[k])
 		}
 	}
 	return sum
 }
 
-// hear fills in how long the sources had been silent.
-func (s *Identity) hear(f *found, at, cut flow.Time) {
-	f.fresh = true
-	for n, i := range s.classes.all[f.b.class].sources {
+// fresh says whether none of the sources that c hangs on is stale, and for how long each
+// had been silent.
+func (s *Identity) fresh(c *class, near *[2]int32, at, cut flow.Time, silence *[2]int64) bool {
+	for n, i := range c.sources {
 		if i == 0 {
 			break
 		}
-		silence, stale := s.sources[i-1].silence(int(f.near[n]), at, cut)
-		f.silence[n] = silence
+		silent, stale := s.sources[i-1].silence(int(near[n]), at, cut)
 		if stale {
-			f.fresh = false
+			return false
 		}
+		silence[n] = silent
 	}
+	return true
 }
 
 // identity gives whom a span says the identity to be, NoName if nobody or it is not known.
@@ -450,17 +448,18 @@ func (s *Identity) answer(f *found, at, cut flow.Time, a *Answer) {
 	}
 	b := f.b
 	c := &s.classes.all[b.class]
-	if b.unsettled(cut) || c.flags&slowBody != 0 || !f.fresh {
+	var silence [2]int64
+	if b.unsettled(cut) || c.flags&slowBody != 0 || !s.fresh(c, &f.near, at, cut, &silence) {
 		s.lookupSlow(f.h, b, at, cut, a)
 		return
 	}
 	a.Workload, a.Device, a.User, a.Account, a.Posture = b.workload, b.device, b.user, b.account, c.posture
 	a.Why, a.Confidence = c.why, c.confidence
 	if i := c.flags >> placeShift & 3; i != 0 {
-		a.Source, a.Staleness = s.sources[c.sources[i-1]-1].id, f.silence[i-1]
+		a.Source, a.Staleness = s.sources[c.sources[i-1]-1].id, silence[i-1]
 	}
 	if i := c.flags >> userShift & 3; i != 0 {
-		a.UserSource, a.Staleness = s.sources[c.sources[i-1]-1].id, max(a.Staleness, f.silence[i-1])
+		a.UserSource, a.Staleness = s.sources[c.sources[i-1]-1].id, max(a.Staleness, silence[i-1])
 	}
 	a.Identity = s.identity(b)
 	if a.Identity != flow.NoName {
@@ -507,23 +506,6 @@ func (v View) Resolve(user flow.Name, at, cut flow.Time, a *Answer) {
 // Canonical gives the canonical form of a user's name, NoName if it stands for no user.
 // It does not allocate for a name it has seen.
 func (s *Identity) Canonical(user flow.Name) flow.Name { return s.canonical.of(s, user) }
-
-// fresh says whether none of the sources that c hangs on is stale, and for how long each
-// had been silent.
-func (s *Identity) fresh(c *class, at, cut flow.Time, silence *[2]int64) bool {
-	for n, i := range c.sources {
-		if i == 0 {
-			return true
-		}
-		src := &s.sources[i-1]
-		silent, stale := src.silence(src.near(cut), at, cut)
-		if stale {
-			return false
-		}
-		silence[n] = silent
-	}
-	return true
-}
 
 // credit puts a source's name into to and accounts for its staleness.
 func (s *Identity) credit(to *flow.Name, i uint16, at, cut flow.Time, a *Answer) {
@@ -585,8 +567,10 @@ func (s *Identity) join(h *holder, b *span, at, cut flow.Time, a *Answer) {
 		return
 	}
 	c := &s.classes.all[b.class]
+	var near [2]int32
 	var silence [2]int64
-	if b.unsettled(cut) || c.flags&slowBody != 0 || !s.fresh(c, at, cut, &silence) {
+	s.near(c, cut, &near)
+	if b.unsettled(cut) || c.flags&slowBody != 0 || !s.fresh(c, &near, at, cut, &silence) {
 		s.joinSlow(h.past, at, cut, a)
 		return
 	}

@@ -97,12 +97,7 @@ func (v View) lookupSome(qs []Question, as []Answer) (sum uint64) {
 			n++
 			sum += uint64(s.subjectAt[name])
 		}
-		sum += s.near(f, max(qs[i].At, qs[i].Cut))
-	}
-	for i := range qs {
-		if f := &founds[i]; f.h != nil {
-			s.hear(f, qs[i].At, max(qs[i].At, qs[i].Cut))
-		}
+		sum += s.near(&s.classes.all[b.class], max(qs[i].At, qs[i].Cut), &f.near)
 	}
 	for _, i := range joined[:n] {
 		f := &founds[i]

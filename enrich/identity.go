@@ -42,8 +42,8 @@ func DefaultIdentityConfig() IdentityConfig {
 		// Two weeks: a topic is commonly kept for one, and what is read again from its
 		// start finds the facts of its time.
 		Retention: 14 * 24 * time.Hour,
-		// 200,000 addresses of 8 intervals are 1.6 million facts; at some 240 bytes with
-		// all that finds them, 2 Mi facts are 500 MB. Memory is taken as facts come.
+		// 200,000 addresses of 8 intervals are 1.6 million facts; at some 190 bytes with
+		// all that finds them, 2 Mi facts are 400 MB. Memory is taken as facts come.
 		MaxFacts: 2 << 20,
 	}
 }

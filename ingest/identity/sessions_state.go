@@ -70,7 +70,8 @@ type session struct {
 	User   string    `json:"user,omitempty"`
 	Device string    `json:"device,omitempty"`
 	On     string    `json:"on,omitempty"`
-	Stays  [2][]stay `json:"stays"` // IPv4, IPv6
+	Stays  [2][]stay `json:"stays"`         // IPv4, IPv6
+	Boot   boot      `json:"boot,omitzero"` // of those that are forgotten the first that ended it
 }
 
 // stay is at an address, from its first to its last word there. The zero address is that
@@ -213,13 +214,20 @@ func (st *sessionState) of(g *sessionGroup, ev *agent.SessionEvent) *session {
 // over is when a session ended as far as was told; 0 if it goes on.
 func (st *sessionState) over(g *sessionGroup, s *session) flow.Time {
 	end := s.Stop
-	for _, b := range st.boots[g.host] {
-		if b.At > s.begin() && b.At >= s.Last && (end == 0 || b.At < end) {
+	ends := func(b boot) {
+		if s.endedBy(b) && (end == 0 || b.At < end) {
 			end = b.At
 		}
 	}
+	ends(s.Boot)
+	for _, b := range st.boots[g.host] {
+		ends(b)
+	}
 	return end
 }
+
+// endedBy says whether a session was there at a boot, and not heard after it.
+func (s *session) endedBy(b boot) bool { return b.At > s.begin() && b.At >= s.Last }
 
 // full says whether an event brings a session that was at too many addresses to another.
 func (s *session) full(ev *agent.SessionEvent) bool {
@@ -321,7 +329,14 @@ func (st *sessionState) boot(ev *agent.SessionEvent, dirty dirtySessions) sessio
 		boots = slices.Insert(boots, i, b)
 	}
 	if len(boots) > maxBoots {
-		boots = slices.Delete(boots, 0, len(boots)-maxBoots)
+		for g := range st.byHost[ev.Host] {
+			for _, s := range g.sessions {
+				if s.endedBy(boots[0]) && (boots[0].At < s.Boot.At || !s.endedBy(s.Boot)) {
+					s.Boot = boots[0]
+				}
+			}
+		}
+		boots = slices.Delete(boots, 0, 1)
 	}
 	st.boots[ev.Host] = boots
 	for g := range st.byHost[ev.Host] {
@@ -532,14 +547,18 @@ func (st *sessionState) end(g *sessionGroup, i int) (end flow.Time, slack time.D
 		next := g.sessions[i+1].begin()
 		by(next, max(next.Sub(s.Last), 0))
 	}
-	for _, b := range st.boots[g.host] {
-		if b.At > s.begin() && b.At >= s.Last {
-			if b.Exact {
-				by(b.At, 0)
-			} else {
-				by(b.At, b.At.Sub(s.Last))
-			}
+	ends := func(b boot) {
+		switch {
+		case !s.endedBy(b):
+		case b.Exact:
+			by(b.At, 0)
+		default:
+			by(b.At, b.At.Sub(s.Last))
 		}
+	}
+	ends(s.Boot)
+	for _, b := range st.boots[g.host] {
+		ends(b)
 	}
 	if st.cfg.Idle > 0 {
 		end, slack = earlier(end, slack, s.Last.Add(st.cfg.Idle), 0)
@@ -579,8 +598,8 @@ func (st *sessionState) evict(g *sessionGroup, s *session, last flow.Time, fact 
 	}
 }
 
-// makeRoom drops sessions that have ended and of which all is told, looking through them once a minute of the events'
-// time at most.
+// makeRoom drops sessions that have ended and of which all is told, looking through them once
+// a minute of the events' time at most.
 func (st *sessionState) makeRoom(now flow.Time, dirty dirtySessions) bool {
 	if now >= st.looked && now.Sub(st.looked) < time.Minute {
 		return false

@@ -895,3 +895,27 @@ func TestSessionsForget(t *testing.T) {
 		t.Errorf("only %d facts were forgotten", forgot)
 	}
 }
+
+// TestSessionsManyBoots: what the first of many restarts ended has ended then.
+func TestSessionsManyBoots(t *testing.T) {
+	cfg, dir, rec := sessionsConfig("radius"), t.TempDir(), &recorder{}
+	r := runSessions(t, cfg, dir, rec)
+	r.take(sessionEvents(t, `
+		08:00 start nas/1 user=alice addr=10.8.0.5
+		09:00 off nas`)...)
+	told := len(rec.all)
+	for i := range 3 * maxBoots {
+		at := clockOf(t, "09:01").Add(time.Duration(i) * time.Minute)
+		r.take(agent.SessionEvent{Kind: agent.SessionOn, At: at, Host: "nas"}, agent.SessionEvent{Kind: agent.SessionOff, At: at.Add(30 * time.Second), Host: "nas"})
+		if i == maxBoots {
+			r.Sessions = restarted(t, r, cfg, dir, false)
+		}
+	}
+	if d := cmp.Diff([]string{"10.8.0.5 alice 08:00…09:00 nas/1"}, factLines(rec)); d != "" || len(rec.all) != told {
+		t.Errorf("%s; told again: %+v", d, rec.all[told:])
+	}
+	r.take(sessionEvents(t, `09:30 update nas/1 user=alice addr=10.8.0.5`)...)
+	if n := len(r.state.groups["nas/1"].sessions); n != 2 {
+		t.Errorf("a word long after went on with what had ended: %d sessions", n)
+	}
+}

@@ -33,6 +33,9 @@ type Config struct {
 	// ClockTolerance caps event time at receipt plus this; zero believes the
 	// exporters, as replay does. Set by the caller from ingest's setting.
 	ClockTolerance time.Duration `yaml:"-"`
+	// SessionLateness is how long after a session began it may be settled; what its finding
+	// needs for that is remembered as long. Set by the caller from the sessions' setting.
+	SessionLateness time.Duration `yaml:"-"`
 }
 
 // IdleConfig is the silence that ends a session, by protocol.

@@ -276,7 +276,7 @@ func (d *Detector) sweep() {
 	for k, f := range d.findings {
 		for _, held := range [...]map[uint32]spans{f.Sessions, f.Refused} {
 			for port, s := range held {
-				d.sessions -= s.drop(d.clock - d.lateness - d.cfg.Idle.of(k.Proto))
+				d.sessions -= s.drop(d.clock - max(d.lateness, millis(d.cfg.SessionLateness)) - d.cfg.Idle.of(k.Proto))
 				if len(s) == 0 {
 					delete(held, port)
 				} else {

@@ -4,6 +4,7 @@ import (
 	"math"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/postern/postern/flow"
 )
@@ -114,6 +115,41 @@ func TestSettle(t *testing.T) {
 		"of another rule":   func(s *flow.Session) { s.Verdict.Rule = n.Intern("other") },
 	} {
 		check(name, tell(first, session(5000, 0, 2, amend)), "escaped", flow.Critical, 1)
+	}
+}
+
+// TestSettleLate: where logs of clouds come in a session is told a quarter of an hour after it
+// began. A protocol of short silences has to be remembered until then.
+func TestSettleLate(t *testing.T) {
+	n := theNames
+	for lateness, want := range map[time.Duration]string{15 * time.Minute: "blocked", 0: "escaped"} {
+		cfg := DefaultConfig()
+		cfg.SessionLateness = lateness
+		d, r := newTestDetector(t, cfg, n), &result{}
+		v := escaped(n)
+		v.Observed = flow.ObservedAllow
+		rec := judged(n, 1, "10.0.0.1", 5000, "10.9.0.1", 53, 0, 1, v)
+		rec.Proto, rec.Reporter = flow.ProtoUDP, flow.ReporterSource
+		d.Observe(batchOf(rec))
+		c, e := d.Collect()
+		r.take(t, c, e)
+		d.Tick(at(14 * 60))
+		c, e = d.Collect()
+		r.take(t, c, e)
+		v.Observed, v.Outcome = flow.ObservedDeny, flow.OutcomeBlocked
+		d.Settle([]flow.Session{{Began: at(0), Start: at(0), End: at(1), Proto: flow.ProtoUDP, HasPorts: true, Verdict: v,
+			Client: flow.SessionEnd{Addr: flow.MustParseAddr("10.0.0.1"), Port: 5000}, Server: flow.SessionEnd{Addr: flow.MustParseAddr("10.9.0.1"), Port: 53},
+			ObserversTotal: 1, Observers: [flow.MaxObservers]flow.SessionObserver{{Reporter: flow.ReporterDestination, Observed: flow.ObservedDeny}}}})
+		c, e = d.Flush()
+		r.take(t, c, e)
+		for _, f := range r.Last {
+			if f.Outcome != want {
+				t.Errorf("told %v after it began: %s, want %s", lateness, f.Outcome, want)
+			}
+		}
+		if len(r.Last) != 1 {
+			t.Errorf("%d findings", len(r.Last))
+		}
 	}
 }
 

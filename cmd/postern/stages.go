@@ -64,6 +64,7 @@ type versions interface {
 func judges(set stageSettings, v versions, who *enrich.Identity, names *flow.Names, reg prometheus.Registerer) (j judging, err error) {
 	set.Enrich.ClockTolerance, set.Detect.ClockTolerance = set.Decode.ClockTolerance, set.Decode.ClockTolerance
 	set.Sessions.ClockTolerance = set.Decode.ClockTolerance
+	set.Detect.SessionLateness = max(set.Sessions.Lateness, set.Sessions.CloudLateness)
 	if j.pairer, err = enrich.NewPairer(set.Enrich, v, enrich.DeclaredBy(v), names, reg); err != nil {
 		return j, err
 	}

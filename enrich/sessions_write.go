@@ -30,7 +30,8 @@ func (a *sessionStep) before(b *sessionStep) bool {
 }
 
 // sessionDue is a binary heap, the earliest step first. A step counts if its session is still
-// held (by gen) and it is the session's latest (by dueAt).
+// held (by gen) and it is the session's latest (by dueAt). It is written out beside dueHeap: one
+// generic heap for both calls before through a dictionary, and made merging 9 % dearer.
 type sessionDue []sessionStep
 
 func (h *sessionDue) push(d sessionStep) {

@@ -624,7 +624,7 @@ func benchmarkChain(b *testing.B, source flow.Source, url, compression string) {
 }
 
 // stages of the chain in the order in which a flow meets them.
-var stages = [...]string{"spool", "decode", "judge", "detect", "sessions", "tally", "encode", "send", "close"}
+var stages = [...]string{"spool", "decode", "judge", "detect", "sessions", "tally", "encode", "send", "close", "checkpoint"}
 
 const (
 	stageSpool  = iota // append, seal, read back
@@ -635,11 +635,12 @@ const (
 	stageTally    // counting verdicts
 	stageEncode   // records to columns
 	stageSend     // columns to the acknowledged insert
-	stageClose    // findings, checkpoint, removal of the segment
+	stageClose    // findings
+	stageCheckpoint
 )
 
 // serial takes turns of traffic through the stages of a service, one stage after
-// the other, and adds up what each takes.
+// the other, and adds up what each takes. Checkpoints come as often as the service makes them.
 type serial struct {
 	*bench
 	t     *traffic
@@ -705,12 +706,21 @@ func (s *serial) turn(tb testing.TB) {
 		s.lap(stageSend)
 		contribs, events := s.pipe.collect()
 		must(s.store.findings(s.ctx, s.pipe.unit.Insert, contribs, events))
+		s.lap(stageClose)
+		if !s.checkpointDue() {
+			continue
+		}
+		began := time.Now()
+		s.checkpointed = began
 		cp := &checkpoint{Spool: seg.Spool().String(), Segment: seg.Seq(), Ledger: s.pipe.received()}
 		cp.state, err = s.pipe.snapshot()
 		must(err)
+		s.pipe.snapshotTook.Store(int64(time.Since(began)))
+		began = time.Now()
 		must(s.saved.save(s.ctx, cp))
+		s.pipe.saveTook.Store(int64(time.Since(began)))
 		must(s.spool.Remove(seg.Seq()))
-		s.lap(stageClose)
+		s.lap(stageCheckpoint)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -355,8 +356,9 @@ func TestLostLeader(t *testing.T) {
 	began = time.Now()
 	cluster.Restart(lost)
 	t.Logf("restarted after %v", time.Since(began))
+	// A leader that misses replicas may have appended what it refuses; a second try is then a second record.
 	got, err := fetch(ctx, c, topic, 0)
-	if err != nil || len(got) < 2 || got[0] != "before" || got[1] != "after" {
+	if each := slices.Compact(slices.Clone(got)); err != nil || !slices.Equal(each, []string{"before", "after"}) {
 		t.Fatalf("fetched %v, %v", got, err)
 	}
 }

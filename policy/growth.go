@@ -38,16 +38,16 @@ func (h *History) ScopeGrown(at flow.Time, exception flow.Name, client, server f
 		return 0, 0
 	}
 	held := now.excepts[i].heldSince
-	first := 0
-	for first < len(line.intervals)-1 && line.intervals[first].Since < held {
-		first++
+	first := line.at(held)
+	if first == nil { // forgotten
+		first = line.intervals[0].Index
 	}
-	if grown, ok = line.intervals[first].Index.outside(exception, client, server); !ok || grown == 0 {
+	if grown, ok = first.outside(exception, client, server); !ok || grown == 0 {
 		return 0, 0
 	}
-	for _, v := range line.intervals[first:] {
-		if v.Since > at {
-			break
+	for _, v := range line.intervals {
+		if v.Since < held || v.Since > at {
+			continue
 		}
 		if out, ok := v.Index.outside(exception, client, server); ok && out == 0 {
 			return grown, v.Since

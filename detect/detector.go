@@ -274,9 +274,10 @@ func (d *Detector) sweep() {
 	d.swept = d.clock
 	d.forgetStraddles()
 	for k, f := range d.findings {
+		wanted := d.clock - max(d.lateness, millis(d.cfg.SessionLateness)) - d.cfg.Idle.of(k.Proto)
 		for _, held := range [...]map[uint32]spans{f.Sessions, f.Refused} {
 			for port, s := range held {
-				d.sessions -= s.drop(d.clock - max(d.lateness, millis(d.cfg.SessionLateness)) - d.cfg.Idle.of(k.Proto))
+				d.sessions -= s.drop(wanted)
 				if len(s) == 0 {
 					delete(held, port)
 				} else {

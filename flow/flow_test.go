@@ -16,21 +16,23 @@ func TestRecordShape(t *testing.T) {
 	if size := unsafe.Sizeof(Record{}); size > 384 {
 		t.Errorf("a Record takes %d bytes; more than 384 costs memory bandwidth in every stage", size)
 	}
-	var visit func(path string, typ reflect.Type)
-	visit = func(path string, typ reflect.Type) {
-		switch typ.Kind() {
-		case reflect.Struct:
-			for f := range typ.Fields() {
-				visit(path+"."+f.Name, f.Type)
-			}
-		case reflect.Array:
-			visit(path+"[]", typ.Elem())
-		case reflect.Pointer, reflect.Slice, reflect.String, reflect.Map, reflect.Interface, reflect.Chan, reflect.Func, reflect.UnsafePointer:
-			t.Errorf("%s is a %s, which holds a pointer", path, typ.Kind())
-		}
-	}
-	visit("Record", reflect.TypeFor[Record]())
+	holdsNoPointer(t, "Record", reflect.TypeFor[Record]())
 	t.Logf("a Record takes %d bytes, a Verdict %d", unsafe.Sizeof(Record{}), unsafe.Sizeof(Verdict{}))
+}
+
+// holdsNoPointer fails the test for every part of a type that the garbage collector would follow.
+func holdsNoPointer(t *testing.T, path string, typ reflect.Type) {
+	t.Helper()
+	switch typ.Kind() {
+	case reflect.Struct:
+		for f := range typ.Fields() {
+			holdsNoPointer(t, path+"."+f.Name, f.Type)
+		}
+	case reflect.Array:
+		holdsNoPointer(t, path+"[]", typ.Elem())
+	case reflect.Pointer, reflect.Slice, reflect.String, reflect.Map, reflect.Interface, reflect.Chan, reflect.Func, reflect.UnsafePointer:
+		t.Errorf("%s is a %s, which holds a pointer", path, typ.Kind())
+	}
 }
 
 func TestAddrSpellings(t *testing.T) {

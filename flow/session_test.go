@@ -68,22 +68,7 @@ func TestTranslatedOf(t *testing.T) {
 }
 
 // TestSessionShape holds what the type promises: a fixed size and no pointers.
-func TestSessionShape(t *testing.T) {
-	var visit func(path string, typ reflect.Type)
-	visit = func(path string, typ reflect.Type) {
-		switch typ.Kind() {
-		case reflect.Struct:
-			for f := range typ.Fields() {
-				visit(path+"."+f.Name, f.Type)
-			}
-		case reflect.Array:
-			visit(path+"[]", typ.Elem())
-		case reflect.Pointer, reflect.Slice, reflect.String, reflect.Map, reflect.Interface, reflect.Chan, reflect.Func, reflect.UnsafePointer:
-			t.Errorf("%s is a %s, which holds a pointer", path, typ.Kind())
-		}
-	}
-	visit("Session", reflect.TypeFor[Session]())
-}
+func TestSessionShape(t *testing.T) { holdsNoPointer(t, "Session", reflect.TypeFor[Session]()) }
 
 func BenchmarkConversation(b *testing.B) {
 	r := conversationRecord("10.0.0.2", 445, "10.0.0.9", 50000, ProtoTCP)

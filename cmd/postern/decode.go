@@ -74,7 +74,7 @@ func eventsOf(cfg config, format, source string) (string, agent.EventConfig, err
 		switch {
 		case i < 0 || own:
 			return "", none, nil
-		case !needsNoMapping(formats[i]):
+		case formats[i].Mapped:
 			return "", none, fmt.Errorf("--format %s: a mapping in the configuration says how it is read; name its source by --events, and the configuration by -c", format)
 		}
 		return format, none, nil
@@ -93,17 +93,11 @@ func eventsOf(cfg config, format, source string) (string, agent.EventConfig, err
 	return sources[source].Format, sources[source].EventConfig, nil
 }
 
-// needsNoMapping says whether lines of a format can be read without a configuration.
-func needsNoMapping(f agent.EventFormat) bool {
-	_, err := agent.NewEventDecoder(f.Name, agent.EventConfig{}, 1)
-	return err == nil
-}
-
 // eventFormatNames lists the formats of session events that need no mapping.
 func eventFormatNames() string {
 	var names []string
 	for _, f := range agent.EventFormats() {
-		if needsNoMapping(f) {
+		if !f.Mapped {
 			names = append(names, f.Name)
 		}
 	}

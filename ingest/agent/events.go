@@ -99,6 +99,7 @@ type EventFormat struct {
 	Name   string // as in the configuration
 	Title  string // for people
 	Shared bool   // several users may hold an address at a time
+	Mapped bool   // a mapping of the configuration says how lines are read
 
 	new    func(*EventDecoder) (eventParser, error)
 	blocks bool // events stand in blocks of several lines too, see [EventDecoder.Next]
@@ -111,7 +112,7 @@ type eventParser func(item []byte) error
 var eventFormats = []EventFormat{
 	{Name: "windows-logon", Title: "Windows: logons and logoffs of the Security log", Shared: true, new: newWindowsLogon},
 	{Name: "radius", Title: "RADIUS accounting: FreeRADIUS's detail files, JSON lines", new: newRadius, blocks: true},
-	{Name: "custom", Title: "VPNs and others, by a mapping of the configuration", new: newCustomEvents},
+	{Name: "custom", Title: "VPNs and others, by a mapping of the configuration", Mapped: true, new: newCustomEvents},
 }
 
 // EventFormats lists the formats of session events by name.

@@ -171,11 +171,11 @@ func moreValues(b []byte, n int) bool {
 	for i := 0; i < len(b); i++ {
 		switch b[i] {
 		case '"':
-			end := stringEnd(b[i+1:])
+			end := scanText(b, i+1)
 			if end < 0 {
 				return false // it is none
 			}
-			i += end
+			i = end - 1
 		case ',', '[', '{':
 			if n--; n < 0 {
 				return true

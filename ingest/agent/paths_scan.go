@@ -180,7 +180,8 @@ func scanWord(b []byte, i int, word string) int {
 	return i + len(word)
 }
 
-// scanText passes over a text from behind its quote.
+// scanText gives the place behind a text that begins behind its quote at i; below zero if its
+// end is not in b.
 func scanText(b []byte, i int) int {
 	for from := i; ; {
 		k := bytes.IndexByte(b[i:], '"')

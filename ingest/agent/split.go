@@ -254,11 +254,11 @@ func object(b []byte) (n int, broken bool) {
 			default:
 				return 0, true
 			}
-			end := stringEnd(b[i+1:])
+			end := scanText(b, i+1)
 			if end < 0 {
 				return 0, false
 			}
-			i += end
+			i = end - 1
 		default: // a number or a word
 			if want != value {
 				return 0, true
@@ -279,22 +279,4 @@ func structural(c byte) bool {
 		return true
 	}
 	return false
-}
-
-// stringEnd is how many bytes a string has with its closing quote; below zero if that is not
-// in b.
-func stringEnd(b []byte) int {
-	for i := 0; ; i++ {
-		k := bytes.IndexByte(b[i:], '"')
-		if k < 0 {
-			return -1
-		}
-		back := 0
-		for j := i + k - 1; j >= i && b[j] == '\\'; j-- {
-			back++
-		}
-		if i += k; back%2 == 0 {
-			return i + 1
-		}
-	}
 }

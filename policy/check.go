@@ -22,6 +22,7 @@ func (b *builder) check() {
 	for i := range b.p.Exceptions {
 		b.checkWidth(&b.p.Exceptions[i])
 	}
+	b.checkSuppressions()
 }
 
 func (b *builder) checkSegments() {
@@ -231,6 +232,7 @@ func (p *Policy) sort() {
 	slices.SortFunc(p.Workloads, func(a, b Workload) int { return strings.Compare(a.Name, b.Name) })
 	slices.SortFunc(p.Rules, func(a, b Rule) int { return strings.Compare(a.ID, b.ID) })
 	slices.SortFunc(p.Exceptions, func(a, b Exception) int { return strings.Compare(a.ID, b.ID) })
+	slices.SortFunc(p.Suppressions, func(a, b Suppression) int { return strings.Compare(a.ID, b.ID) })
 	for i := range p.Segments {
 		s := &p.Segments[i]
 		slices.SortFunc(s.Prefixes, comparePrefix)

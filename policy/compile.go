@@ -67,6 +67,8 @@ type Index struct {
 	version flow.Name
 	cfg     Config
 
+	suppressions map[string]map[FindingKey][]*Suppression // by detector
+
 	table     addressTable
 	endpoints []Endpoint // by region.endpoint
 
@@ -231,7 +233,8 @@ func addTime(t flow.Time, d time.Duration) flow.Time {
 // selectors speak of are interned in names, which must be the table that flows
 // use. Exceptions in removed are implicated after their end as if p still held them.
 func Compile(p *Policy, names *flow.Names, cfg Config, removed ...Removed) *Index {
-	x := &Index{byName: map[flow.Name]int{}, rules: map[flow.Name]*Rule{}, policy: p, names: names, cfg: cfg, version: names.Intern(p.Version()), internet: names.Intern(InternetSegment)}
+	x := &Index{byName: map[flow.Name]int{}, rules: map[flow.Name]*Rule{}, policy: p, names: names, cfg: cfg, version: names.Intern(p.Version()), internet: names.Intern(InternetSegment),
+		suppressions: p.suppressions()}
 	c := &compiler{Index: x}
 	c.layOut(removed)
 	c.divide()

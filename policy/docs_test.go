@@ -38,7 +38,7 @@ func TestDocs(t *testing.T) {
 	// Every key of the language is in the reference.
 	for _, key := range []string{"name", "prefixes", "zone", "tier", "stage", "default", "agent", "owner", "app", "role", "env", "labels", "addresses",
 		"id", "action", "from", "to", "services", "mode", "reason", "expires", "notBefore", "overrides", "class", "ticket", "requested", "approved", "revoked",
-		"any", "segment", "workload", "cidr", "identity", "group", "process", "posture", "not"} {
+		"any", "segment", "workload", "cidr", "identity", "group", "process", "posture", "not", "suppressions", "detector", "key", "client", "server", "service", "rule", "exception", "subject", "upTo"} {
 		if !strings.Contains(string(b), "`"+key) {
 			t.Errorf("docs/policy.md does not speak of %s", key)
 		}

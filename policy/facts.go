@@ -27,6 +27,15 @@ func (x *Index) Segment(name flow.Name) *Segment {
 	return nil
 }
 
+// SegmentNames lists the segments, in the order of their names.
+func (x *Index) SegmentNames() []flow.Name {
+	out := make([]flow.Name, len(x.policy.Segments))
+	for i := range out {
+		out[i] = x.names.Intern(x.policy.Segments[i].Name)
+	}
+	return out
+}
+
 // ServiceRanges lists every protocol and port that the policy speaks of: its services
 // section, and what rules and exceptions name themselves.
 func (p *Policy) ServiceRanges() (out []Range) {

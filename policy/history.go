@@ -183,6 +183,17 @@ func (l *timeline) at(t flow.Time) *Index {
 	return nil
 }
 
+// Interval is the stretch of time around t in which one version was in force; ok is false if
+// none was.
+func (h *History) Interval(t flow.Time) (v Interval, ok bool) {
+	for _, v := range slices.Backward(h.line.Load().intervals) {
+		if t >= v.Since {
+			return v, true
+		}
+	}
+	return Interval{}, false
+}
+
 // Latest is the newest version, nil if there is none.
 func (h *History) Latest() *Index { return h.At(maxTime) }
 

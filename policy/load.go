@@ -156,6 +156,7 @@ type builder struct {
 	serviceAt      map[string]Pos
 	ruleAt         map[string]Pos
 	exceptAt       map[string]Pos
+	suppressAt     map[string]Pos
 	ruleServices   map[string][]textAt // by rule id
 	exceptServices map[string][]textAt // by exception id
 	overrides      map[string][]textAt // by exception id
@@ -174,7 +175,7 @@ func build(files []sourceFile) (*Policy, Diagnostics) {
 	slices.SortFunc(files, func(a, b sourceFile) int { return strings.Compare(a.Name, b.Name) })
 	b := &builder{
 		reader:    reader{diags: &diags},
-		serviceAt: map[string]Pos{}, ruleAt: map[string]Pos{}, exceptAt: map[string]Pos{},
+		serviceAt: map[string]Pos{}, ruleAt: map[string]Pos{}, exceptAt: map[string]Pos{}, suppressAt: map[string]Pos{},
 		ruleServices: map[string][]textAt{}, exceptServices: map[string][]textAt{}, overrides: map[string][]textAt{},
 	}
 	for _, f := range files {
@@ -209,12 +210,13 @@ func files0(files []sourceFile) string {
 // further lines in the table.
 func (b *builder) readFile(src string) {
 	sections := map[string]func(ast.Node){
-		"postern":    b.readVersion,
-		"services":   b.readServices,
-		"segments":   b.each("segments", b.readSegment),
-		"workloads":  b.each("workloads", b.readWorkload),
-		"rules":      b.each("rules", b.readRule),
-		"exceptions": b.each("exceptions", b.readException),
+		"postern":      b.readVersion,
+		"services":     b.readServices,
+		"segments":     b.each("segments", b.readSegment),
+		"workloads":    b.each("workloads", b.readWorkload),
+		"rules":        b.each("rules", b.readRule),
+		"exceptions":   b.each("exceptions", b.readException),
+		"suppressions": b.each("suppressions", b.readSuppression),
 	}
 	for _, doc := range b.parse([]byte(src)) {
 		switch doc.Body.(type) {
@@ -582,7 +584,7 @@ var exceptionClasses = []string{"opt-out", "migration", "vendor", "break-glass"}
 func (b *builder) readException(n ast.Node) {
 	e := Exception{Pos: b.pos(n)}
 	var services, overrides []textAt
-	approvalPos := map[int]Pos{}
+	var approvals []Pos
 	at := func(into *flow.Time, what string) func(ast.Node) {
 		return func(n ast.Node) { *into, _ = b.time(n, what) }
 	}
@@ -604,30 +606,8 @@ func (b *builder) readException(n ast.Node) {
 		"ticket":    named(&e.Ticket, "ticket"),
 		"owner":     named(&e.Owner, "owner"),
 		"reason":    func(n ast.Node) { e.Reason, _ = b.text(n, "reason") },
-		"requested": func(n ast.Node) {
-			p, ok := b.fields(n, "requested", "write requested: {by: NAME, at: TIME}", map[string]func(ast.Node){
-				"by": named(&e.RequestedBy, "requested by"), "at": at(&e.RequestedAt, "requested at")})
-			if ok {
-				b.require(p, n, "requested", "by", "at")
-			}
-		},
-		"approved": func(n ast.Node) {
-			items := []ast.Node{n}
-			if seq, isSeq := n.(*ast.SequenceNode); isSeq {
-				items = seq.Values // an empty list is an exception not approved yet
-			}
-			for _, n := range items {
-				var a Approval
-				p, ok := b.fields(n, "an approval", "write {by: NAME, role: ROLE, at: TIME}", map[string]func(ast.Node){
-					"by": named(&a.By, "approved by"), "role": named(&a.Role, "role"), "at": at(&a.At, "approved at")})
-				if !ok {
-					continue
-				}
-				b.require(p, n, "an approval", "by", "at")
-				approvalPos[len(e.Approved)] = b.pos(n)
-				e.Approved = append(e.Approved, a)
-			}
-		},
+		"requested": func(n ast.Node) { e.RequestedBy, e.RequestedAt = b.requested(n) },
+		"approved":  func(n ast.Node) { e.Approved, approvals = b.approvals(n) },
 		"notBefore": at(&e.NotBefore, "notBefore"),
 		"expires":   at(&e.Expires, "expires"),
 		"revoked": func(n ast.Node) {
@@ -653,15 +633,10 @@ func (b *builder) readException(n ast.Node) {
 			b.diags.warnf(e.Pos, "add "+k+":", "%s has no %s", what, k)
 		}
 	}
-	if len(e.Approved) > 0 && e.RequestedBy == "" {
-		b.diags.errorf(e.Pos, "add requested: {by: NAME, at: TIME}; nobody approves what they asked for", "%s is approved but does not say who requested it", what)
-	}
+	b.checkApprovals(e.Pos, what, e.Approved, approvals, e.RequestedBy)
 	for i, a := range e.Approved {
-		if a.By != "" && samePerson(a.By, e.RequestedBy) {
-			b.diags.errorf(approvalPos[i], "have somebody else approve it", "%s is approved by its own requester %s", what, quote(e.RequestedBy))
-		}
 		if a.At != 0 && e.RequestedAt != 0 && a.At < e.RequestedAt {
-			b.diags.warnf(approvalPos[i], "check both times", "%s was approved before it was requested", what)
+			b.diags.warnf(approvals[i], "check both times", "%s was approved before it was requested", what)
 		}
 	}
 	if e.NotBefore != 0 && e.Expires != 0 && e.Expires <= e.NotBefore {
@@ -681,11 +656,60 @@ func (b *builder) readException(n ast.Node) {
 		return
 	}
 	b.exceptAt[e.ID] = e.Pos
-	slices.SortFunc(e.Approved, func(a, b Approval) int {
-		return cmp.Or(cmp.Compare(a.At, b.At), strings.Compare(a.By, b.By), strings.Compare(a.Role, b.Role))
-	})
 	b.exceptServices[e.ID], b.overrides[e.ID] = services, overrides
 	b.p.Exceptions = append(b.p.Exceptions, e)
+}
+
+// requested reads who asked for an exception or a suppression, and when.
+func (b *builder) requested(n ast.Node) (by string, at flow.Time) {
+	p, ok := b.fields(n, "requested", "write requested: {by: NAME, at: TIME}", map[string]func(ast.Node){
+		"by": func(n ast.Node) { by, _ = b.name(n, "requested by") },
+		"at": func(n ast.Node) { at, _ = b.time(n, "requested at") }})
+	if ok {
+		b.require(p, n, "requested", "by", "at")
+	}
+	return by, at
+}
+
+// approvals reads who approved it, in order of time, and where each stands.
+func (b *builder) approvals(n ast.Node) (out []Approval, places []Pos) {
+	items := []ast.Node{n}
+	if seq, isSeq := n.(*ast.SequenceNode); isSeq {
+		items = seq.Values // an empty list is what nobody approved yet
+	}
+	at := map[Approval]Pos{}
+	for _, n := range items {
+		var a Approval
+		p, ok := b.fields(n, "an approval", "write {by: NAME, role: ROLE, at: TIME}", map[string]func(ast.Node){
+			"by":   func(n ast.Node) { a.By, _ = b.name(n, "approved by") },
+			"role": func(n ast.Node) { a.Role, _ = b.name(n, "role") },
+			"at":   func(n ast.Node) { a.At, _ = b.time(n, "approved at") }})
+		if !ok {
+			continue
+		}
+		b.require(p, n, "an approval", "by", "at")
+		at[a] = b.pos(n)
+		out = append(out, a)
+	}
+	slices.SortFunc(out, func(a, b Approval) int {
+		return cmp.Or(cmp.Compare(a.At, b.At), strings.Compare(a.By, b.By), strings.Compare(a.Role, b.Role))
+	})
+	for _, a := range out {
+		places = append(places, at[a])
+	}
+	return out, places
+}
+
+// checkApprovals refuses that somebody approves what they asked for.
+func (b *builder) checkApprovals(p Pos, what string, approved []Approval, places []Pos, by string) {
+	if len(approved) > 0 && by == "" {
+		b.diags.errorf(p, "add requested: {by: NAME, at: TIME}; nobody approves what they asked for", "%s is approved but does not say who requested it", what)
+	}
+	for i, a := range approved {
+		if a.By != "" && samePerson(a.By, by) {
+			b.diags.errorf(places[i], "have somebody else approve it", "%s is approved by its own requester %s", what, quote(by))
+		}
+	}
 }
 
 // samePerson compares names of people the way people read them: upper and lower

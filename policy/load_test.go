@@ -285,6 +285,7 @@ func FuzzLoad(f *testing.F) {
 	f.Add(example(f))
 	f.Add(small)
 	f.Add(withException("E", "2026-06-01T00:00:00Z"))
+	f.Add(suppressionBase + suppressionText(map[string]string{"upTo": "low"}))
 	f.Add("a: &a [*a]\nb: {<<: *a}\n? x\n: y\n--- !!map\n'k': |\n  t\n")
 	f.Add("segments: [{name: s, prefixes: ['::ffff:10.0.0.1/1', 0.0.0.0/0]}]\nrules: [{id: r, action: deny, from: {tier: high, not: [{posture: x}]}, to: {labels: {a: [b]}}, services: [icmp/3/1, 99]}]")
 	f.Add(strings.Repeat("- ", 50) + "{[{[")

@@ -22,6 +22,12 @@ type Policy struct {
 	Workloads  []Workload  `json:"workloads"`
 	Rules      []Rule      `json:"rules"`
 	Exceptions []Exception `json:"exceptions"`
+	// Suppressions change no verdict. A policy without any has the hash it always had.
+	Suppressions []Suppression `json:"suppressions,omitempty"`
+
+	// Commit is the Git commit that the folder stood at as it was read, empty if that is not
+	// known. It is a remark for people: neither the hash nor any verdict hangs on it.
+	Commit string `json:"-"`
 
 	hash  string
 	files []sourceFile

@@ -274,7 +274,7 @@ func TestWordsAreListedOnce(t *testing.T) {
 	if len(Dimensions(1<<len(dimensionTexts)-1).Texts()) != len(dimensionTexts) || len(Quality(1<<len(qualityTexts)-1).Texts()) != len(qualityTexts) {
 		t.Error("a word has no bit")
 	}
-	if DimLimit != 1<<(len(dimensionTexts)-1) || QualityAggregated != 1<<(len(qualityTexts)-1) {
+	if DimLimit != 1<<(len(dimensionTexts)-1) || QualitySequenceGap != 1<<(len(qualityTexts)-1) {
 		t.Error("a bit has no word")
 	}
 }

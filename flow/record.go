@@ -76,6 +76,9 @@ type Record struct {
 	// SrcSilence and DstSilence are for how many seconds before the flow the source that said
 	// who is behind an end had been silent; -1 where no source said so.
 	SrcSilence, DstSilence int32
+	// SrcIdentityFrom and DstIdentityFrom are the sources, as configured, whose word the
+	// identities are; NoName where the record itself tells them, or nobody does.
+	SrcIdentityFrom, DstIdentityFrom Name
 
 	// Filled by judging.
 	Verdict Verdict
@@ -286,6 +289,29 @@ func (r *Record) Silences() (client, server int32) {
 		return r.DstSilence, r.SrcSilence
 	}
 	return r.SrcSilence, r.DstSilence
+}
+
+// IdentitySources gives the sources whose word the identities are, in the order of [Record.Ends].
+func (r *Record) IdentitySources() (client, server Name) {
+	if r.swapped() {
+		return r.DstIdentityFrom, r.SrcIdentityFrom
+	}
+	return r.SrcIdentityFrom, r.DstIdentityFrom
+}
+
+// Translated gives the addresses behind a translation (NAT), in the order of [Record.Ends];
+// zero where none is told or nothing was translated.
+func (r *Record) Translated() (client, server Addr) {
+	if r.Any(HasNATSrc) && r.NATSrc != r.Src {
+		client = r.NATSrc.Canonical()
+	}
+	if r.Any(HasNATDst) && r.NATDst != r.Dst {
+		server = r.NATDst.Canonical()
+	}
+	if r.swapped() {
+		return server, client
+	}
+	return client, server
 }
 
 // Swapped says whether [Record.Ends] and its like give Dst first.

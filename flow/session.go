@@ -175,6 +175,8 @@ func (c Contradictions) Texts() []string { return setTexts(uint32(c), contradict
 // Session is what all observers together say of one conversation without a gap beyond its
 // protocol's idle time. It is a value of fixed size without pointers. A later version of a
 // session replaces an earlier one.
+//
+// What detectors read of each lies together: they see rows that are in no cache any more.
 type Session struct {
 	ID           uint64
 	Conversation uint64 // of the side before translation
@@ -182,29 +184,36 @@ type Session struct {
 	// Into is the session that this one turned out to be part of; 0 while it stands by
 	// itself. Nothing else of a session that is part of another counts.
 	Into uint64
+	// Settled, of the session's first version, is what the watermark had passed when it was
+	// written; 0 of later ones. Each session has one first version, unless it became part of
+	// another before, and first versions come in the order of Settled.
+	Settled    Time
+	Start, End Time
+	// Answered is when both ends had sent something, as the records that say so began; 0 while one had not.
+	Answered Time
+
+	Verdict              Verdict // of the best informed observation, observed and outcome of all
+	Open                 bool
+	OrientationCertainty uint8 // percent
+	Proto                uint8
+	ICMPType, ICMPCode   uint8 // of the request
+	HasPorts, HasICMP    bool
+	NAT                  NAT
+	BothWays             bool // there was traffic both ways
+	Contradictions       Contradictions
+	ObserversTotal       uint16 // holds at 64
+	Records              uint32
+	Quality              Quality
+	EnforcedBy           Name
+
+	// Client and Server are the ends, canonical; while Open the lower and the higher one.
+	Client, Server SessionEnd
+	Observers      [MaxObservers]SessionObserver
 
 	// Began is when it began by what was known as it was written first. The id is made of
 	// it, so it stays; Start is what is known now.
-	Began      Time
-	Start, End Time
-
-	// Client and Server are the ends, canonical; while Open the lower and the higher one.
-	Client, Server               SessionEnd
-	Open                         bool
-	OrientationCertainty         uint8 // percent
-	Proto                        uint8
-	ICMPType, ICMPCode           uint8 // of the request
-	HasPorts, HasICMP            bool
-	NAT                          NAT
-	BothWays                     bool // there was traffic both ways
-	Records                      uint32
-	ObserversTotal               uint16 // holds at 64
-	Observers                    [MaxObservers]SessionObserver
-	Contradictions               Contradictions
-	Quality                      Quality
-	EnforcedBy                   Name
-	Verdict                      Verdict // of the best informed observation, observed and outcome of all
-	NATClient, NATServer         Addr    // after translation
+	Began                        Time
+	NATClient, NATServer         Addr // after translation
 	NATClientPort, NATServerPort uint16
 }
 
@@ -213,16 +222,17 @@ type SessionEnd struct {
 	Addr            Addr
 	Port            uint16
 	TCPFlags        uint16 // that it sent, an OR
-	Bytes, Packets  uint64 // that it sent, as the best observer told, scaled by sampling
+	Segment         Name
+	Workload        Name
+	Own             bool  // this side's own agent told of the session
+	IdentityCertain uint8 // percent
 	HasBytes        bool
 	HasPackets      bool
 	Identity        Name
 	Process, Host   Name
-	Segment         Name
-	Workload        Name
-	IdentityFrom    Name  // the observer whose word the identity is; NoName for an exporter
-	IdentityCertain uint8 // percent
-	Own             bool  // this side's own agent told of the session
+	IdentityFrom    Name   // the observer or the source of identities whose word it is; NoName for an exporter
+	Bytes, Packets  uint64 // that it sent, as the best observer told, scaled by sampling
+	IdentityHeard   Time   // when that source was last heard before: of observers, the session's start; 0 if it does not tell
 }
 
 // SessionObserver is one who told of a session.
@@ -259,6 +269,25 @@ func (c *Contradiction) About() *SessionEnd {
 		return &c.Session.Server
 	}
 	return &c.Session.Client
+}
+
+// Untold is a session that is over and that others saw an end take part in whose own agent, if it has
+// one that logs every connection, should have told of it and did not. Whether it has one, and
+// whether that was telling of others then, is known of the whole estate only. It is a value of
+// fixed size without pointers.
+type Untold struct {
+	// Session is its newest version; Settled is when its first version did.
+	Session Session
+	// Over is what the watermark had passed when it was over.
+	Over Time
+	// Side says which ends it is about: the client, the server.
+	Side [2]bool
+	// Witness and Source are who saw that end take part.
+	Witness [2]Name // NoName for an exporter
+	Source  [2]Source
+	// Left, where it is not 0, is how many others had no room within the minute of Over; nothing else
+	// is told then.
+	Left uint32
 }
 
 // ContradictionID is the id of a contradiction.

@@ -68,7 +68,10 @@ func TestTranslatedOf(t *testing.T) {
 }
 
 // TestSessionShape holds what the type promises: a fixed size and no pointers.
-func TestSessionShape(t *testing.T) { holdsNoPointer(t, "Session", reflect.TypeFor[Session]()) }
+func TestSessionShape(t *testing.T) {
+	holdsNoPointer(t, "Session", reflect.TypeFor[Session]())
+	holdsNoPointer(t, "EdgeContribution", reflect.TypeFor[EdgeContribution]())
+}
 
 func BenchmarkConversation(b *testing.B) {
 	r := conversationRecord("10.0.0.2", 445, "10.0.0.9", 50000, ProtoTCP)
@@ -97,7 +100,7 @@ func TestSessionRecord(t *testing.T) {
 	if r := s.Record(); r.Oriented != Open || r.Quality&QualityDirectionOpen == 0 || string(s.AppendService(nil)) != r.Service() {
 		t.Errorf("open: %+v", r)
 	}
-	if n := reflect.TypeFor[Session]().NumField(); n != 29 {
-		t.Errorf("a session has %d fields instead of 29; see what of it its record tells", n)
+	if n := reflect.TypeFor[Session]().NumField(); n != 31 {
+		t.Errorf("a session has %d fields instead of 31; see what of it its record tells", n)
 	}
 }

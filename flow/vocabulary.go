@@ -42,6 +42,16 @@ var sourceTexts = [...]string{"unknown", "netflow_v5", "netflow_v9", "ipfix", "s
 
 func (s Source) String() string { return text(sourceTexts[:], int(s)) }
 
+// LogsAll says whether an agent's log in this format has every connection. Sysmon's is filtered by its
+// configuration on nearly every host, and of the open formats nobody knows.
+func (s Source) LogsAll() bool {
+	switch s {
+	case SourceHubble, SourceWFP, SourceCalico, SourceIllumio, SourceGuardicore:
+		return true
+	}
+	return false
+}
+
 // Observed is what enforcement did with a flow.
 type Observed uint8
 
@@ -184,11 +194,12 @@ const (
 	QualityCounterMissing                        // neither bytes nor packets
 	QualityNamesFull                             // a name did not fit the table any more
 	QualityAggregated                            // it sums up several conversations, or a window of one
+	QualitySequenceGap                           // before it the exporter's sequence numbers skipped: others may be lost
 )
 
 var qualityTexts = [...]string{"clock_skew", "clock_unusable", "time_missing", "time_reversed", "template_changed",
 	"parked", "truncated", "sampling_unknown", "address_missing", "observer_duplicate", "direction_open",
-	"counter_missing", "names_full", "aggregated"}
+	"counter_missing", "names_full", "aggregated", "sequence_gap"}
 
 // Texts lists the remarks by name, in their fixed order; nil if none.
 func (q Quality) Texts() []string { return setTexts(uint32(q), qualityTexts[:]) }

@@ -382,6 +382,10 @@ func (m *message) record(out *flow.Batch, set, i int) *flow.Record {
 	r.Domain = m.dom.domain
 	r.Source = m.source
 	r.Quality = m.quality
+	if m.dom.seq.Skipped { // the first record after the gap says so
+		m.dom.seq.Skipped = false
+		r.Quality |= flow.QualitySequenceGap
+	}
 	r.Skew = m.skew
 	return r
 }
@@ -389,6 +393,9 @@ func (m *message) record(out *flow.Batch, set, i int) *flow.Record {
 // drop takes back the record that was added last.
 func (m *message) drop(out *flow.Batch) {
 	m.dom.heard.Records--
+	if last := &out.Records[len(out.Records)-1]; last.Quality&flow.QualitySequenceGap != 0 {
+		m.dom.seq.Skipped = true
+	}
 	out.Drop()
 }
 

@@ -43,9 +43,9 @@ func (d *Decoder) ipfix(m *message, b []byte, out *flow.Batch) {
 		if !d.enter(m, flow.Addr{}, be.Uint32(b[12:])) {
 			return
 		}
-		seq := be.Uint32(b[8:])
+		late := m.dom.seq.begins(m.ex.account, be.Uint32(b[8:]), 0, false)
 		sets, records := d.sets(m, b[ipfixHeader:length], first, out)
-		m.dom.seq.datagram(m.ex.account, seq, uint32(max(records, 0)), 0, false)
+		m.dom.seq.held(m.ex.account, uint32(max(records, 0)), late)
 		if records < 0 {
 			m.dom.seq.lost()
 		}

@@ -10,6 +10,8 @@ type sequence struct {
 	Synced bool   `json:"synced,omitempty"`
 	Uptime uint32 `json:"uptime,omitempty"` // of the last datagram, milliseconds
 	Gaps   uint64 `json:"gaps,omitempty"`   // units skipped, as in the account
+	// Skipped: there was a gap and no record since then says so yet.
+	Skipped bool `json:"skipped,omitempty"`
 }
 
 const (
@@ -27,6 +29,12 @@ const (
 // protocol counts. uptime is the exporter's in milliseconds; ok says whether the
 // protocol tells one.
 func (s *sequence) datagram(a *flow.Account, seq, units, uptime uint32, ok bool) {
+	s.held(a, units, s.begins(a, seq, uptime, ok))
+}
+
+// begins is datagram for one whose units are known once it has been read, by held: a gap before it
+// is said by its own first record, not by that of the next. late says that the next was here before.
+func (s *sequence) begins(a *flow.Account, seq, uptime uint32, ok bool) (late bool) {
 	ahead := int32(seq - s.Next)
 	switch {
 	case !s.Synced:
@@ -36,15 +44,24 @@ func (s *sequence) datagram(a *flow.Account, seq, units, uptime uint32, ok bool)
 		a.Restarts++
 	case ahead < 0:
 		a.Reordered++
-		// It had been taken for lost when its successor came.
-		a.Gaps -= min(a.Gaps, uint64(units))
-		s.Gaps -= min(s.Gaps, uint64(units))
-		return
+		return true
 	default:
+		s.Skipped = s.Skipped || ahead > 0
 		a.Gaps += uint64(ahead)
 		s.Gaps += uint64(ahead)
 	}
-	s.Next, s.Uptime, s.Synced = seq+units, uptime, true
+	s.Next, s.Uptime, s.Synced = seq, uptime, true
+	return false
+}
+
+// held says how many units the datagram held that begins took.
+func (s *sequence) held(a *flow.Account, units uint32, late bool) {
+	if late { // it had been taken for lost when its successor came
+		a.Gaps -= min(a.Gaps, uint64(units))
+		s.Gaps -= min(s.Gaps, uint64(units))
+		return
+	}
+	s.Next += units
 }
 
 // lost says that the units of the last datagram are not known, so that the next

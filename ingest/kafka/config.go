@@ -107,9 +107,8 @@ func (c Config) Enabled() bool { return len(c.Brokers) > 0 }
 // Kinds of our topics, as [Config.Topic] takes them.
 const (
 	TopicFlows = "flows" // batches of records, divided by endpoints
-	// TopicEdges holds what detectors of more than one conversation read: batches of
-	// flows as on TopicFlows, first sightings of an edge and remote administration. A
-	// flow between a and b is in Partition(a, a, n) and in Partition(b, b, n).
+	// TopicEdges holds what the detectors that look at the whole estate read: digests of the
+	// contacts of each partition of TopicFlows, all in partition 0.
 	TopicEdges    = "edges"
 	TopicFindings = "findings" // events of findings
 	TopicState    = "state"    // detectors' checkpoints

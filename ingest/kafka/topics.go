@@ -63,8 +63,8 @@ func Plan(cfg Config) []TopicSpec {
 	return []TopicSpec{
 		topic(TopicFlows, cfg.Partitions, set("cleanup.policy", "delete", "retention.ms", ms(cfg.Retention), "segment.bytes", strconv.Itoa(segment)),
 			"Batches of flows, divided by the pair of endpoints; kept as long as detectors may be away."),
-		topic(TopicEdges, cfg.Partitions, set("cleanup.policy", "delete", "retention.ms", ms(cfg.Retention), "segment.bytes", strconv.Itoa(segment)),
-			"First sightings and remote administration, divided by host; a thousand times thinner than flows."),
+		topic(TopicEdges, 1, set("cleanup.policy", "delete", "retention.ms", ms(cfg.Retention), "segment.bytes", strconv.Itoa(segment)),
+			"What detectors pass on to the detectors of behaviour: first sightings, remote administration, failures. In one partition, since those look at the whole estate."),
 		topic(TopicFindings, cfg.Partitions, set("cleanup.policy", "delete", "retention.ms", ms(findingsRetention), "segment.bytes", strconv.Itoa(64<<20)),
 			"What is told to receivers; kept as long as `postern forward` may be away."),
 		topic(TopicState, cfg.Partitions, set("cleanup.policy", "compact", "min.compaction.lag.ms", ms(stateLag), "max.compaction.lag.ms", ms(2*stateLag),

@@ -33,7 +33,7 @@ func TestPlan(t *testing.T) {
 		got = append(got, fmt.Sprintf("%s %d %s %s %s", s.Name, s.Partitions, setting(t, s, "cleanup.policy"), setting(t, s, "retention.ms"), setting(t, s, "min.compaction.lag.ms")))
 	}
 	want := `net.flows 6 delete 129600000 
-net.edges 6 delete 129600000 
+net.edges 1 delete 129600000 
 net.findings 6 delete 604800000 
 net.state 6 compact  3600000
 net.policy 1 compact  

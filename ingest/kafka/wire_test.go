@@ -35,6 +35,8 @@ var stays = map[string]string{
 	"DstDoubt":             "filled by enrich, behind the topic",
 	"SrcSilence":           "filled by enrich, behind the topic",
 	"DstSilence":           "filled by enrich, behind the topic",
+	"SrcIdentityFrom":      "filled by enrich, behind the topic",
+	"DstIdentityFrom":      "filled by enrich, behind the topic",
 	"Verdict":              "filled by judging, behind the topic",
 }
 

@@ -77,12 +77,13 @@ type ClickHouse struct {
 	metrics *clickhouseMetrics
 	options clickhouse.Options
 
-	mu     sync.Mutex // guards what follows: one insert is sent at a time
-	raw    *ch.Client // for native inserts; nil over HTTP and while not connected
-	block  block      // the block being sent over HTTP
-	plain  []byte     // a frame of it
-	packed []byte     // all of it, compressed
-	pack   *compress.Writer
+	mu       sync.Mutex            // guards what follows: one insert is sent at a time
+	registry prometheus.Registerer // where the metrics are while it is open, or nil
+	raw      *ch.Client            // for native inserts; nil over HTTP and while not connected
+	block    block                 // the block being sent over HTTP
+	plain    []byte                // a frame of it
+	packed   []byte                // all of it, compressed
+	pack     *compress.Writer
 }
 
 // Options is what Open needs beyond the configuration.
@@ -123,7 +124,7 @@ func Open(ctx context.Context, cfg ClickHouseConfig, opt Options) (*ClickHouse, 
 		}
 		opt.Password = opt.Token
 	}
-	db := &ClickHouse{cfg: cfg, log: opt.Logger, metrics: newClickHouseMetrics(opt.Metrics)}
+	db := &ClickHouse{cfg: cfg, log: opt.Logger, metrics: newClickHouseMetrics()}
 	if db.log == nil {
 		db.log = slog.New(slog.DiscardHandler)
 	}
@@ -167,6 +168,10 @@ func Open(ctx context.Context, cfg ClickHouseConfig, opt Options) (*ClickHouse, 
 		_ = db.conn.Close()
 		return nil, fmt.Errorf("ClickHouse at %s does not answer: %w", t.addr, err)
 	}
+	// Only now, and until Close, so that whoever has to open again can.
+	if db.registry = opt.Metrics; db.registry != nil {
+		db.registry.MustRegister(db.metrics.collectors()...)
+	}
 	return db, nil
 }
 
@@ -179,10 +184,16 @@ func (db *ClickHouse) Ping(ctx context.Context) error {
 // Database is the name of the database everything is in.
 func (db *ClickHouse) Database() string { return db.cfg.Database }
 
-// Close ends all connections.
+// Close ends all connections and takes its metrics back, once.
 func (db *ClickHouse) Close() error {
 	db.mu.Lock()
 	defer db.mu.Unlock()
+	if db.registry != nil {
+		for _, c := range db.metrics.collectors() {
+			db.registry.Unregister(c)
+		}
+		db.registry = nil
+	}
 	db.dropRaw()
 	return db.conn.Close()
 }
@@ -516,11 +527,11 @@ type clickhouseMetrics struct {
 	seconds              *prometheus.HistogramVec
 }
 
-func newClickHouseMetrics(reg prometheus.Registerer) *clickhouseMetrics {
+func newClickHouseMetrics() *clickhouseMetrics {
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: "postern_sink_" + name, Help: help}, labels)
 	}
-	m := &clickhouseMetrics{
+	return &clickhouseMetrics{
 		rows:    counter("rows_total", "Rows that ClickHouse acknowledged.", "table"),
 		bytes:   counter("bytes_total", "Bytes of those rows as sent over HTTP, before compression.", "table"),
 		inserts: counter("inserts_total", "Inserts by how they ended: ok, duplicate, retry (may succeed later), refused (never will).", "table", "result"),
@@ -528,10 +539,10 @@ func newClickHouseMetrics(reg prometheus.Registerer) *clickhouseMetrics {
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "postern_sink_insert_seconds",
 			Help: "Time an insert took, from encoding to the answer.", Buckets: prometheus.ExponentialBuckets(0.005, 2.5, 10)}, []string{"table"}),
 	}
-	if reg != nil {
-		reg.MustRegister(m.rows, m.bytes, m.inserts, m.retries, m.seconds)
-	}
-	return m
+}
+
+func (m *clickhouseMetrics) collectors() []prometheus.Collector {
+	return []prometheus.Collector{m.rows, m.bytes, m.inserts, m.retries, m.seconds}
 }
 
 func (m *clickhouseMetrics) insert(table string, w Written, took time.Duration, err error) {

@@ -65,14 +65,20 @@ type ClickHouseTimeouts struct {
 
 // RetentionConfig says how long rows stay after they were inserted. Zero keeps
 // them for ever. Whole parts are dropped, so rows may stay up to a day (flows,
-// sessions, exporters, ledger) or a month (findings) longer.
+// sessions, exporters, ledger) or a month (edges, findings) longer.
 type RetentionConfig struct {
 	// Flows are raw judged flows, by far the largest table.
 	Flows time.Duration `yaml:"flows"`
 	// Sessions are what all observers together say of a conversation, one row a version.
 	Sessions time.Duration `yaml:"sessions"`
+	// Edges are the hourly roll-up of sessions: who talks to whom by which service, and its verdict.
+	Edges time.Duration `yaml:"edges"`
 	// Findings are findings and what each batch added to them.
 	Findings time.Duration `yaml:"findings"`
+	// BlindSpots are the stretches of time in which something was not seen.
+	BlindSpots time.Duration `yaml:"blindSpots"`
+	// Feedback is who judged which finding how.
+	Feedback time.Duration `yaml:"feedback"`
 	// PolicyVersions are the policies that were in force, in full.
 	PolicyVersions time.Duration `yaml:"policyVersions"`
 	// Exporters are snapshots of who exports.
@@ -105,8 +111,13 @@ func DefaultClickHouseConfig() ClickHouseConfig {
 			Flows: 30 * day,
 			// As long as the flows they were made of.
 			Sessions: 30 * day,
+			// A year to compare with, and as long as the findings: 100,000 edges an hour
+			// at some 14 bytes a row are 14 GB.
+			Edges: 400 * day,
 			// A year's audit asked for a month late.
-			Findings: 400 * day,
+			Findings:   400 * day,
+			BlindSpots: 400 * day, // as long as the edges and findings that are not to be believed without them
+			Feedback:   400 * day, // as long as what it speaks of
 			// An exception's use is recognised up to 180 days after its end, and a
 			// finding that is still kept names its policy: never shorter than findings.
 			// Policies are small (some kilobytes a version), so for ever is cheap.
@@ -246,7 +257,10 @@ func (r *RetentionConfig) byTable() []tableRetention {
 	return []tableRetention{
 		{"flows", "flows", r.Flows},
 		{"sessions", "session_versions", r.Sessions},
+		{"edges", "edge_hours", r.Edges},
 		{"findings", "finding_contributions", r.Findings},
+		{"blindSpots", "blind_spot_versions", r.BlindSpots},
+		{"feedback", "feedback", r.Feedback},
 		{"policyVersions", "policy_versions", r.PolicyVersions},
 		{"exporters", "exporters", r.Exporters},
 		{"ledger", "ledger", r.Ledger},

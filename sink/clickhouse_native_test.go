@@ -88,7 +88,7 @@ func TestNativeFraming(t *testing.T) {
 	defer l.Close()
 	cfg := DefaultClickHouseConfig()
 	cfg.URL = "clickhouse://" + l.Addr().String()
-	db := &ClickHouse{cfg: cfg, log: slog.New(slog.DiscardHandler), metrics: newClickHouseMetrics(nil)}
+	db := &ClickHouse{cfg: cfg, log: slog.New(slog.DiscardHandler), metrics: newClickHouseMetrics()}
 	db.options = clickhouse.Options{Protocol: clickhouse.Native, Addr: []string{l.Addr().String()}, Auth: clickhouse.Auth{Username: "u", Password: "p"}}
 	names := flow.NewNames(0)
 	w := NewFlowWriter(names)

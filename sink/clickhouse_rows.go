@@ -3,6 +3,7 @@ package sink
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"slices"
@@ -13,7 +14,8 @@ import (
 
 const contributionColumns = "id, revision, sessions, batch_first_seen, batch_last_seen, schema_version, type, title, severity, confidence, " +
 	"client, server, orientation, service, src_segment, dst_segment, observed, expected, reason, outcome, failed, missing, rule, exception, " +
-	"ticket, owner, requester, approver, policy_version, techniques, continues, edges, edges_total, samples, sentence, next, " +
+	"ticket, owner, requester, approver, policy_version, techniques, continues, edges, edges_total, samples, sentence, next, suppressed_by, suppressed, " +
+	"subject, score, score_parts, ends, hops, exporters, observers, query, policy_commit, policy_since, " +
 	"batch_ordinal, input, inserted_at"
 
 // InsertContributions stores what one batch added to findings. The findings view
@@ -35,12 +37,52 @@ func (db *ClickHouse) InsertContributions(ctx context.Context, ins Insert, cs []
 			f.Severity.String(), f.Confidence, f.Client, f.Server, f.Orientation, f.Service, f.SrcSegment, f.DstSegment,
 			f.Observed, f.Expected, f.Reason, f.Outcome, list(f.Failed), list(f.Missing), f.Rule, f.Exception,
 			f.Ticket, f.Owner, f.Requester, f.Approver, f.PolicyVersion, list(f.Techniques), f.Continues, edges,
-			uint64(max(f.EdgesTotal, 0)), samples, f.Sentence, f.Next, uint32(i), ins.Input, at}
+			uint64(max(f.EdgesTotal, 0)), samples, f.Sentence, f.Next, f.SuppressedBy, f.Suppressed,
+			f.Subject, f.Score, jsonList(f.ScoreParts), jsonList(f.Ends), jsonList(f.Hops), list(f.Exporters), list(f.Observers), f.Query,
+			f.PolicyCommit, unless0(f.PolicySince), uint32(i), ins.Input, at}
+	})
+}
+
+// InsertBlindSpots stores versions of blind spots; the blind_spots view shows the newest of each.
+func (db *ClickHouse) InsertBlindSpots(ctx context.Context, ins Insert, spots []flow.BlindSpot) (Written, error) {
+	return db.insertRows(ctx, "blind_spot_versions", "id, version, kind, subject, about, address, source, domain, name, segment, "+
+		"time_from, time_until, details, finding, input, inserted_at", ins, len(spots), func(i int) []any {
+		s := &spots[i]
+		var about, until any
+		if !s.Address.IsZero() {
+			about = address(s.Address)
+		}
+		if s.Until != 0 {
+			until = instant(s.Until)
+		}
+		return []any{s.ID, s.Version, s.Kind, s.Subject, s.About, about, s.Source, s.Domain, s.Name, s.Segment,
+			instant(s.From), until, s.Details, s.Finding, ins.Input, ins.At.Std()}
 	})
 }
 
 // instant is t for the driver, which would read the zero time.Time as the year 1.
 func instant(t flow.Time) time.Time { return time.UnixMilli(int64(t)).UTC() }
+
+// unless0 is t for a nullable column.
+func unless0(t flow.Time) *time.Time {
+	if t == 0 {
+		return nil
+	}
+	at := instant(t)
+	return &at
+}
+
+// jsonList is a list as JSON text, empty where it has nothing.
+func jsonList[T any](l []T) string {
+	if len(l) == 0 {
+		return ""
+	}
+	b, err := json.Marshal(l)
+	if err != nil { // texts and numbers
+		panic("sink: " + err.Error())
+	}
+	return string(b)
+}
 
 // list is s, never nil.
 func list(s []string) []string {
@@ -103,14 +145,15 @@ type PolicyVersion struct {
 	AcceptedAt flow.Time
 	Instance   string
 	Source     string // the policy in full
+	Commit     string // the Git commit it was taken from, empty if that is not known
 }
 
 // InsertPolicyVersion records that this instance accepted a policy. Of several
 // instances that accept the same, the first counts; see [ClickHouse.PolicyVersions].
 func (db *ClickHouse) InsertPolicyVersion(ctx context.Context, v PolicyVersion) (Written, error) {
 	ins := Insert{Token: fmt.Sprintf("policy %s %d %s", v.Hash, v.Since, v.Instance), At: v.AcceptedAt}
-	return db.insertRows(ctx, "policy_versions", "hash, since, accepted_at, instance, source, inserted_at", ins, 1, func(int) []any {
-		return []any{v.Hash, instant(v.Since), instant(v.AcceptedAt), v.Instance, v.Source, ins.At.Std()}
+	return db.insertRows(ctx, "policy_versions", "hash, since, accepted_at, instance, source, git_commit, inserted_at", ins, 1, func(int) []any {
+		return []any{v.Hash, instant(v.Since), instant(v.AcceptedAt), v.Instance, v.Source, v.Commit, ins.At.Std()}
 	})
 }
 
@@ -121,7 +164,7 @@ func (db *ClickHouse) InsertPolicyVersion(ctx context.Context, v PolicyVersion) 
 func (db *ClickHouse) PolicyVersions(ctx context.Context) ([]PolicyVersion, error) {
 	ctx, cancel := context.WithTimeout(ctx, db.cfg.Timeouts.Query)
 	defer cancel()
-	rows, err := db.conn.Query(ctx, "SELECT hash, since, accepted_at, instance, source FROM "+db.cfg.Database+
+	rows, err := db.conn.Query(ctx, "SELECT hash, since, accepted_at, instance, source, git_commit FROM "+db.cfg.Database+
 		".policy_versions ORDER BY since, accepted_at, hash, instance")
 	if err != nil {
 		return nil, fmt.Errorf("reading policy versions: %w", db.redact(err))
@@ -131,7 +174,7 @@ func (db *ClickHouse) PolicyVersions(ctx context.Context) ([]PolicyVersion, erro
 	for rows.Next() {
 		var v PolicyVersion
 		var since, accepted time.Time
-		if err := rows.Scan(&v.Hash, &since, &accepted, &v.Instance, &v.Source); err != nil {
+		if err := rows.Scan(&v.Hash, &since, &accepted, &v.Instance, &v.Source, &v.Commit); err != nil {
 			return nil, fmt.Errorf("reading policy versions: %w", db.redact(err))
 		}
 		v.Since, v.AcceptedAt = flow.Time(since.UnixMilli()), flow.Time(accepted.UnixMilli())
@@ -168,11 +211,11 @@ func (db *ClickHouse) InsertedAt(ctx context.Context, input string) (flow.Time, 
 	return flow.Time(at.UnixMilli()), nil
 }
 
-// DeleteInput removes all flows, sessions and contributions of an input, as replaying a file under another
+// DeleteInput removes all flows, sessions, edges, contributions and blind spots of an input, as replaying a file under another
 // policy does before it writes. The deleted rows' tokens stay remembered: what is
 // written afterwards needs another [Insert.At].
 func (db *ClickHouse) DeleteInput(ctx context.Context, input string) error {
-	for _, table := range []string{"flows", "session_versions", "finding_contributions"} {
+	for _, table := range []string{"flows", "session_versions", "edge_hours", "finding_contributions", "blind_spot_versions"} {
 		ctx, cancel := context.WithTimeout(ctx, db.cfg.Timeouts.Migration)
 		err := db.conn.Exec(ctx, "DELETE FROM "+db.cfg.Database+"."+table+" WHERE input = ?", input)
 		cancel()

@@ -20,10 +20,15 @@ func testFinding(id string, revision uint64) *flow.Finding {
 		Severity: flow.High, Confidence: 0.85, Client: "10.0.0.1", Server: "2001:db8::1", Orientation: "known", Service: "tcp/443",
 		SrcSegment: "workstations", DstSegment: "vault", Observed: "allow", Expected: "deny", Reason: "expired-exception", Outcome: "escaped",
 		Failed: []string{"identity", "rule"}, Missing: []string{"process"}, Rule: "r'1", Exception: "EX-1", Ticket: "CHG-1", Owner: "team",
-		Requester: "ana", Approver: "raj", PolicyVersion: "abc", Techniques: []string{"T1021"}, Continues: "f0",
+		Requester: "ana", Approver: "raj", PolicyVersion: "abc", PolicyCommit: "c0ffee", PolicySince: today, Techniques: []string{"T1021"}, Continues: "f0",
 		Edges: []flow.Edge{{Source: "10.0.0.1", Destination: "2001:db8::1", Port: 443, Protocol: "tcp"},
 			{Source: hostile[0], Destination: hostile[5], Port: 1, Protocol: "udp"}},
 		EdgesTotal: 2, Samples: []json.RawMessage{[]byte(`{"a":1}`), []byte(`{"b":"\u0000"}`)}, Sentence: hostile[5], Next: hostile[8],
+		SuppressedBy: hostile[0], Suppressed: 7,
+		Detail: flow.Detail{Subject: "ssh|" + hostile[0], Score: 0.75, ScoreParts: []flow.ScorePart{{Name: "rare", Points: 40, Says: hostile[1]}, {Name: "policy", Points: -5, Says: "x"}},
+			Ends:      []flow.End{{Address: "10.0.0.1", Identity: hostile[5], IdentityAge: new(int32), IdentityCertainty: 0.5}, {Address: "2001:db8::1"}},
+			Hops:      []flow.Hop{{Client: flow.End{Address: "10.0.0.1"}, Server: flow.End{Address: "10.0.0.2"}, Service: "tcp/22", Start: today, End: today, Session: "18446744073709551615"}},
+			Exporters: []string{"192.0.2.1"}, Observers: []string{hostile[8]}, Query: "SELECT 1"},
 	}
 }
 
@@ -60,11 +65,20 @@ func TestFindingRoundTrip(t *testing.T) {
 			}
 			samples = append(samples, v)
 		}
+		for _, k := range []string{"score_parts", "ends", "hops"} { // lists as JSON text
+			var v any
+			if s := got[k].(string); s != "" {
+				if err := json.Unmarshal([]byte(s), &v); err != nil {
+					t.Fatal(err)
+				}
+				got[k] = v
+			}
+		}
 		if got["samples"] = samples; samples == nil {
 			delete(got, "samples")
 		}
 		for k, v := range got {
-			if _, ok := want[k]; !ok && (v == "" || cmp.Equal(v, []any{})) {
+			if _, ok := want[k]; !ok && (v == nil || v == "" || v == 0. || cmp.Equal(v, []any{})) {
 				delete(got, k)
 			}
 		}
@@ -133,6 +147,32 @@ func TestFindingsAggregate(t *testing.T) {
 	}
 }
 
+// The newest version of a blind spot counts, whichever came last, and the same range again changes nothing.
+func TestBlindSpots(t *testing.T) {
+	db := open(t, nil)
+	spot := flow.BlindSpot{ID: "b1", Version: 1, Kind: flow.FindingSilentExporter, Subject: flow.BlindExporter, About: hostile[0],
+		Address: flow.MustParseAddr("192.0.2.1"), Source: "ipfix", Domain: 7, Name: hostile[5], Segment: "dmz", From: today, Details: hostile[8], Finding: "f1"}
+	all := flow.BlindSpot{ID: "b2", Version: 3, Kind: flow.FindingSilentExporter, Subject: flow.BlindEverything, About: "everybody", From: today, Until: today + 5}
+	over := spot
+	over.Version, over.Until = 2, today+60_000
+	for range 2 {
+		for i, list := range [][]flow.BlindSpot{{over}, {spot, all}} {
+			if _, err := db.InsertBlindSpots(t.Context(), insertNo(i), list); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	wantQuery(t, db, "SELECT count() AS n FROM blind_spot_versions", `{"n":3}`)
+	wantQuery(t, db, "SELECT version, kind, subject, address, source, domain, toUnixTimestamp64Milli(time_from) = "+fmt.Sprint(int64(today))+" AS f, "+
+		"toUnixTimestamp64Milli(time_until) = "+fmt.Sprint(int64(over.Until))+" AS u, finding FROM blind_spots WHERE id = 'b1'",
+		`{"version":2,"kind":"silent-exporter","subject":"exporter","address":"192.0.2.1","source":"ipfix","domain":7,"f":1,"u":1,"finding":"f1"}`)
+	wantQuery(t, db, "SELECT version, subject, address FROM blind_spots WHERE id = 'b2'", `{"version":3,"subject":"everything","address":null}`)
+	if err := db.DeleteInput(t.Context(), insertNo(0).Input); err != nil {
+		t.Fatal(err)
+	}
+	wantQuery(t, db, "SELECT count() AS n FROM blind_spot_versions", `{"n":0}`)
+}
+
 func TestInsertLedger(t *testing.T) {
 	db := open(t, nil)
 	l := flow.Ledger{}
@@ -179,14 +219,14 @@ func TestPolicyVersions(t *testing.T) {
 	at := func(n flow.Time) flow.Time { return today + n*1000 }
 	source := strings.Join(hostile, "\n")
 	want := []PolicyVersion{
-		{"a", at(1), at(1), "one", source},
-		{"b", at(5), at(5), "two", "B"},
-		{"a", at(9), at(9), "one", source}, // a revert is an interval of its own
+		{"a", at(1), at(1), "one", source, "c0ffee"},
+		{"b", at(5), at(5), "two", "B", ""},
+		{"a", at(9), at(9), "one", source, "c0ffee"}, // a revert is an interval of its own
 	}
 	all := append([]PolicyVersion{
-		{"a", at(2), at(2), "two", source}, // the second acceptance of a
-		{"b", at(6), at(6), "one", "B"},
-		{"a", at(9) + 1, at(9) + 1, "two", source},
+		{"a", at(2), at(2), "two", source, "f00d"}, // the second acceptance of a
+		{"b", at(6), at(6), "one", "B", ""},
+		{"a", at(9) + 1, at(9) + 1, "two", source, "f00d"},
 	}, want...)
 	for range 2 { // each twice: an acceptance is recorded once
 		for _, v := range all {

@@ -31,6 +31,9 @@ type Event struct {
 	Body []byte
 	// Time is when it happened, by event time.
 	Time flow.Time
+	// Urgent events go before others, in a place of their own, and find room where others filled
+	// the outbox; so does what they come behind: the order of their key is kept.
+	Urgent bool
 }
 
 // Validate says where e breaks the rules of its fields, and what would be right.
@@ -80,7 +83,8 @@ var ErrOutboxFull = errors.New("the outbox is full")
 
 // OutboxConfig bounds one target's outbox.
 type OutboxConfig struct {
-	// MaxEvents is how many events wait at most, dead letters included. Beyond it the pipeline holds.
+	// MaxEvents is how many events wait at most, dead letters included. Beyond it the pipeline
+	// holds. A sixteenth of it, and of MaxBytes, is for critical findings alone.
 	MaxEvents int `yaml:"maxEvents"`
 	// MaxBytes is how much disk they may take.
 	MaxBytes flow.Size `yaml:"maxBytes"`
@@ -88,7 +92,8 @@ type OutboxConfig struct {
 	Reserve flow.Size `yaml:"reserve"`
 	// Remember is how many delivered events are remembered by id, so that the same event is not sent again after a crash.
 	Remember int `yaml:"remember"`
-	// Concurrency is how many events are on their way to a target at once, each of another finding.
+	// Concurrency is how many events are on their way to a target at once, each of another finding;
+	// critical findings have one place more.
 	Concurrency int `yaml:"concurrency"`
 }
 
@@ -173,7 +178,8 @@ type Outbox struct {
 	seq        uint64
 	pending    map[string]*outboxEntry // by event id
 	keys       map[string][]*outboxEntry
-	due        outboxHeap // the first of each key that is not on its way
+	due        [lanes]outboxHeap // the first of each key that is not on its way
+	urgent     map[string]int    // by key: how many urgent events wait
 	known      outboxMemory
 	emptied    []*outboxFile   // all delivered, to be removed
 	replaying  map[string]bool // files in replay/ that were taken up
@@ -219,7 +225,19 @@ type outboxEntry struct {
 	due      time.Time // next, or earlier if free
 	last     *DeliveryError
 	index    int // in the heap
+	urgent   bool
+	lane     int // where its key was when it was last there
 }
+
+// The lanes: in the first one are keys of which an urgent event waits.
+const (
+	laneUrgent = iota
+	laneOrdinary
+	lanes
+)
+
+// reserved is how much of what may wait only urgent events may take.
+func reserved[T int | int64](most T) T { return most / 16 }
 
 type outboxHeap []*outboxEntry
 
@@ -352,7 +370,7 @@ func OpenOutbox(dir, target string, maxAttempts int, cfg OutboxConfig, log *slog
 	o := &Outbox{
 		dir: filepath.Join(dir, target), target: target, cfg: cfg, maxAttempts: maxAttempts,
 		log: log.With("target", target), reg: reg, clock: clock, delays: webhookDelays, throttle: outboxThrottle, scan: outboxScan, write: writeDurably,
-		pending: map[string]*outboxEntry{}, replaying: map[string]bool{}, keys: map[string][]*outboxEntry{},
+		pending: map[string]*outboxEntry{}, replaying: map[string]bool{}, keys: map[string][]*outboxEntry{}, urgent: map[string]int{},
 		known: outboxMemory{max: cfg.Remember, ids: map[string]struct{}{}},
 		wake:  make(chan struct{}, 1), changed: make(chan struct{}),
 	}
@@ -454,13 +472,31 @@ func (o *Outbox) add(e *outboxEntry) {
 	for at > 0 && q[at-1].seq > e.seq && (at > 1 || q[0].index >= 0) { // the first stays while it is on its way
 		at--
 	}
-	if at == 0 && len(q) > 0 {
-		heap.Remove(&o.due, q[0].index)
+	if e.urgent {
+		o.urgent[e.key]++
+	}
+	hurry := len(q) > 0 && q[0].index >= 0 && q[0].lane != o.lane(e.key)
+	if len(q) > 0 && (at == 0 || hurry) {
+		heap.Remove(&o.due[q[0].lane], q[0].index)
 	}
 	o.keys[e.key] = slices.Insert(q, at, e)
-	if at == 0 {
-		heap.Push(&o.due, e)
+	if at == 0 || hurry {
+		o.queue(o.keys[e.key][0])
 	}
+}
+
+// lane is that of a key; the caller holds mu or is alone.
+func (o *Outbox) lane(key string) int {
+	if o.urgent[key] > 0 {
+		return laneUrgent
+	}
+	return laneOrdinary
+}
+
+// queue has the first entry of a key wait for its turn; the caller holds mu or is alone.
+func (o *Outbox) queue(e *outboxEntry) {
+	e.lane = o.lane(e.key)
+	heap.Push(&o.due[e.lane], e)
 }
 
 // leave takes an entry that is done with out of the queue; the caller holds mu
@@ -468,11 +504,16 @@ func (o *Outbox) add(e *outboxEntry) {
 func (o *Outbox) leave(e *outboxEntry) {
 	delete(o.pending, e.id)
 	o.known.add(e.id)
+	if e.urgent {
+		if o.urgent[e.key]--; o.urgent[e.key] == 0 {
+			delete(o.urgent, e.key)
+		}
+	}
 	if q := o.keys[e.key][1:]; len(q) == 0 {
 		delete(o.keys, e.key)
 	} else {
 		o.keys[e.key] = q
-		heap.Push(&o.due, q[0])
+		o.queue(q[0])
 	}
 	if e.file.live--; e.file.live == 0 && e.file.path != "" {
 		o.emptied = append(o.emptied, e.file)
@@ -492,8 +533,8 @@ func (o *Outbox) stir() {
 // Put takes events in. When it returns nil they survive a crash of the process
 // and of the machine. An event whose id is waiting, dead or among the remembered
 // delivered ones is passed over, so putting the same again is harmless. If they
-// do not all fit, those that fit are taken, in order, and the error is
-// ErrOutboxFull: the caller holds and puts them all again later. After any other
+// do not all fit, those that fit are taken, in order, urgent ones also from what is
+// reserved for them, and the error is ErrOutboxFull: the caller holds and puts them all again later. After any other
 // error it does the same; only an event that breaks the rules of [Event] stays
 // refused, and then none is taken.
 func (o *Outbox) Put(events []Event) error {
@@ -515,19 +556,32 @@ func (o *Outbox) Put(events []Event) error {
 	}
 	room, bytes := o.cfg.MaxEvents-len(o.pending)-o.deadCount, int64(o.cfg.MaxBytes)-o.queueBytes-o.deadBytes
 	fresh, seen, full := make([]Event, 0, len(events)), map[string]bool{}, false
+	hurry, behind := map[string]bool{}, map[string]bool{} // keys: urgent ones, and those of which one did not fit
+	for i := range events {
+		if events[i].Urgent {
+			hurry[events[i].Key] = true
+		}
+	}
 	for _, e := range events {
 		if _, waits := o.pending[e.ID]; waits || seen[e.ID] || o.known.has(e.ID) {
 			o.met.duplicate.Inc()
 			continue
 		}
-		if room--; room < 0 {
-			full = true
-			break
+		if behind[e.Key] {
+			continue
 		}
-		if bytes -= int64(len(e.Body) + outboxOverhead(&e)); bytes < 0 {
-			full = true
-			break
+		size, left, bytesLeft := int64(len(e.Body)+outboxOverhead(&e)), room, bytes
+		if !hurry[e.Key] && o.urgent[e.Key] == 0 {
+			left, bytesLeft = room-reserved(o.cfg.MaxEvents), bytes-reserved(int64(o.cfg.MaxBytes))
+			if full {
+				continue
+			}
 		}
+		if left < 1 || bytesLeft < size {
+			full, behind[e.Key] = true, true
+			continue
+		}
+		room, bytes = room-1, bytes-size
 		seen[e.ID] = true
 		fresh = append(fresh, e)
 	}
@@ -630,7 +684,10 @@ func (o *Outbox) Depth() (waiting, dead int) {
 func (o *Outbox) Flush(ctx context.Context) error {
 	for {
 		o.mu.Lock()
-		settled := o.inFlight == 0 && (len(o.due) == 0 || o.gone != "" || o.due[0].due.After(o.clock()))
+		settled := o.inFlight == 0
+		for _, l := range o.due {
+			settled = settled && (len(l) == 0 || o.gone != "" || l[0].due.After(o.clock()))
+		}
 		changed := o.changed
 		o.mu.Unlock()
 		if settled {
@@ -683,22 +740,29 @@ func (o *Outbox) Run(ctx context.Context, s Sender) error {
 // dispatch starts what is due and says how long until more will be; the caller
 // holds mu. A target that failed gets one attempt at a time.
 func (o *Outbox) dispatch(start func(*outboxEntry)) time.Duration {
-	limit, now := o.cfg.Concurrency, o.clock()
-	if o.failures > 0 {
-		limit = 1
-	}
-	for o.gone == "" && o.inFlight < limit && len(o.due) > 0 {
-		at := o.due[0].due
-		if at.Before(o.paused) {
-			at = o.paused
+	now, wait := o.clock(), time.Hour // a change wakes the loop earlier
+	for lane := range o.due {
+		due, limit := &o.due[lane], o.cfg.Concurrency
+		if lane == laneUrgent {
+			limit++ // one more, so that it never waits for others to come back
 		}
-		if at.After(now) {
-			return at.Sub(now)
+		if o.failures > 0 {
+			limit = 1
 		}
-		o.inFlight++
-		start(heap.Pop(&o.due).(*outboxEntry))
+		for o.gone == "" && o.inFlight < limit && len(*due) > 0 {
+			at := (*due)[0].due
+			if at.Before(o.paused) {
+				at = o.paused
+			}
+			if at.After(now) {
+				wait = min(wait, at.Sub(now))
+				break
+			}
+			o.inFlight++
+			start(heap.Pop(due).(*outboxEntry))
+		}
 	}
-	return time.Hour // a change wakes the loop earlier
+	return wait
 }
 
 func (o *Outbox) attempt(ctx context.Context, s Sender, e *outboxEntry) {
@@ -717,7 +781,7 @@ func (o *Outbox) attempt(ctx context.Context, s Sender, e *outboxEntry) {
 	if ctx.Err() != nil { // the service stops: no fault of the target
 		o.mu.Lock()
 		o.inFlight--
-		heap.Push(&o.due, e)
+		o.queue(e)
 		o.stir()
 		o.mu.Unlock()
 		return
@@ -750,7 +814,7 @@ func (o *Outbox) finish(e *outboxEntry, body []byte, d *DeliveryError) {
 	e.last = d
 	if d.Gone {
 		o.gone = d.Error()
-		heap.Push(&o.due, e)
+		o.queue(e)
 		o.log.Error("webhook target disabled until a restart or another configuration; its events are kept", "event", e.id, "error", d.Err)
 		return
 	}
@@ -768,7 +832,7 @@ func (o *Outbox) finish(e *outboxEntry, body []byte, d *DeliveryError) {
 	}
 	if d.Retry && e.attempts < o.maxAttempts {
 		o.record(journalLine{Tried: e.id, Attempts: e.attempts, Sends: e.sends, First: e.first.UnixMilli(), Next: e.next.UnixMilli(), Status: d.Status, Error: cutText(d.Error(), 300)})
-		heap.Push(&o.due, e)
+		o.queue(e)
 		o.log.Warn("event not delivered; it is tried again", "event", e.id, "attempt", e.attempts, "of", o.maxAttempts,
 			"next", e.due.UTC(), "status", d.Status, "error", d.Err, "response", d.Response)
 		return
@@ -781,7 +845,7 @@ func (o *Outbox) finish(e *outboxEntry, body []byte, d *DeliveryError) {
 		o.log.Error("dead letter not written; the event stays in the queue", "event", e.id, "error", err)
 		e.attempts = max(e.attempts-1, 0)
 		e.due = now.Add(deadLetterRetry)
-		heap.Push(&o.due, e)
+		o.queue(e)
 		return
 	}
 	o.record(journalLine{Dead: e.id})
@@ -821,12 +885,14 @@ func (o *Outbox) succeeded(now time.Time) {
 	if !outage {
 		return
 	}
-	for _, e := range o.due {
-		if e.due.After(now) && e.sends < outageSends {
-			e.due, e.free = now, true
+	for lane := range o.due {
+		for _, e := range o.due[lane] {
+			if e.due.After(now) && e.sends < outageSends {
+				e.due, e.free = now, true
+			}
 		}
+		heap.Init(&o.due[lane])
 	}
-	heap.Init(&o.due)
 	o.log.Info("target takes events again", "after", now.Sub(o.failedFrom).Round(time.Second))
 }
 

@@ -24,6 +24,7 @@ type DeadLetter struct {
 	Key    string    `json:"key"`
 	Seq    uint64    `json:"seq"`
 	Time   flow.Time `json:"time"` // of the event
+	Urgent bool      `json:"urgent,omitempty"`
 	Target string    `json:"target"`
 
 	Reason       string    `json:"reason"`
@@ -38,7 +39,7 @@ type DeadLetter struct {
 }
 
 func (e *outboxEntry) letter(target string, body []byte, now time.Time) DeadLetter {
-	return DeadLetter{ID: e.id, Key: e.key, Seq: e.seq, Time: e.time, Target: target,
+	return DeadLetter{ID: e.id, Key: e.key, Seq: e.seq, Time: e.time, Urgent: e.urgent, Target: target,
 		Reason: cutText(e.last.Error(), 500), Attempts: e.attempts, Sends: e.sends,
 		FirstAttempt: flow.TimeOf(e.first), Died: flow.TimeOf(now), Status: e.last.Status, Response: e.last.Response, Body: body}
 }
@@ -140,7 +141,7 @@ func (o *Outbox) takeUp(name string) {
 		o.emptied = append(o.emptied, f)
 		return
 	}
-	o.add(&outboxEntry{id: letter.ID, key: letter.Key, seq: letter.Seq, time: letter.Time, file: f, size: len(letter.Body), due: now, next: now})
+	o.add(&outboxEntry{id: letter.ID, key: letter.Key, seq: letter.Seq, time: letter.Time, file: f, size: len(letter.Body), due: now, next: now, urgent: letter.Urgent})
 	o.met.replayed.Inc()
 	o.log.Info("dead letter taken up again", "event", letter.ID)
 	o.stir()

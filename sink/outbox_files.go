@@ -39,6 +39,8 @@ type queueHeader struct {
 	Time flow.Time `json:"time"`
 	Size int       `json:"size"`
 	CRC  uint32    `json:"crc"` // CRC-32C of the body
+	// Urgent is that of the event.
+	Urgent bool `json:"urgent,omitempty"`
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -50,10 +52,10 @@ func encodeQueueFile(seq uint64, events []Event) ([]byte, []*outboxEntry) {
 	entries := make([]*outboxEntry, len(events))
 	for i := range events {
 		e := &events[i]
-		h := queueHeader{ID: e.ID, Key: e.Key, Seq: seq + uint64(i), Time: e.Time, Size: len(e.Body), CRC: crc32.Checksum(e.Body, castagnoli)}
+		h := queueHeader{ID: e.ID, Key: e.Key, Seq: seq + uint64(i), Time: e.Time, Size: len(e.Body), CRC: crc32.Checksum(e.Body, castagnoli), Urgent: e.Urgent}
 		line, _ := json.Marshal(h) // strings and numbers always marshal
 		b = append(append(b, line...), '\n')
-		entries[i] = &outboxEntry{id: e.ID, key: e.Key, seq: h.Seq, time: e.Time, offset: int64(len(b)), size: h.Size, crc: h.CRC}
+		entries[i] = &outboxEntry{id: e.ID, key: e.Key, seq: h.Seq, time: e.Time, offset: int64(len(b)), size: h.Size, crc: h.CRC, urgent: e.Urgent}
 		b = append(append(b, e.Body...), '\n')
 	}
 	return b, entries
@@ -86,7 +88,7 @@ func decodeQueueFile(b []byte) ([]*outboxEntry, error) {
 		if err := event.Validate(); err != nil {
 			return entries, fmt.Errorf("byte %d: %w", at, err)
 		}
-		entries = append(entries, &outboxEntry{id: h.ID, key: h.Key, seq: h.Seq, time: h.Time, offset: int64(at), size: h.Size, crc: h.CRC})
+		entries = append(entries, &outboxEntry{id: h.ID, key: h.Key, seq: h.Seq, time: h.Time, offset: int64(at), size: h.Size, crc: h.CRC, urgent: h.Urgent})
 		at += h.Size + 1
 	}
 	return entries, nil

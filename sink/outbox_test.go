@@ -503,6 +503,132 @@ postern_outbox_full{target="soc"} 1
 	}
 }
 
+// urgent makes revision r of finding k, which is critical.
+func urgent(k string, r int) Event {
+	e := revision(k, r)
+	e.Urgent = true
+	return e
+}
+
+// TestOutboxUrgent: urgent events overtake whatever waits, also while every place is taken by
+// others and after a restart, and never the event of their key before them.
+func TestOutboxUrgent(t *testing.T) {
+	cfg := testOutboxConfig()
+	cfg.Concurrency = 2
+	dir := t.TempDir()
+	open := func() *Outbox {
+		o, err := OpenOutbox(dir, "soc", 10, cfg, nil, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return o
+	}
+	o, held := open(), make(chan struct{})
+	var mu sync.Mutex
+	var begun, got []string
+	s := senderFunc(func(ctx context.Context, e *Event) error {
+		mu.Lock()
+		begun = append(begun, e.ID)
+		mu.Unlock()
+		if strings.HasPrefix(e.ID, "low") {
+			select {
+			case <-held:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		mu.Lock()
+		got = append(got, e.ID)
+		mu.Unlock()
+		return nil
+	})
+	var flood []Event
+	for i := range 100 {
+		flood = append(flood, revision(fmt.Sprintf("low%d", i), 1))
+	}
+	putEvents(t, o, flood...)
+	stop := runOutbox(o, s)
+	waitForOutbox(t, func() bool { mu.Lock(); defer mu.Unlock(); return len(begun) == 2 })
+	putEvents(t, o, revision("c", 1), revision("c", 2))
+	putEvents(t, o, urgent("c", 3), revision("c", 4), urgent("d", 1))
+	waitForOutbox(t, func() bool { mu.Lock(); defer mu.Unlock(); return len(got) >= 4 })
+	mu.Lock()
+	inOrder := slices.DeleteFunc(slices.Clone(got), func(id string) bool { return id == "d:1" })
+	if !slices.Equal(inOrder, []string{"c:1", "c:2", "c:3"}) || len(begun) != 6 {
+		t.Errorf("delivered while others held every place: %v; begun: %v", got, begun)
+	}
+	mu.Unlock()
+	stop() // the two on their way come back
+	putEvents(t, o, urgent("e", 1))
+	if err := o.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	cfg.Concurrency = 1
+	o = open()
+	defer o.Close()
+	begun, got = nil, nil
+	close(held)
+	defer runOutbox(o, s)()
+	flushOutbox(t, o)
+	checkDepth(t, o, 0, 0)
+	if len(got) != 102 || begun[0] != "e:1" {
+		t.Errorf("after a restart %d were delivered, %v began first", len(got), begun[:3])
+	}
+}
+
+// TestOutboxUrgentRoom: where others filled the outbox an urgent event still fits, with what comes
+// before it of its key; and everything is delivered in the end, once and in order.
+func TestOutboxUrgentRoom(t *testing.T) {
+	cfg := testOutboxConfig()
+	cfg.MaxEvents = 48
+	o, err := OpenOutbox(t.TempDir(), "soc", 10, cfg, nil, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Close()
+	var first []Event
+	for i := range 60 {
+		first = append(first, revision(fmt.Sprintf("low%d", i), 1))
+	}
+	second := []Event{revision("low0", 2), revision("c", 1), urgent("c", 2), revision("low1", 2), revision("c", 3), urgent("d", 1), revision("d", 2)}
+	if err := o.Put(first); !errors.Is(err, ErrOutboxFull) {
+		t.Fatalf("got %v", err)
+	}
+	checkDepth(t, o, 45, 0)
+	if err := o.Put(second); !errors.Is(err, ErrOutboxFull) {
+		t.Fatalf("got %v", err)
+	}
+	checkDepth(t, o, 48, 0)
+	o.mu.Lock()
+	for id, want := range map[string]bool{"c:1": true, "c:2": true, "c:3": true, "d:1": false, "d:2": false, "low0:2": false} {
+		if _, waits := o.pending[id]; waits != want {
+			t.Errorf("%s waits: %v, want %v", id, waits, want)
+		}
+	}
+	o.mu.Unlock()
+	s := &outboxTarget{}
+	defer runOutbox(o, s)()
+	for _, events := range [][]Event{first, second} {
+		for o.Put(events) != nil {
+			flushOutbox(t, o)
+		}
+	}
+	flushOutbox(t, o)
+	got, last := s.taken(), map[string]int{}
+	for _, id := range got {
+		key, n, _ := strings.Cut(id, ":")
+		r, _ := strconv.Atoi(n)
+		if r != last[key]+1 {
+			t.Errorf("%s came after revision %d", id, last[key])
+		}
+		last[key] = r
+	}
+	if len(got) != len(first)+len(second) {
+		t.Errorf("%d events were delivered, want %d", len(got), len(first)+len(second))
+	}
+}
+
 // TestOutboxDiskFull: when the disk is full the reserve is given up, so findings
 // can still be written; beyond it Put fails and nothing is taken by halves.
 func TestOutboxDiskFull(t *testing.T) {

@@ -345,7 +345,7 @@ func (t *tableWriter) head(names, kinds []string) {
 	row := make(table.Row, len(names))
 	var configs []table.ColumnConfig
 	for i, n := range names {
-		row[i] = visible(n)
+		row[i] = Visible(n)
 		if k := within(kinds[i], "Nullable"); strings.HasPrefix(k, "UInt") || strings.HasPrefix(k, "Int") || strings.HasPrefix(k, "Float") || strings.HasPrefix(k, "Decimal") {
 			configs = append(configs, table.ColumnConfig{Number: i + 1, Align: prettytext.AlignRight, AlignHeader: prettytext.AlignRight})
 		}
@@ -362,7 +362,7 @@ func (t *tableWriter) row(values []any) error {
 	t.rows++
 	row := make(table.Row, len(values))
 	for i, v := range values {
-		if row[i] = visible(text(v)); v == nil {
+		if row[i] = Visible(text(v)); v == nil {
 			row[i] = "NULL"
 		}
 	}
@@ -387,10 +387,10 @@ func (t *tableWriter) end() error {
 	return err
 }
 
-// visible makes a string safe to show on a terminal: control characters,
+// Visible makes a string safe to show on a terminal: control characters,
 // direction overrides and bytes that are no UTF-8 are shown as escapes instead of
 // acted upon.
-func visible(s string) string {
+func Visible(s string) string {
 	clean := func(r rune) bool { return unicode.IsPrint(r) }
 	if utf8.ValidString(s) && strings.IndexFunc(s, func(r rune) bool { return !clean(r) }) < 0 {
 		return s

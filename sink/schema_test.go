@@ -24,7 +24,7 @@ func TestMigrateFromEmpty(t *testing.T) {
 			t.Errorf("step %s has no statement", s.Name)
 		}
 	}
-	if got, want := strings.Join(names, ", "), "database "+db.cfg.Database+", 0001 flows, 0002 findings, 0003 evidence, 0004 replays, 0005 agents, 0006 sessions"; got != want {
+	if got, want := strings.Join(names, ", "), "database "+db.cfg.Database+", 0001 flows, 0002 findings, 0003 evidence, 0004 replays, 0005 agents, 0006 sessions, 0007 edges, 0008 feedback, 0009 gaps, 0010 blindspots, 0011 commits"; got != want {
 		t.Errorf("plan %s, want %s", got, want)
 	}
 	wantQuery(t, &ClickHouse{cfg: ClickHouseConfig{Database: "system"}, options: db.options},
@@ -34,11 +34,11 @@ func TestMigrateFromEmpty(t *testing.T) {
 	if err := db.Migrate(t.Context(), func(done, total int, s Step) { told = append(told, fmt.Sprintf("%d/%d %s", done, total, s.Name)) }); err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"0/7 " + names[0], "1/7 0001 flows", "2/7 0002 findings", "3/7 0003 evidence", "4/7 0004 replays", "5/7 0005 agents", "6/7 0006 sessions"}; strings.Join(told, ";") != strings.Join(want, ";") {
+	if want := []string{"0/12 " + names[0], "1/12 0001 flows", "2/12 0002 findings", "3/12 0003 evidence", "4/12 0004 replays", "5/12 0005 agents", "6/12 0006 sessions", "7/12 0007 edges", "8/12 0008 feedback", "9/12 0009 gaps", "10/12 0010 blindspots", "11/12 0011 commits"}; strings.Join(told, ";") != strings.Join(want, ";") {
 		t.Errorf("progress %q, want %q", told, want)
 	}
 	wantQuery(t, db, "SELECT groupArray(name) AS n FROM (SELECT name FROM system.tables WHERE database = '"+db.cfg.Database+"' ORDER BY name)",
-		`{"n":["exporters","finding_contributions","findings","flows","ledger","policy_versions","replays","schema_migrations","session_versions","sessions"]}`)
+		`{"n":["blind_spot_versions","blind_spots","detector_judgments","edge_hours","edges","edges_daily","exporters","feedback","finding_contributions","findings","flows","judged_findings","judgments","ledger","policy_versions","replays","schema_migrations","segment_pairs","session_versions","sessions"]}`)
 	for range 2 {
 		if plan, err := db.Plan(t.Context()); err != nil || len(plan) != 0 {
 			t.Fatalf("plan after migrating: %v, %v", plan, err)

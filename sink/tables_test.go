@@ -18,7 +18,7 @@ func TestTablesPage(t *testing.T) {
 	rows, err := db.conn.Query(t.Context(), `SELECT t.name, t.comment, t.engine, t.partition_key, t.sorting_key, extract(t.engine_full, 'TTL .*?toIntervalSecond\\((\\d+)\\)'),
 		c.name, c.type, c.comment, c.default_kind
 		FROM system.tables AS t INNER JOIN system.columns AS c ON c.database = t.database AND c.table = t.name
-		WHERE t.database = '`+db.cfg.Database+`' ORDER BY indexOf(['flows', 'sessions', 'session_versions', 'findings', 'finding_contributions', 'policy_versions', 'exporters', 'ledger', 'replays', 'schema_migrations'], t.name), c.position`)
+		WHERE t.database = '`+db.cfg.Database+`' ORDER BY indexOf(['flows', 'sessions', 'session_versions', 'edges', 'edges_daily', 'segment_pairs', 'edge_hours', 'findings', 'finding_contributions', 'judged_findings', 'detector_judgments', 'judgments', 'feedback', 'blind_spots', 'blind_spot_versions', 'policy_versions', 'exporters', 'ledger', 'replays', 'schema_migrations'], t.name), c.position`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,25 +56,39 @@ func TestTablesPage(t *testing.T) {
 	if err := rows.Err(); err != nil {
 		t.Fatal(err)
 	}
-	viewOnly := map[string]string{"first_seen": "earliest time over all batches", "last_seen": "latest time over all batches", "count": "sessions over all batches"}
+	viewOf := map[string]string{"blind_spots": "blind_spot_versions", "judgments": "feedback", "judged_findings": "findings", "sessions": "session_versions", "findings": "finding_contributions", "edges": "edge_hours", "edges_daily": "edge_hours", "segment_pairs": "edge_hours"}
+	viewOnly := map[string]string{
+		"findings.first_seen": "earliest time over all batches", "findings.last_seen": "latest time over all batches", "findings.count": "sessions over all batches",
+		"edges.first_seen": "when the first of the sessions began, to the second", "edges.last_seen": "when the last of the sessions ended, as far as it is known",
+		"edges_daily.day": "the UTC day that the sessions began on", "edges_daily.sessions": "sessions that began on the day", "edges_daily.hours": "hours of the day with any",
+		"edges_daily.first_seen": "when the first of the sessions began, to the second", "edges_daily.last_seen": "when the last of the sessions ended, as far as it is known",
+		"segment_pairs.permitted": "of these, allowed and seen to pass", "segment_pairs.blocked": "of these, denied and stopped", "segment_pairs.escaped": "of these, denied and not stopped",
+		"segment_pairs.misblocked": "of these, allowed and stopped", "segment_pairs.attempted": "of these, without an answer, where nobody said what enforcement did",
+		"segment_pairs.undecided": "of these, not judged, uncovered or unverified", "segment_pairs.blocked_rate": "blocked / sessions, 0 to 1", "segment_pairs.escaped_rate": "escaped / sessions, 0 to 1",
+		"segment_pairs.bytes": "bytes that both ends sent",
+		"judgments.id":        "the finding's id", "judgments.judged_revision": "the revision of the finding that was judged", "judgments.judgments": "how often it was judged",
+		"judged_findings.judgment": "the judgment that counts; empty where nobody judged", "judged_findings.judged_by": "who judged, as they said",
+		"judged_findings.judged_at": "when", "judged_findings.judgment_reason": "why", "judged_findings.judged_revision": "the revision that was judged", "judged_findings.judgments": "how often it was judged",
+		"detector_judgments.day": "the UTC day on which the findings were first seen", "detector_judgments.type": "kind of finding, which names the detector", "detector_judgments.findings": "findings of the day",
+		"detector_judgments.unjudged": "of these, judged by nobody", "detector_judgments.acknowledged": "of these, looked at by somebody", "detector_judgments.judged_true": "of these, true",
+		"detector_judgments.judged_false_positive": "of these, false positives", "detector_judgments.true_ratio": "true / (true + false positives), 0 to 1; NULL where none is either",
+		"detector_judgments.false_ratio": "false positives / (true + false positives), 0 to 1; NULL where none is either", "detector_judgments.suppressed": "of these, with records that came while a suppression held",
+	}
 	for _, c := range page {
 		if c.table != last {
 			b.WriteString(heads[c.table])
 			last = c.table
 		}
-		if c.comment == "" && c.table == "sessions" {
-			for _, o := range page {
-				if o.table == "session_versions" && o.column == c.column {
-					c.comment = o.comment
-				}
-			}
+		if c.comment == "" {
+			c.comment = viewOnly[c.table+"."+c.column]
 		}
-		if c.comment == "" && c.table == "findings" {
-			if c.comment = viewOnly[c.column]; c.comment == "" {
-				for _, o := range page {
-					if o.table == "finding_contributions" && o.column == c.column {
-						c.comment = o.comment
-					}
+		for of := viewOf[c.table]; c.comment == "" && of != ""; of = viewOf[of] {
+			if c.comment = viewOnly[of+"."+c.column]; c.comment != "" {
+				break
+			}
+			for _, o := range page {
+				if o.table == of && o.column == c.column {
+					c.comment = o.comment
 				}
 			}
 		}

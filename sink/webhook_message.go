@@ -80,5 +80,5 @@ func NewEvent(f *flow.Finding) (Event, error) {
 	if err != nil {
 		return Event{}, err
 	}
-	return Event{ID: f.EventID(), Key: f.ID, Body: body, Time: f.LastSeen}, nil
+	return Event{ID: f.EventID(), Key: f.ID, Body: body, Time: f.LastSeen, Urgent: f.Severity == flow.Critical}, nil
 }

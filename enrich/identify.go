@@ -96,17 +96,18 @@ func (p *Pairer) judgeBy(r *flow.Record, src, dst *Answer) (settled bool) {
 	id := &p.identity
 	if !id.known && !r.Any(flow.HasSrcIdentity|flow.HasDstIdentity) {
 		r.SrcDoubt, r.DstDoubt, r.SrcSilence, r.DstSilence = 0, 0, -1, -1
+		r.SrcIdentityFrom, r.DstIdentityFrom = flow.NoName, flow.NoName
 		return p.policy.JudgeRecordAs(r, nil)
 	}
-	id.end(r, &id.who.Src, src, flow.HasSrc, flow.HasSrcIdentity, flow.ReporterSource, &r.SrcIdentity, &r.SrcHost, &r.SrcDoubt, &r.SrcSilence)
-	id.end(r, &id.who.Dst, dst, flow.HasDst, flow.HasDstIdentity, flow.ReporterDestination, &r.DstIdentity, &r.DstHost, &r.DstDoubt, &r.DstSilence)
+	r.SrcIdentityFrom = id.end(r, &id.who.Src, src, flow.HasSrc, flow.HasSrcIdentity, flow.ReporterSource, &r.SrcIdentity, &r.SrcHost, &r.SrcDoubt, &r.SrcSilence)
+	r.DstIdentityFrom = id.end(r, &id.who.Dst, dst, flow.HasDst, flow.HasDstIdentity, flow.ReporterDestination, &r.DstIdentity, &r.DstHost, &r.DstDoubt, &r.DstSilence)
 	return p.policy.JudgeRecordAs(r, &id.who)
 }
 
-// end puts who is behind one end into a record. The agent that sits there goes before all other
+// end puts who is behind one end into a record and says which source's word that is. The agent that sits there goes before all other
 // sources; what somebody else says of this end counts only where they are silent.
 func (id *identities) end(r *flow.Record, party *policy.Party, a *Answer, hasAddr, hasIdentity flow.Has, here flow.Reporter,
-	identity, host *flow.Name, doubt *flow.Doubt, silence *int32) {
+	identity, host *flow.Name, doubt *flow.Doubt, silence *int32) (from flow.Name) {
 	if !id.known || !r.Any(hasAddr) {
 		*a = Answer{Staleness: -1}
 	}
@@ -123,4 +124,11 @@ func (id *identities) end(r *flow.Record, party *policy.Party, a *Answer, hasAdd
 		}
 	}
 	a.Fill(party)
+	switch a.Identity {
+	case flow.NoName:
+		return flow.NoName
+	case a.User:
+		return a.UserSource
+	}
+	return a.Source
 }

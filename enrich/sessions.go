@@ -32,8 +32,9 @@ import (
 //
 // The watermark is event time less the lateness; event time is the latest end seen, capped at
 // receipt plus the tolerance, and what Tick says. A session is written once the watermark has
-// passed its start (one that only hosts told of: its end and Join, when an exported record
-// could no more come), again at most every UpdateEvery while it changes, and last when the
+// passed its start by Settle, with what records told that began within that time (in steps of a quarter of it): so the first
+// row, which detectors of behaviour read, is the same in whatever order and units records came. It
+// is written again at most every UpdateEvery while it changes, and last when the
 // idle time has passed. The id is made of the conversation and the start at the first
 // writing, when nothing in time can come before it. What ended before the watermark is late:
 // counted and kept out. While logs of clouds come in, which are late by minutes, the lateness
@@ -62,7 +63,7 @@ type Sessions struct {
 	names   *flow.Names
 	m       *sessionsMetrics
 
-	lateness, cloudLateness, join, updateEvery flow.Time
+	lateness, cloudLateness, settle, join, updateEvery flow.Time
 
 	clock   flow.Time
 	clouds  flow.Time // the newest time in clouds' logs
@@ -72,19 +73,30 @@ type Sessions struct {
 	chains  map[uint64]int32 // the sessions of conversations of one id
 	obs     []obs
 	freeObs []int32
-	due     sessionDue
-	live    int
+
+	statements     []statement
+	freeStatements []int32
+	due            sessionDue
+	live           int
 
 	hosts  map[hostKey]*hostClock
-	agents map[flow.Addr]*agentReports
+	agents map[flow.Addr]int64 // when the agent of an address told of something last, in minutes
 	strays strays
 
 	principals map[flow.Name]principal
 	gathered   gathering
+	openings   [maxTranslations + 1]learned // while gathering, by how many translations it is behind
 
 	rows           []flow.Session
 	usual          int // how many rows there were the last time
 	contradictions []flow.Contradiction
+	untolds        []flow.Untold
+	untoldRoom     untoldRoom
+	strangers      uint64    // sessions of hosts not known to have an agent that were not passed on, since the last Collect
+	outside        flow.Name // the segment of what is in none and not private
+	edges          []flow.EdgeContribution
+	usualEdges     int
+	uncounted      int // sessions of which a row is written and that are not in the roll-up yet
 }
 
 const (
@@ -107,6 +119,7 @@ type sess struct {
 	// What it covers: all of it; what exporters told; what hosts told. Each is empty where
 	// its start is maxTime.
 	all, exported, hosts stretch
+	told                 flow.Time // the least end of a record; maxTime while there is none
 
 	first  int32 // of its observers; -1 ends them
 	nObs   uint8
@@ -120,22 +133,30 @@ type sess struct {
 	wroteAt flow.Time // the watermark then
 	dirty   bool
 	stored  bool // a row of this id was written
+	tally   tally
 
 	// Its step among those that are due; dueAt is 0 while there is none.
 	dueAt, dueStart flow.Time
 
-	sent     [2]bool // the lower, the higher end sent something
-	sure     [2]uint8
-	enforced uint8 // bits by flow.Observed
+	learned
+	opening
+
+	// What is known of translations; noLinks for nearly all, and never nil.
+	*natLinks
+}
+
+// learned is what is kept of records beside what their observers counted. Pairs are of the lower
+// and the higher end.
+type learned struct {
+	sentAt   [2]flow.Time // when the end first sent something; maxTime never
+	sure     [2]uint8     // that it is the client
+	enforced uint8        // bits by flow.Observed
 	quality  flow.Quality
 
 	informed informed
 	verdict  flow.Verdict
 	segment  [2]flow.Name
 	workload [2]flow.Name
-
-	// What is known of translations; noLinks for nearly all, and never nil.
-	*natLinks
 }
 
 // natLinks is what is known of a session's translations.
@@ -183,6 +204,9 @@ func (p *peer) translates(c *flow.Conversation) (n int) {
 type stretch struct{ start, end flow.Time }
 
 var nothing = stretch{maxTime, -maxTime}
+
+// never is when ends that sent nothing sent.
+var never = [2]flow.Time{maxTime, maxTime}
 
 func (i stretch) empty() bool { return i.start > i.end }
 
@@ -249,7 +273,7 @@ func NewSessions(cfg SessionsConfig, domains *flow.Domains, names *flow.Names, r
 		return nil, err
 	}
 	x := &Sessions{cfg: cfg, domains: domains, names: names, m: newSessionsMetrics(reg),
-		lateness: ms(cfg.Lateness), cloudLateness: ms(cfg.CloudLateness), join: ms(cfg.Join), updateEvery: ms(cfg.UpdateEvery)}
+		lateness: ms(cfg.Lateness), cloudLateness: ms(cfg.CloudLateness), settle: ms(cfg.Settle), join: ms(cfg.Join), updateEvery: ms(cfg.UpdateEvery)}
 	x.reset()
 	return x, nil
 }
@@ -257,10 +281,12 @@ func NewSessions(cfg SessionsConfig, domains *flow.Domains, names *flow.Names, r
 func (x *Sessions) reset() {
 	x.clouds, x.passed = 0, 0
 	x.clock, x.list, x.free, x.obs, x.freeObs, x.due, x.live = 0, nil, nil, nil, nil, nil, 0
-	x.chains, x.hosts, x.agents = map[uint64]int32{}, map[hostKey]*hostClock{}, map[flow.Addr]*agentReports{}
+	x.statements, x.freeStatements = nil, nil
+	x.chains, x.hosts, x.agents = map[uint64]int32{}, map[hostKey]*hostClock{}, map[flow.Addr]int64{}
 	x.strays = newStrays()
 	x.principals = map[flow.Name]principal{}
-	x.rows, x.contradictions = nil, nil
+	x.rows, x.contradictions, x.edges, x.uncounted = nil, nil, nil, 0
+	x.untolds, x.untoldRoom, x.strangers, x.outside = nil, untoldRoom{}, 0, x.names.Intern("internet")
 }
 
 // Observe takes in every record of a judged batch. It only reads the batch and keeps nothing
@@ -269,6 +295,10 @@ func (x *Sessions) Observe(b *flow.Batch) {
 	x.m.received.Add(float64(len(b.Records)))
 	for i := range b.Records {
 		x.observe(&b.Records[i])
+		// Now, and not when the unit ends: which hosts have an agent is asked for as of then, and a unit
+		// may hold days.
+		x.passed = x.watermark()
+		x.advance(x.passed)
 	}
 }
 
@@ -302,13 +332,12 @@ func (x *Sessions) observe(r *flow.Record) {
 		}
 		return
 	}
-	i := x.insert(&conv, cid, &o, stretch{o.first, o.last}, o.at != 0)
+	l := learnedOf(r, low, o.skew != 0)
+	i := x.insert(&conv, cid, &o, &l, stretch{o.first, o.last}, o.at != 0)
 	if i < 0 {
 		x.m.tooMany.Inc()
 		return
 	}
-	s := &x.list[i]
-	x.learn(s, r, low, o.skew != 0)
 	if o.at != 0 {
 		x.reported(&conv, &o)
 	}
@@ -317,40 +346,51 @@ func (x *Sessions) observe(r *flow.Record) {
 	}
 }
 
-// learn takes in what a session keeps of a record beside its observer; corrected, where its
-// stamps were off.
-func (x *Sessions) learn(s *sess, r *flow.Record, low, corrected bool) {
-	v := &r.Verdict
-	seen := v.Observed
-	if v.Reason == flow.ReasonNone {
+// learnedOf is what is kept of one record; corrected, where its stamps were off.
+func learnedOf(r *flow.Record, low, corrected bool) learned {
+	seen := r.Verdict.Observed
+	if r.Verdict.Reason == flow.ReasonNone {
 		seen = r.Enforced
 	}
-	s.enforced |= 1 << (seen & 3)
-	s.quality |= r.Quality
 	src, dst := ends(low)
+	l := learned{sentAt: never, enforced: 1 << (seen & 3), quality: r.Quality, informed: informedOf(r), verdict: r.Verdict}
 	switch r.Oriented {
 	case flow.Forward:
-		s.sure[src] = max(s.sure[src], r.OrientationCertainty)
+		l.sure[src] = r.OrientationCertainty
 	case flow.Reverse:
-		s.sure[dst] = max(s.sure[dst], r.OrientationCertainty)
+		l.sure[dst] = r.OrientationCertainty
 	}
 	switch {
 	case r.OtherHalf:
-		s.sent = [2]bool{true, true}
+		l.sentAt = [2]flow.Time{r.Start, r.Start}
 	case r.Reporter == flow.ReporterSource && !r.Any(flow.HasPackets|flow.HasBytes):
 		// It let something go; whether that went is not said.
 	default:
-		s.sent[src] = s.sent[src] || !r.Any(flow.HasPackets) || r.PacketsRaw > 0
-		s.sent[dst] = s.sent[dst] || r.RevPacketsRaw > 0 || r.RevBytesRaw > 0
+		if !r.Any(flow.HasPackets) || r.PacketsRaw > 0 {
+			l.sentAt[src] = r.Start
+		}
+		if r.RevPacketsRaw > 0 || r.RevBytesRaw > 0 {
+			l.sentAt[dst] = r.Start
+		}
 	}
-	in := informedOf(r)
 	if corrected {
-		in.score = 0
+		l.informed.score = 0
 	}
-	if in.betterThan(&s.informed) {
-		s.informed, s.verdict = in, r.Verdict
-		s.segment[src], s.segment[dst] = r.SrcSegment, r.DstSegment
-		s.workload[src], s.workload[dst] = r.SrcWorkload, r.DstWorkload
+	l.segment[src], l.segment[dst] = r.SrcSegment, r.DstSegment
+	l.workload[src], l.workload[dst] = r.SrcWorkload, r.DstWorkload
+	return l
+}
+
+// add adds what is kept of others; in which order does not matter.
+func (l *learned) add(o *learned) {
+	for k := range 2 {
+		l.sentAt[k] = min(l.sentAt[k], o.sentAt[k])
+		l.sure[k] = max(l.sure[k], o.sure[k])
+	}
+	l.enforced |= o.enforced
+	l.quality |= o.quality
+	if o.informed.betterThan(&l.informed) {
+		l.informed, l.verdict, l.segment, l.workload = o.informed, o.verdict, o.segment, o.workload
 	}
 }
 
@@ -387,7 +427,7 @@ func (x *Sessions) translated(i int32, r *flow.Record, low bool, span stretch) {
 	before, beforeID := s.conv, s.cid
 	for k := range peers[:n] {
 		p := &peers[k]
-		j := x.insert(&p.conv, p.cid, nil, span, false)
+		j := x.insert(&p.conv, p.cid, nil, nil, span, false)
 		if j < 0 {
 			x.m.tooMany.Inc()
 			continue
@@ -425,8 +465,8 @@ func (s *sess) addPeer(p *peer) {
 
 // insert makes an observation part of its session, a new one if need be, and gives it; -1
 // where no more sessions of the conversation may be held. Without an observer it only
-// covers time.
-func (x *Sessions) insert(conv *flow.Conversation, cid uint64, o *obs, span stretch, host bool) int32 {
+// covers time. l is what is kept of the record beside it.
+func (x *Sessions) insert(conv *flow.Conversation, cid uint64, o *obs, l *learned, span stretch, host bool) int32 {
 	idle := x.cfg.Idle.of(conv.Proto)
 	at, n, several := int32(-1), 0, false
 	first, known := x.chains[cid]
@@ -464,7 +504,7 @@ func (x *Sessions) insert(conv *flow.Conversation, cid uint64, o *obs, span stre
 		s.exported.grow(span)
 	}
 	if o != nil {
-		x.addObs(s, o)
+		x.take(s, o, l)
 	}
 	dirty := s.dirty
 	s.dirty = true
@@ -550,7 +590,7 @@ func (x *Sessions) create(conv *flow.Conversation, cid uint64, first int32, know
 		x.list = append(x.list, sess{})
 	}
 	s := &x.list[i]
-	*s = sess{conv: *conv, cid: cid, next: first, gen: s.gen + 1, all: nothing, exported: nothing, hosts: nothing, first: -1, natLinks: &noLinks}
+	*s = sess{conv: *conv, cid: cid, next: first, gen: s.gen + 1, all: nothing, exported: nothing, hosts: nothing, told: maxTime, first: -1, learned: learned{sentAt: never}, natLinks: &noLinks}
 	x.chains[cid] = i
 	x.live++
 	return i
@@ -559,6 +599,7 @@ func (x *Sessions) create(conv *flow.Conversation, cid uint64, first int32, know
 // drop forgets a session.
 func (x *Sessions) drop(i int32) {
 	s := &x.list[i]
+	x.opened(s)
 	for k := s.first; k >= 0; {
 		next := x.obs[k].next
 		x.freeObs = append(x.freeObs, k)
@@ -589,6 +630,8 @@ func (x *Sessions) merge(a, b int32) {
 	s.all.grow(o.all)
 	s.exported.grow(o.exported)
 	s.hosts.grow(o.hosts)
+	s.told = min(s.told, o.told)
+	x.mergeOpenings(s, o)
 	for k := o.first; k >= 0; k = x.obs[k].next {
 		n := x.obs[k]
 		x.addObs(s, &n)
@@ -600,14 +643,8 @@ func (x *Sessions) merge(a, b int32) {
 	s.dirty = true
 	for k := range 2 {
 		s.said[k] |= o.said[k]
-		s.sent[k] = s.sent[k] || o.sent[k]
-		s.sure[k] = max(s.sure[k], o.sure[k])
 	}
-	s.enforced |= o.enforced
-	s.quality |= o.quality
-	if o.informed.betterThan(&s.informed) {
-		s.informed, s.verdict, s.segment, s.workload = o.informed, o.verdict, o.segment, o.workload
-	}
+	s.learned.add(&o.learned)
 	if o.natLinks != &noLinks {
 		s.ownLinks()
 	}
@@ -628,15 +665,19 @@ func (x *Sessions) merge(a, b int32) {
 	switch {
 	case o.id == 0:
 	case s.id == 0:
-		s.id, s.began, s.wroteAt, s.stored = o.id, o.began, o.wroteAt, o.stored
+		s.id, s.began, s.wroteAt, s.stored, s.tally = o.id, o.began, o.wroteAt, o.stored, o.tally
 	default:
-		from, into, stored := o.tomb(), s.id, o.stored
+		from, into, stored, was := o.tomb(), s.id, o.stored, o.tally
 		if o.began < s.began {
-			from, into, stored = s.tomb(), o.id, s.stored
-			s.id, s.began, s.stored = o.id, o.began, o.stored
+			from, into, stored, was = s.tomb(), o.id, s.stored, s.tally
+			s.id, s.began, s.stored, s.tally = o.id, o.began, o.stored, o.tally
 		}
+		// One that was not written yet may have been named by others that became part of it.
+		x.supersede(from, into)
 		if stored {
-			x.supersede(from, into)
+			x.uncount(&s.conv, from.Began, &was, true)
+		} else {
+			x.m.first.Inc()
 		}
 	}
 	x.drop(b)

@@ -18,6 +18,10 @@ type SessionsConfig struct {
 	// CloudLateness is Lateness while logs of clouds come in (AWS, Azure, Google), which gather
 	// them for minutes. It holds for all observations then: they are of the same sessions.
 	CloudLateness time.Duration `yaml:"cloudLateness"`
+	// Settle is how long after it began a session is written first, and seen by the detectors
+	// of behaviour: what came of it until then, an answer above all, decides what they take it for.
+	// It is at least join.
+	Settle time.Duration `yaml:"settle"`
 	// Idle is the silence that ends a session, by protocol.
 	Idle SessionIdleConfig `yaml:"idle"`
 	// Join is how far apart a host's log and an exported flow of one five-tuple may be, after
@@ -61,6 +65,9 @@ func DefaultSessionsConfig() SessionsConfig {
 	return SessionsConfig{
 		Lateness:      2 * time.Minute,  // an active time-out of 60 s, as exporters are usually told, and a minute
 		CloudLateness: 15 * time.Minute, // SEMANTICS, "Event time in motion"
+		// As join. A connection that is answered at all is answered at once; this leaves room for
+		// retransmitted SYNs (1 + 2 + 4 + 8 s, RFC 6298) and for exporters' clocks that differ.
+		Settle: 20 * time.Second,
 		// A session stays in memory for its idle time, so TCP's is not the hour for which
 		// firewalls keep connections: at 300 connections a second that would be a million.
 		Idle:             SessionIdleConfig{TCP: 10 * time.Minute, UDP: 2 * time.Minute, ICMP: time.Minute, Other: 10 * time.Minute},
@@ -68,9 +75,9 @@ func DefaultSessionsConfig() SessionsConfig {
 		AgreeingSessions: 5,                // there too
 		// A connection of a day is written 144 times instead of once a minute.
 		UpdateEvery: 10 * time.Minute,
-		// A session of one observer takes about 700 bytes: 140 MB at the cap.
+		// A session of one observer takes about 800 bytes: 160 MB at the cap.
 		MaxSessions: 200_000,
-		// About 250 bytes each: 8 MB. An hour of a host that logs ten connections a second.
+		// About 350 bytes each: 11 MB. An hour of a host that logs ten connections a second.
 		MaxUnjoined: 32_768,
 		MaxHosts:    65_536, // about 1.2 kB each that is off or agrees, 100 bytes each that reports
 	}
@@ -83,7 +90,7 @@ func (c *SessionsConfig) Validate() error {
 		v           time.Duration
 		least, most time.Duration
 	}{
-		{"lateness", c.Lateness, 0, 24 * time.Hour}, {"cloudLateness", c.CloudLateness, 0, 24 * time.Hour}, {"join", c.Join, 0, time.Minute}, {"updateEvery", c.UpdateEvery, time.Second, 24 * time.Hour},
+		{"lateness", c.Lateness, 0, 24 * time.Hour}, {"cloudLateness", c.CloudLateness, 0, 24 * time.Hour}, {"settle", c.Settle, 0, 10 * time.Minute}, {"join", c.Join, 0, time.Minute}, {"updateEvery", c.UpdateEvery, time.Second, 24 * time.Hour},
 		{"idle.tcp", c.Idle.TCP, time.Second, 24 * time.Hour}, {"idle.udp", c.Idle.UDP, time.Second, 24 * time.Hour},
 		{"idle.icmp", c.Idle.ICMP, time.Second, 24 * time.Hour}, {"idle.other", c.Idle.Other, time.Second, 24 * time.Hour},
 	} {
@@ -101,6 +108,9 @@ func (c *SessionsConfig) Validate() error {
 		if n.v < n.least || n.v > n.most {
 			return fmt.Errorf("sessions.%s is %d; write a number from %d to %d", n.key, n.v, n.least, n.most)
 		}
+	}
+	if c.Settle < c.Join {
+		return fmt.Errorf("sessions.settle is %v and sessions.join %v; settle may not be less, or a session would be written before the host's log of it can have come", c.Settle, c.Join)
 	}
 	for i, p := range c.NATPools {
 		if !p.IsValid() {

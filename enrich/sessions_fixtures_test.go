@@ -104,6 +104,7 @@ func merged(rows []flow.Session) []flow.Session {
 	var out []flow.Session
 	for _, r := range last {
 		if r.Into == 0 {
+			r.Settled = 0 // whether it was written again is not of the session
 			out = append(out, r)
 		}
 	}

@@ -101,6 +101,7 @@ type stray struct {
 	began flow.Time // of that session
 	alone bool      // it is all of that session
 	late  bool
+	tally tally // of that session, once it is over, while this is all of it
 	older int64 // the next older one of the conversation; 0 ends them
 	dead  bool
 }
@@ -350,8 +351,7 @@ func (x *Sessions) adopt(st *stray, i int32, offset flow.Time) {
 	span := stretch{o.first, o.last}
 	s.all.grow(span)
 	s.hosts.grow(span)
-	s.enforced |= o.enforced
-	x.addObs(s, &o)
+	x.take(s, &o, &learned{sentAt: never, enforced: o.enforced})
 	s.dirty = true
 	x.unite(i) // it may lie within reach of another as well
 }
@@ -370,6 +370,7 @@ func (x *Sessions) leave(st *stray, into uint64) {
 		if s.nObs == 1 {
 			if s.stored {
 				x.supersede(s.tomb(), into)
+				x.uncount(&s.conv, s.began, &s.tally, true)
 			}
 			x.drop(i)
 			return
@@ -391,5 +392,8 @@ func (x *Sessions) leave(st *stray, into uint64) {
 		t := flow.Session{ID: st.sess, Conversation: st.cid, Began: st.began, Start: st.o.first, End: st.o.last, Open: true, Proto: st.conv.Proto}
 		t.Client.Addr, t.Server.Addr = st.conv.Low, st.conv.High
 		x.supersede(t, into)
+		if st.tally.counted { // else a snapshot of a version that did not count
+			x.uncount(&st.conv, st.began, &st.tally, false)
+		}
 	}
 }

@@ -45,6 +45,8 @@ type obs struct {
 	identity    [2]flow.Name
 	process     [2]flow.Name
 	hostName    [2]flow.Name
+	from        [2]flow.Name // the source whose word the identity is, of what was known of the address
+	heard       [2]flow.Time // when that source was last heard, as of the first record that says so; 0 not told
 }
 
 // hostKey says whose clock stamps a host's records: each log of a host has one of its own.
@@ -108,8 +110,31 @@ func (o *obs) fill(r *flow.Record, low bool) {
 	if r.Any(flow.HasDstIdentity) {
 		o.has |= hasNamed << dst
 	}
+	o.hear(src, r.SrcIdentityFrom, r.Start, r.SrcSilence)
+	o.hear(dst, r.DstIdentityFrom, r.Start, r.DstSilence)
 	o.process[src], o.process[dst] = r.SrcProcess, r.DstProcess
 	o.hostName[src], o.hostName[dst] = r.SrcHost, r.DstHost
+}
+
+// hear notes whose word an identity is and when that source was heard last before.
+func (o *obs) hear(k int, from flow.Name, start flow.Time, silence int32) {
+	if o.from[k] = from; from != flow.NoName && silence >= 0 {
+		o.heard[k] = start - flow.Time(silence)*1000
+	}
+}
+
+// hearBoth joins who two records have an identity from. Who is heard later than a record is
+// heard later than an earlier one too, so the least time is that of the first record, whichever
+// came first and whatever comes behind it.
+func (x *Sessions) hearBoth(n, o *obs, k int) {
+	a, b := n.heard[k], o.heard[k]
+	switch {
+	case o.from[k] == flow.NoName:
+	case n.from[k] == flow.NoName, b != 0 && (a == 0 || b < a):
+		n.from[k], n.heard[k] = o.from[k], b
+	case a == b:
+		n.from[k] = x.least(n.from[k], o.from[k])
+	}
 }
 
 // shift takes an offset of the host's clock off its stamps.
@@ -122,7 +147,7 @@ func (o *obs) correct(offset flow.Time) {
 	o.shift(offset)
 	for k := range o.identity {
 		if o.has&(hasNamed<<k) == 0 {
-			o.identity[k] = flow.NoName
+			o.identity[k], o.from[k], o.heard[k] = flow.NoName, flow.NoName, 0
 		}
 	}
 }
@@ -135,6 +160,7 @@ func (x *Sessions) mergeObs(n, o *obs) {
 		n.packets[k] = addCapped(n.packets[k], o.packets[k])
 		n.flags[k] |= o.flags[k]
 		n.identity[k] = x.least(n.identity[k], o.identity[k])
+		x.hearBoth(n, o, k)
 		n.process[k] = x.least(n.process[k], o.process[k])
 		n.hostName[k] = x.least(n.hostName[k], o.hostName[k])
 	}

@@ -20,13 +20,18 @@ import (
 const (
 	sessionsMagic = "postern sessions\n"
 	// sessionsVersion rises whenever what a snapshot holds changes its layout or its meaning.
-	sessionsVersion = 1
+	// Version 1, which said whether an end had sent and not when, version 2, which did not
+	// say what of a session is in the roll-up, version 3, which did not say by what a session
+	// opened, version 4, which did not say which source an identity is from, and version 5, which said
+	// of agents when they told of what, are read as well.
+	sessionsVersion = 6
 )
 
 // coder writes or reads the state, by the same code, so that the two cannot differ.
 type coder struct {
 	b       []byte // written, or still to be read
 	reading bool
+	version uint64 // of the layout, when reading
 	err     error
 
 	names *flow.Names
@@ -174,6 +179,10 @@ func (c *coder) obs(o *obs) {
 		c.name(&o.identity[k])
 		c.name(&o.process[k])
 		c.name(&o.hostName[k])
+		if !c.reading || c.version >= 5 {
+			c.name(&o.from[k])
+			coded(c, &o.heard[k])
+		}
 	}
 	coded(c, &o.records)
 	coded(c, &o.skew)
@@ -216,6 +225,11 @@ func (c *coder) sess(s *sess) {
 	c.stretch(&s.all)
 	c.stretch(&s.exported)
 	c.stretch(&s.hosts)
+	if c.reading && c.version < 4 {
+		s.told = s.all.start
+	} else {
+		coded(c, &s.told)
+	}
 	n := c.count(len(s.more), maxMore, 1)
 	if c.reading {
 		s.more = make([]uint32, n)
@@ -234,18 +248,9 @@ func (c *coder) sess(s *sess) {
 	for k := range 2 {
 		coded(c, &s.toldOf[k])
 		coded(c, &s.said[k])
-		c.bool(&s.sent[k])
-		coded(c, &s.sure[k])
-		c.name(&s.segment[k])
-		c.name(&s.workload[k])
+		c.learnedEnd(&s.learned, k, s.all.start)
 	}
-	coded(c, &s.enforced)
-	coded(c, &s.quality)
-	c.bool(&s.informed.known)
-	coded(c, &s.informed.score)
-	coded(c, &s.informed.start)
-	c.fixed(&s.informed.id)
-	c.verdict(&s.verdict)
+	c.learnedRest(&s.learned)
 	links := s.natLinks != &noLinks
 	if c.reading {
 		s.natLinks = &noLinks
@@ -255,6 +260,64 @@ func (c *coder) sess(s *sess) {
 	}
 	if c.reading {
 		s.cid = s.conv.ID()
+	}
+	switch {
+	case !s.stored:
+	case c.reading && c.version < 3:
+		s.dirty = true // it is written and counted when it is over
+	default:
+		c.tally(&s.tally, s.began)
+	}
+}
+
+// learnedEnd codes what is kept of one end; start is that of its session.
+func (c *coder) learnedEnd(l *learned, k int, start flow.Time) {
+	if c.reading && c.version == 1 { // it did not say when
+		sent := l.sentAt[k] != maxTime
+		c.bool(&sent)
+		if l.sentAt[k] = maxTime; sent {
+			l.sentAt[k] = start
+		}
+	} else {
+		coded(c, &l.sentAt[k])
+	}
+	coded(c, &l.sure[k])
+	c.name(&l.segment[k])
+	c.name(&l.workload[k])
+}
+
+// learnedRest codes what is kept of both ends together.
+func (c *coder) learnedRest(l *learned) {
+	coded(c, &l.enforced)
+	coded(c, &l.quality)
+	c.bool(&l.informed.known)
+	coded(c, &l.informed.score)
+	coded(c, &l.informed.start)
+	c.fixed(&l.informed.id)
+	c.verdict(&l.verdict)
+}
+
+// opening codes how a session opened; its statements are beside it.
+func (c *coder) opening(o *opening, statements *[]statement) {
+	if c.reading && c.version < 4 {
+		o.over = true // it is not known which of it was told first
+		return
+	}
+	c.bool(&o.over)
+	c.bool(&o.left)
+	c.bool(&o.lone)
+	n := c.count(len(*statements), maxStatements, 60)
+	if c.reading && n > 0 {
+		*statements = make([]statement, n)
+	}
+	for i := range *statements {
+		t := &(*statements)[i]
+		c.obs(&t.obs)
+		c.bool(&t.late)
+		for k := range 2 {
+			c.learnedEnd(&t.learned, k, t.first)
+		}
+		c.learnedRest(&t.learned)
 	}
 }
 
@@ -291,15 +354,26 @@ func (c *coder) hostClock(h *hostClock) {
 	}
 }
 
-func (c *coder) agent(a *agentReports) {
-	c.name(&a.observer)
-	coded(c, &a.source)
-	coded(c, &a.top)
-	c.fixed(&a.minutes[0])
-	c.fixed(&a.minutes[1])
-	for k := range a.since {
-		coded(c, &a.since[k])
+func (c *coder) agent(a *agentOf) {
+	c.addr(&a.addr)
+	if c.reading && c.version < 6 {
+		var was struct {
+			name    flow.Name
+			source  flow.Source
+			minutes [2]uint64
+			since   [4]flow.Time
+		}
+		c.name(&was.name)
+		coded(c, &was.source)
+		coded(c, &a.last)
+		c.fixed(&was.minutes[0])
+		c.fixed(&was.minutes[1])
+		for k := range was.since {
+			coded(c, &was.since[k])
+		}
+		return
 	}
+	coded(c, &a.last)
 }
 
 func (c *coder) stray(s *stray) {
@@ -309,6 +383,11 @@ func (c *coder) stray(s *stray) {
 	coded(c, &s.began)
 	c.bool(&s.alone)
 	c.bool(&s.late)
+	if counted := s.tally.counted; !c.reading || c.version >= 3 {
+		if c.bool(&counted); counted {
+			c.tally(&s.tally, s.began)
+		}
+	}
 	if c.reading {
 		s.cid = s.conv.ID()
 	}
@@ -319,10 +398,12 @@ type sessionsState struct {
 	clock    flow.Time
 	clouds   flow.Time
 	passed   flow.Time
-	sessions []*sess // with their observers in told
+	sessions []*sess // with their observers in told, and how they opened in opened
 	told     [][]obs
+	opened   [][]statement
 	hosts    []hostOf
 	agents   []agentOf
+	room     untoldRoom
 	strays   []stray
 }
 
@@ -332,8 +413,8 @@ type hostOf struct {
 }
 
 type agentOf struct {
-	addr    flow.Addr
-	reports agentReports
+	addr flow.Addr
+	last int64
 }
 
 // The most that a snapshot may hold of each; configuration allows no more.
@@ -346,13 +427,18 @@ func (c *coder) state(st *sessionsState) {
 	coded(c, &st.clock)
 	coded(c, &st.clouds)
 	coded(c, &st.passed)
+	if !c.reading || c.version >= 6 {
+		coded(c, &st.room.at)
+		coded(c, &st.room.passed)
+		coded(c, &st.room.strangers)
+	}
 	n := c.count(len(st.sessions), mostSessions, 60)
 	if c.reading {
 		st.sessions, st.told = make([]*sess, 0, min(n, 1<<16)), make([][]obs, 0, min(n, 1<<16))
 	}
 	for i := 0; i < n && c.err == nil; i++ {
 		if c.reading {
-			st.sessions, st.told = append(st.sessions, &sess{}), append(st.told, nil)
+			st.sessions, st.told, st.opened = append(st.sessions, &sess{}), append(st.told, nil), append(st.opened, nil)
 		}
 		c.sess(st.sessions[i])
 		told := &st.told[i]
@@ -363,6 +449,7 @@ func (c *coder) state(st *sessionsState) {
 		for k := range *told {
 			c.obs(&(*told)[k])
 		}
+		c.opening(&st.sessions[i].opening, &st.opened[i])
 	}
 	n = c.count(len(st.hosts), mostHosts, 6)
 	for i := 0; i < n && c.err == nil; i++ {
@@ -372,13 +459,12 @@ func (c *coder) state(st *sessionsState) {
 		c.hostKey(&st.hosts[i].key)
 		c.hostClock(&st.hosts[i].clock)
 	}
-	n = c.count(len(st.agents), mostHosts, 22)
+	n = c.count(len(st.agents), mostHosts, 3)
 	for i := 0; i < n && c.err == nil; i++ {
 		if c.reading {
 			st.agents = append(st.agents, agentOf{})
 		}
-		c.addr(&st.agents[i].addr)
-		c.agent(&st.agents[i].reports)
+		c.agent(&st.agents[i])
 	}
 	n = c.count(len(st.strays), mostHosts, 40)
 	for i := 0; i < n && c.err == nil; i++ {
@@ -412,9 +498,8 @@ func decodeSessions(b []byte, names *flow.Names) (*sessionsState, error) {
 		return nil, errors.New("reading the snapshot of sessions: it is none")
 	}
 	c := coder{b: rest, reading: true, names: names}
-	var version uint64
-	if c.u64(&version); version != sessionsVersion {
-		return nil, fmt.Errorf("the snapshot of sessions is of version %d; this program reads version %d", version, sessionsVersion)
+	if c.u64(&c.version); c.version < 1 || c.version > sessionsVersion {
+		return nil, fmt.Errorf("the snapshot of sessions is of version %d; this program reads versions 1 to %d", c.version, sessionsVersion)
 	}
 	n := c.count(0, 1<<26, 1)
 	for range n {
@@ -443,7 +528,7 @@ func decodeSessions(b []byte, names *flow.Names) (*sessionsState, error) {
 
 // state is the whole state in a fixed order.
 func (x *Sessions) state() *sessionsState {
-	st := &sessionsState{clock: x.clock, clouds: x.clouds, passed: x.passed}
+	st := &sessionsState{clock: x.clock, clouds: x.clouds, passed: x.passed, room: x.untoldRoom}
 	type held struct {
 		s    *sess
 		told []obs
@@ -472,6 +557,9 @@ func (x *Sessions) state() *sessionsState {
 	})
 	for _, h := range all {
 		st.sessions, st.told = append(st.sessions, h.s), append(st.told, h.told)
+		var opened []statement
+		x.eachStatement(h.s, func(t *statement) { opened = append(opened, *t) })
+		st.opened = append(st.opened, opened)
 	}
 	for k, h := range x.hosts {
 		st.hosts = append(st.hosts, hostOf{k, *h})
@@ -480,7 +568,7 @@ func (x *Sessions) state() *sessionsState {
 		return cmp.Or(strings.Compare(x.names.Text(a.key.observer), x.names.Text(b.key.observer)), a.key.exporter.Compare(b.key.exporter), cmp.Compare(a.key.source, b.key.source))
 	})
 	for _, a := range slices.SortedFunc(maps.Keys(x.agents), flow.Addr.Compare) {
-		st.agents = append(st.agents, agentOf{a, *x.agents[a]})
+		st.agents = append(st.agents, agentOf{a, x.agents[a]})
 	}
 	for n := x.strays.oldest(); n < x.strays.next; n++ {
 		if s := x.strays.at(n); s != nil && !s.dead {
@@ -509,26 +597,30 @@ func (x *Sessions) Restore(b []byte) error {
 	return nil
 }
 
-// use takes over a state; what exceeds the configured bounds is left out.
+// use takes over a state; what exceeds the configured bounds is left out, sessions after they
+// were written.
 func (x *Sessions) use(st *sessionsState) {
-	x.clock, x.clouds, x.passed = st.clock, st.clouds, st.passed
+	x.clock, x.clouds, x.passed, x.untoldRoom = st.clock, st.clouds, st.passed, st.room
 	for i := range st.sessions {
 		from := st.sessions[i]
-		if x.live >= x.cfg.MaxSessions {
-			x.m.evicted.Inc()
-			continue
-		}
 		first, known := x.chains[from.cid]
 		at := x.create(&from.conv, from.cid, first, known)
 		s := &x.list[at]
 		next, gen := s.next, s.gen
 		*s = *from
-		s.next, s.gen, s.first, s.nObs = next, gen, -1, 0
+		s.next, s.gen, s.first, s.nObs, s.n = next, gen, -1, 0, 0
 		for k := range st.told[i] {
 			x.addObs(s, &st.told[i][k])
 		}
+		for k := range st.opened[i] {
+			x.declare(s, &st.opened[i][k])
+		}
 		dueAt, dueStart := s.dueAt, s.dueStart
 		x.due.push(sessionStep{at: dueAt, cid: s.cid, start: dueStart, index: at, gen: s.gen})
+		if s.stored && !s.tally.counted {
+			x.uncounted++
+			x.m.first.Inc()
+		}
 	}
 	for i := range st.hosts {
 		if h := x.hostClock(st.hosts[i].key); h != nil {
@@ -537,8 +629,7 @@ func (x *Sessions) use(st *sessionsState) {
 	}
 	for i := range st.agents {
 		if len(x.agents) < x.cfg.MaxHosts {
-			a := st.agents[i].reports
-			x.agents[st.agents[i].addr] = &a
+			x.agents[st.agents[i].addr] = st.agents[i].last
 		}
 	}
 	for i := range st.strays {
@@ -546,7 +637,13 @@ func (x *Sessions) use(st *sessionsState) {
 			x.m.forgotten.Inc()
 		}
 	}
+	for n := x.live; x.live > x.cfg.MaxSessions; n = x.live {
+		if x.evict(); x.live == n {
+			break
+		}
+	}
 	x.m.held.Set(float64(x.live))
+	x.m.uncounted.Set(float64(x.uncounted))
 }
 
 // DivideSessions makes of the states of several Sessions those of n others that go on in
@@ -557,7 +654,7 @@ func (x *Sessions) use(st *sessionsState) {
 func DivideSessions(snapshots [][]byte, n int, partition func(a, b flow.Addr) int) ([][]byte, error) {
 	out := make([]sessionsState, n)
 	names := flow.NewNames(0)
-	hosts, agents := map[hostKey]hostClock{}, map[flow.Addr]agentReports{}
+	hosts, agents := map[hostKey]hostClock{}, map[flow.Addr]int64{}
 	var clock, clouds, passed flow.Time
 	for i, b := range snapshots {
 		st, err := decodeSessions(b, names)
@@ -573,7 +670,7 @@ func DivideSessions(snapshots [][]byte, n int, partition func(a, b flow.Addr) in
 		clouds = max(clouds, st.clouds)
 		for j := range st.sessions {
 			o := &out[partition(st.sessions[j].conv.Low, st.sessions[j].conv.High)]
-			o.sessions, o.told = append(o.sessions, st.sessions[j]), append(o.told, st.told[j])
+			o.sessions, o.told, o.opened = append(o.sessions, st.sessions[j]), append(o.told, st.told[j]), append(o.opened, st.opened[j])
 		}
 		for j := range st.strays {
 			o := &out[partition(st.strays[j].conv.Low, st.strays[j].conv.High)]
@@ -591,21 +688,12 @@ func DivideSessions(snapshots [][]byte, n int, partition func(a, b flow.Addr) in
 			hosts[h.key] = o
 		}
 		for _, a := range st.agents {
-			o, known := agents[a.addr]
-			if !known {
-				agents[a.addr] = a.reports
-				continue
-			}
-			o.merge(&a.reports)
-			agents[a.addr] = o
+			agents[a.addr] = max(agents[a.addr], a.last)
 		}
 	}
-	x := Sessions{names: names, hosts: map[hostKey]*hostClock{}, agents: map[flow.Addr]*agentReports{}, chains: map[uint64]int32{}, strays: newStrays()}
+	x := Sessions{names: names, hosts: map[hostKey]*hostClock{}, agents: agents, chains: map[uint64]int32{}, strays: newStrays()}
 	for k, h := range hosts {
 		x.hosts[k] = &h
-	}
-	for k, a := range agents {
-		x.agents[k] = &a
 	}
 	all := x.state()
 	divided := make([][]byte, n)
@@ -623,6 +711,7 @@ func DivideSessions(snapshots [][]byte, n int, partition func(a, b flow.Addr) in
 		sorted := sessionsState{clock: clock, clouds: clouds, passed: passed, hosts: o.hosts, agents: o.agents, strays: o.strays}
 		for _, j := range order {
 			sorted.sessions, sorted.told = append(sorted.sessions, o.sessions[j]), append(sorted.told, o.told[j])
+			sorted.opened = append(sorted.opened, o.opened[j])
 		}
 		var err error
 		if divided[i], err = encodeSessions(&sorted, names); err != nil {
@@ -630,20 +719,4 @@ func DivideSessions(snapshots [][]byte, n int, partition func(a, b flow.Addr) in
 		}
 	}
 	return divided, nil
-}
-
-// merge adds the reports of the same agent that came elsewhere.
-func (a *agentReports) merge(o *agentReports) {
-	b := *o
-	if b.top > a.top {
-		*a, b = b, *a
-	}
-	for m := b.top; m > b.top-reportSpan; m-- {
-		if b.at(m) {
-			a.note(m)
-		}
-	}
-	for k := range a.since {
-		a.since[k] = min(a.since[k], b.since[k])
-	}
 }

@@ -76,12 +76,15 @@ func (x *Sessions) queue(i int32, at flow.Time) {
 }
 
 // ready is what the watermark must have passed for a session to be written first: its id is
-// made of its start, and nothing in time may come that begins before.
+// made of its start, and nothing in time may come that begins before; what came of it just
+// after, the other half above all, is in that row already. Whoever told of it, it is as long,
+// since somebody else may tell of it in between and which of them came first must not show. What
+// is told when it is over only, after longer than the lateness, waits as long from then on.
 func (x *Sessions) ready(s *sess) flow.Time {
-	if s.exported.empty() {
-		return s.all.end + x.join
+	if s.told == maxTime {
+		return s.all.start + x.settle
 	}
-	return s.exported.start
+	return x.settle + max(s.all.start, s.told-x.lateness)
 }
 
 // Tick moves event time on to now, which comes from an injected clock.
@@ -99,22 +102,33 @@ func (x *Sessions) Collect() ([]flow.Session, []flow.Contradiction) {
 // Flush is Collect at the end of a replay: nothing more will come.
 func (x *Sessions) Flush() ([]flow.Session, []flow.Contradiction) { return x.collect(maxTime) }
 
-func (x *Sessions) collect(watermark flow.Time) ([]flow.Session, []flow.Contradiction) {
+// Watermark is the time before which no session settles any more: the watermark of the last
+// Collect.
+func (x *Sessions) Watermark() flow.Time { return x.passed }
+
+// advance takes the steps that the watermark has passed. Each is taken as if the watermark had just
+// come to it, so that it does not matter how far it has moved since the last time.
+func (x *Sessions) advance(watermark flow.Time) {
 	for len(x.due) > 0 && x.due[0].at < watermark {
-		// Each step is taken as if the watermark had just come to it, so that it does not
-		// matter how far it has moved since the last time.
 		d := x.due.pop()
 		if s := &x.list[d.index]; s.gen == d.gen && s.dueAt == d.at {
 			x.step(d.index, d.at+1, false)
 		}
 	}
+}
+
+func (x *Sessions) collect(watermark flow.Time) ([]flow.Session, []flow.Contradiction) {
+	x.advance(watermark)
 	x.usual = len(x.rows)
 	rows, contradictions := x.rows, x.contradictions
 	x.rows, x.contradictions = nil, nil
+	x.m.strangers.Add(float64(x.strangers))
+	x.strangers = 0
 	x.m.held.Set(float64(x.live))
 	x.m.unjoined.Set(float64(x.strays.live))
 	x.m.hosts.Set(float64(len(x.hosts)))
 	x.m.agents.Set(float64(len(x.agents)))
+	x.m.uncounted.Set(float64(x.uncounted))
 	return rows, contradictions
 }
 
@@ -155,6 +169,10 @@ func (x *Sessions) step(i int32, watermark flow.Time, over bool) {
 			return
 		}
 		if s.drawnInto != 0 || s.first < 0 {
+			if s.stored {
+				was := s.tally
+				x.count(i, &was, true)
+			}
 			x.drop(i)
 			return
 		}
@@ -176,7 +194,11 @@ func (x *Sessions) step(i int32, watermark flow.Time, over bool) {
 			return // it is part of another now
 		}
 		s.wroteAt = watermark
+		was := s.tally
 		x.write(i, false)
+		if was.counted { // it has become one that was written before
+			x.count(i, &was, false)
+		}
 	}
 	end := s.all.end
 	if s.nPeers > 0 {
@@ -185,11 +207,7 @@ func (x *Sessions) step(i int32, watermark flow.Time, over bool) {
 		s.dirty = s.dirty || x.gathered.dirty
 	}
 	if close := end + idle; close < watermark || over {
-		if !over && x.suspectsUnseen(s) && end+unseenWait >= watermark {
-			x.queue(i, end+unseenWait)
-			return
-		}
-		x.unseen(i)
+		was := s.tally
 		if s.dirty {
 			x.write(i, true)
 		} else if s.toldOf != s.said {
@@ -199,6 +217,9 @@ func (x *Sessions) step(i int32, watermark flow.Time, over bool) {
 			x.contradict(s, &row, true)
 			x.finish(s, &row)
 		}
+		x.count(i, &was, true)
+		x.untold(i, watermark)
+		x.keepTally(s)
 		x.drop(i)
 		return
 	}
@@ -206,7 +227,9 @@ func (x *Sessions) step(i int32, watermark flow.Time, over bool) {
 	if s.dirty {
 		if watermark > s.wroteAt+x.updateEvery {
 			s.wroteAt = watermark
+			was := s.tally
 			x.write(i, true)
+			x.count(i, &was, false)
 		} else {
 			next = min(next, s.wroteAt+x.updateEvery)
 		}
@@ -248,9 +271,15 @@ type gathering struct {
 	extra    uint32
 	enforced uint8
 	quality  flow.Quality
-	sent     [2]bool
+	sentAt   [2]flow.Time
 	sure     [2]uint8
 	exported bool
+
+	root *learned // of the session itself; it lives as long as it is not gathered anew
+
+	until  flow.Time // of an opening: records count that began before; else maxTime
+	toldBy flow.Time // and that were told by then
+	left   bool      // more is known
 }
 
 // maxTranslations bounds how many translations one behind the other are followed.
@@ -258,7 +287,23 @@ const maxTranslations = 3
 
 func (x *Sessions) gather(i int32) {
 	g := &x.gathered
-	*g = gathering{all: nothing, obs: g.obs[:0], sessions: g.sessions[:0], more: g.more[:0]}
+	*g = gathering{all: nothing, obs: g.obs[:0], sessions: g.sessions[:0], more: g.more[:0], sentAt: never, until: maxTime}
+	x.gatherFrom(i, false, 0)
+}
+
+// gatherOpening gathers what records told of a session that began before it settled.
+func (x *Sessions) gatherOpening(i int32) {
+	x.gather(i)
+	g := &x.gathered
+	several := false
+	for _, j := range g.sessions {
+		several = several || x.list[j].n > 0
+	}
+	if !several {
+		return
+	}
+	until := g.all.start + x.settle
+	*g = gathering{all: nothing, obs: g.obs[:0], sessions: g.sessions[:0], more: g.more[:0], sentAt: never, until: until, toldBy: x.ready(&x.list[i]) + x.lateness}
 	x.gatherFrom(i, false, 0)
 }
 
@@ -268,22 +313,32 @@ func (x *Sessions) gatherFrom(i int32, flip bool, depth int) {
 		return
 	}
 	g.sessions = append(g.sessions, i)
-	g.all.grow(s.all)
 	g.dirty = g.dirty || s.dirty
 	g.extra += s.extra
-	g.enforced |= s.enforced
-	g.quality |= s.quality
 	g.exported = g.exported || !s.exported.empty()
-	a, b := ends(!flip)
-	g.sent[a], g.sent[b] = g.sent[a] || s.sent[0], g.sent[b] || s.sent[1]
-	g.sure[a], g.sure[b] = max(g.sure[a], s.sure[0]), max(g.sure[b], s.sure[1])
-	g.more = append(g.more, s.more...)
-	for k := s.first; k >= 0; k = x.obs[k].next {
-		o := x.obs[k]
-		if flip {
-			o.flip()
+	from, l := len(g.obs), &s.learned
+	if g.until != maxTime && s.n > 0 {
+		l = &x.openings[depth]
+		x.gatherStatements(s, l)
+	} else {
+		g.all.grow(s.all)
+		g.more = append(g.more, s.more...)
+		for k := s.first; k >= 0; k = x.obs[k].next {
+			g.obs = append(g.obs, x.obs[k])
 		}
-		g.obs = append(g.obs, o)
+	}
+	if depth == 0 {
+		g.root = l
+	}
+	g.enforced |= l.enforced
+	g.quality |= l.quality
+	a, b := ends(!flip)
+	g.sentAt[a], g.sentAt[b] = min(g.sentAt[a], l.sentAt[0]), min(g.sentAt[b], l.sentAt[1])
+	g.sure[a], g.sure[b] = max(g.sure[a], l.sure[0]), max(g.sure[b], l.sure[1])
+	if flip {
+		for k := range g.obs[from:] {
+			g.obs[from+k].flip()
+		}
 	}
 	if depth == maxTranslations {
 		return
@@ -313,6 +368,8 @@ func (o *obs) flip() {
 	swap(&o.identity)
 	swap(&o.process)
 	swap(&o.hostName)
+	swap(&o.from)
+	o.heard[0], o.heard[1] = o.heard[1], o.heard[0]
 }
 
 // tomb is what is left of a session that turned out to be part of another.
@@ -334,17 +391,24 @@ func (x *Sessions) supersede(t flow.Session, into uint64) {
 // write writes session i as of now. What contradicts itself is said when the session is over
 // or written again; at the first writing the rest of it may still be on its way.
 func (x *Sessions) write(i int32, say bool) {
-	x.gather(i)
-	g, s := &x.gathered, &x.list[i]
+	s := &x.list[i]
+	if s.stored {
+		x.gather(i)
+	} else {
+		x.gatherOpening(i)
+	}
+	g := &x.gathered
 	for _, j := range g.sessions {
 		l := &x.list[j]
-		l.dirty = false
+		l.dirty = g.left
+		x.opened(l)
 		if j == i {
 			continue
 		}
 		if l.stored {
 			x.supersede(l.tomb(), s.id)
-			l.id, l.stored = 0, false
+			x.uncount(&l.conv, l.began, &l.tally, true)
+			l.id, l.stored, l.tally = 0, false, tally{}
 		}
 		l.drawnInto = s.id
 	}
@@ -353,10 +417,18 @@ func (x *Sessions) write(i int32, say bool) {
 	}
 	x.rows = append(x.rows, flow.Session{})
 	row := &x.rows[len(x.rows)-1]
+	if !s.stored {
+		row.Settled = s.wroteAt
+	}
 	x.render(s, row)
 	x.contradict(s, row, say)
 	x.finish(s, row)
-	s.stored = true
+	s.tally.set(&s.conv, row)
+	if !s.stored {
+		s.stored = true
+		x.uncounted++
+		x.m.first.Inc()
+	}
 	x.m.written.Inc()
 }
 
@@ -365,9 +437,6 @@ func (x *Sessions) finish(s *sess, row *flow.Session) {
 	told := s.toldOf[0] | s.toldOf[1]
 	row.Contradictions = told
 	row.Version = uint64(row.Records) + uint64(s.extra)
-	if told&flow.ContradictUnseen != 0 {
-		row.Version++ // found at the end, without a further record
-	}
 	for i := len(x.contradictions) - 1; i >= 0 && x.contradictions[i].Session.ID == row.ID; i-- {
 		x.contradictions[i].Session = *row
 	}
@@ -383,7 +452,10 @@ func (x *Sessions) render(s *sess, row *flow.Session) {
 		}
 	}
 	row.ID, row.Conversation, row.Began, row.Start, row.End = s.id, s.cid, s.began, g.all.start, g.all.end
-	row.Proto, row.Quality, row.BothWays, row.Verdict = s.conv.Proto, g.quality, g.sent[0] && g.sent[1], s.verdict
+	row.Proto, row.Quality, row.Verdict = s.conv.Proto, g.quality, g.root.verdict
+	if both := max(g.sentAt[0], g.sentAt[1]); both != maxTime {
+		row.BothWays, row.Answered = true, both
+	}
 	client, server := 0, 1
 	switch {
 	case g.sure[0] == g.sure[1]:
@@ -437,7 +509,7 @@ func (x *Sessions) fillEnd(e *flow.SessionEnd, s *sess, k int) {
 	if k == 1 {
 		e.Addr, e.Port = s.conv.High, s.conv.HighPort
 	}
-	e.Segment, e.Workload = s.segment[k], s.workload[k]
+	e.Segment, e.Workload = g.root.segment[k], g.root.workload[k]
 	bytes, packets := -1, -1
 	better := func(i, than int, count func(*obs) uint64) bool {
 		if than < 0 {
@@ -465,9 +537,11 @@ func (x *Sessions) fillEnd(e *flow.SessionEnd, s *sess, k int) {
 		e.Packets = g.obs[packets].packets[k]
 	}
 	if c := x.claim(k); c != nil {
-		e.Identity, e.IdentityCertain = c.identity[k], certaintyOf(c, k)
+		e.Identity, e.IdentityCertain, e.IdentityHeard = c.identity[k], certaintyOf(c, k), g.all.start
 		if e.IdentityCertain != certainByExporter {
 			e.IdentityFrom = c.observer
+		} else if c.has&(hasNamed<<k) == 0 {
+			e.IdentityFrom, e.IdentityHeard = c.from[k], c.heard[k]
 		}
 	}
 	e.Process = x.ownFirst(k, func(o *obs) flow.Name { return o.process[k] })

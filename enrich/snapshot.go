@@ -36,13 +36,13 @@ type memberSnapshot struct {
 }
 
 // namesOf lists the names that a record holds; a test compares it with the type.
-func namesOf(r *flow.Record) [25]*flow.Name {
+func namesOf(r *flow.Record) [27]*flow.Name {
 	v := &r.Verdict
-	n := [25]*flow.Name{&r.User, &r.App, &r.SrcSegment, &r.DstSegment, &r.SrcWorkload, &r.DstWorkload,
-		&r.SrcIdentity, &r.DstIdentity, &r.Observer, &r.EnforcedBy, &r.SrcHost, &r.DstHost, &r.SrcProcess, &r.DstProcess,
+	n := [27]*flow.Name{&r.User, &r.App, &r.SrcSegment, &r.DstSegment, &r.SrcWorkload, &r.DstWorkload,
+		&r.SrcIdentity, &r.DstIdentity, &r.Observer, &r.EnforcedBy, &r.SrcHost, &r.DstHost, &r.SrcProcess, &r.DstProcess, &r.SrcIdentityFrom, &r.DstIdentityFrom,
 		&v.PolicyVersion, &v.Rule, &v.Exception}
 	for i := range v.Others {
-		n[17+i] = &v.Others[i]
+		n[19+i] = &v.Others[i]
 	}
 	return n
 }

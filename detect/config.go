@@ -22,6 +22,10 @@ type Config struct {
 	UpdateEvery time.Duration `yaml:"updateEvery"`
 	// Idle is the silence that ends a session, by protocol, where sessions are counted.
 	Idle IdleConfig `yaml:"idle"`
+	// TellEach is how many findings that single flows give rise to are told one by one, of one
+	// type and source in a day. Beyond it they are stored, and told of together; but for critical
+	// ones, which are always told.
+	TellEach int `yaml:"tellEach"`
 	// MaxFindings bounds the findings held. Beyond it those seen longest ago are
 	// forgotten, closed ones first, and counted.
 	MaxFindings int `yaml:"maxFindings"`
@@ -30,6 +34,8 @@ type Config struct {
 	MaxSessions int `yaml:"maxSessions"`
 	// MaxStraddles bounds the five-tuples watched across the end of their exception.
 	MaxStraddles int `yaml:"maxStraddles"`
+	// Behaviour says how the detectors that look at how hosts behave work.
+	Behaviour BehaviourConfig `yaml:"behaviour"`
 	// ClockTolerance caps event time at receipt plus this; zero believes the
 	// exporters, as replay does. Set by the caller from ingest's setting.
 	ClockTolerance time.Duration `yaml:"-"`
@@ -58,12 +64,16 @@ func DefaultConfig() Config {
 		SessionGap:  30 * time.Minute,
 		UpdateEvery: time.Hour,
 		Idle:        IdleConfig{TCP: time.Hour, UDP: 2 * time.Minute, ICMP: time.Minute, Other: 10 * time.Minute},
+		// More of one kind by one source nobody looks at one by one; two programs against the same rule
+		// on fifty servers are as many.
+		TellEach: 100,
 		// A finding with its samples is about 5 kB: 250 MB at the cap.
 		MaxFindings: 50_000,
 		// A session is about 80 bytes: 40 MB at the cap.
 		MaxSessions: 500_000,
 		// A watched five-tuple is about 1 kB, with a held record 3 kB.
 		MaxStraddles: 20_000,
+		Behaviour:    DefaultBehaviourConfig(),
 	}
 }
 
@@ -86,12 +96,12 @@ func (c *Config) Validate() error {
 	for _, n := range []struct {
 		key string
 		v   int
-	}{{"maxFindings", c.MaxFindings}, {"maxSessions", c.MaxSessions}, {"maxStraddles", c.MaxStraddles}} {
+	}{{"tellEach", c.TellEach}, {"maxFindings", c.MaxFindings}, {"maxSessions", c.MaxSessions}, {"maxStraddles", c.MaxStraddles}} {
 		if n.v < 1 || n.v > 1<<24 {
 			return fmt.Errorf("detect.%s is %d; write a number from 1 to %d", n.key, n.v, 1<<24)
 		}
 	}
-	return nil
+	return c.Behaviour.Validate()
 }
 
 func millis(d time.Duration) flow.Time { return flow.Time(d / time.Millisecond) }

@@ -11,8 +11,16 @@ import (
 // the session's ends: somebody's word on who was there, or on what was seen, is wrong.
 func (d *Detector) Contradict(list []flow.Contradiction) {
 	for i := range list {
-		s := d.contradicted(&list[i])
-		d.add(&s, nil)
+		d.contradict(&list[i])
+	}
+}
+
+// contradict makes a finding of something that is told differently.
+func (d *book) contradict(c *flow.Contradiction) {
+	s := d.contradicted(c)
+	d.add(&s, nil)
+	if f := d.findings[s.Key]; f != nil {
+		f.observersOf(&c.Session, d.names)
 	}
 }
 
@@ -22,7 +30,7 @@ var contradictionTypes = map[flow.Contradictions]string{
 	flow.ContradictVerdict:  flow.FindingVerdict,
 }
 
-func (d *Detector) contradicted(c *flow.Contradiction) sighting {
+func (d *book) contradicted(c *flow.Contradiction) sighting {
 	n, s := d.names, &c.Session
 	v := &s.Verdict
 	side := "client"
@@ -37,6 +45,7 @@ func (d *Detector) contradicted(c *flow.Contradiction) sighting {
 			SrcWorkload: n.Text(s.Client.Workload), DstWorkload: n.Text(s.Server.Workload),
 			Rule: n.Text(v.Rule), PolicyVersion: n.Text(v.PolicyVersion), Start: s.Start, Record: c.ID, Side: side},
 	}
+	out.Told.Ends = [2]flow.End{d.endOf(s, false), d.endOf(s, true)}
 	for i := range c.Claim {
 		who := n.Text(c.Claimant[i])
 		if who == "" {
@@ -44,6 +53,7 @@ func (d *Detector) contradicted(c *flow.Contradiction) sighting {
 		}
 		out.Told.Claims = append(out.Told.Claims, claim{n.Text(c.Claim[i]), who})
 	}
+	out.Whole = c.Kind == flow.ContradictUnseen // told long after it is over, when the times of others are forgotten
 	switch {
 	case s.HasICMP:
 		out.Key.Port = uint16(s.ICMPType)<<8 | uint16(s.ICMPCode)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/postern/postern/flow"
+	"github.com/postern/postern/policy"
 )
 
 // fakePolicy knows three exceptions, which end at the times their names say.
@@ -36,6 +37,18 @@ func (p fakePolicy) SegmentFacts(_ flow.Time, s flow.Name) (string, string) {
 
 func (p fakePolicy) ScopeGrown(flow.Time, flow.Name, flow.Addr, flow.Addr) (flow.Dimensions, flow.Time) {
 	return 0, 0
+}
+
+func (p fakePolicy) Stamp(flow.Time) (version, commit string, since flow.Time) { return "", "", 0 }
+
+func (p fakePolicy) AgentRequired(flow.Time, flow.Name) bool { return false }
+
+func (p fakePolicy) Segments(flow.Time) []flow.Name { return nil }
+
+func (p fakePolicy) Suppresses(flow.Time, string) bool { return false }
+
+func (p fakePolicy) Suppressed(flow.Time, string, policy.FindingKey, flow.Severity) (string, flow.Time) {
+	return "", 0
 }
 
 // at is a time in seconds after the midnight of the tests.
@@ -176,7 +189,7 @@ func TestStraddling(t *testing.T) {
 				t.Error(d)
 			}
 			d := newTestDetector(t, Config{Lateness: 4 * time.Hour, Grace: time.Minute, SessionGap: 30 * time.Minute, UpdateEvery: time.Hour,
-				Idle: DefaultConfig().Idle, MaxFindings: 10, MaxSessions: 10, MaxStraddles: 10}, theNames)
+				Idle: DefaultConfig().Idle, TellEach: 10, MaxFindings: 10, MaxSessions: 10, MaxStraddles: 10, Behaviour: DefaultBehaviourConfig()}, theNames)
 			rs := slices.Clone(c.rs)
 			slices.Reverse(rs)
 			d.Observe(batchOf(rs...))
@@ -610,4 +623,23 @@ func BenchmarkObserve(b *testing.B) {
 		}
 		b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/4096, "ns/flow")
 	})
+}
+
+// TestTranslatedEnds: the address behind a translation stands at the end that was translated,
+// whichever way the record was told.
+func TestTranslatedEnds(t *testing.T) {
+	n := flow.NewNames(0)
+	r := judged(n, 1, "10.2.0.1", 443, "10.1.0.1", 50000, 0, 1, escaped(n)) // the reply
+	r.Oriented = flow.Reverse
+	r.NATSrc, r.NATDst, r.Has = flow.MustParseAddr("192.0.2.80"), flow.MustParseAddr("10.1.0.1"), r.Has|flow.HasNATSrc|flow.HasNATDst
+	d := newTestDetector(t, DefaultConfig(), n)
+	d.Observe(batchOf(r))
+	_, events := d.Flush()
+	if len(events) != 1 || len(events[0].Ends) != 2 {
+		t.Fatalf("%d events", len(events))
+	}
+	a, z := events[0].Ends[0], events[0].Ends[1]
+	if a.Address != "10.1.0.1" || a.Translated != "" || z.Address != "10.2.0.1" || z.Translated != "192.0.2.80" {
+		t.Errorf("ends %+v and %+v", a, z)
+	}
 }

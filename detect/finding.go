@@ -4,12 +4,13 @@ import (
 	"cmp"
 	"encoding/json"
 	"slices"
+	"strings"
 
 	"github.com/postern/postern/flow"
 )
 
 const (
-	maxSamples = 5
+	maxSamples = 20
 	// maxSampleBytes bounds the samples of one message, so that with 100 edges of
 	// IPv6 addresses (13 kB) it stays below 20 kB.
 	maxSampleBytes = 5 << 10
@@ -35,15 +36,35 @@ type finding struct {
 	Samples   []sample `json:"samples,omitempty"`
 
 	// What came of its sessions; see [Detector.Settle]. Refused are the spans that were
-	// stopped, by client's port, Stopped is how many sessions they cover, Turned how often
-	// that was news. Firm: somebody saw one get through.
+	// stopped, by client's port, Stopped is how many sessions they cover, Turned how many at
+	// most while that was news. Firm: somebody saw one get through.
 	Refused map[uint32]spans `json:"refused,omitempty"`
 	Stopped int64            `json:"stopped,omitempty"`
 	Turned  uint64           `json:"turned,omitempty"`
 	Firm    bool             `json:"firm,omitempty"`
 
+	// Who told of its sightings, ascending; and, of a finding about behaviour, the edges that
+	// they spoke of.
+	Exporters  []string    `json:"exporters,omitempty"`
+	Observers  []string    `json:"observers,omitempty"`
+	Edges      []flow.Edge `json:"edges,omitempty"`
+	EdgesTotal int         `json:"edgesTotal,omitempty"`
+
 	ToldRevision uint64    `json:"toldRevision,omitempty"`
 	ToldAt       flow.Time `json:"toldAt,omitempty"`
+
+	// Grouped: its source gave rise to too many of its type for it to be told by itself.
+	Grouped bool `json:"grouped,omitempty"`
+
+	// What suppressions do; see suppress.go. Suppressed are the records that came while one
+	// held, Fresh is that there is something to tell beside them. Quiet is which one held, and
+	// HeldAt when a change was held back, both since a change was told.
+	Suppressed uint64    `json:"suppressed,omitempty"`
+	Fresh      bool      `json:"fresh,omitempty"`
+	Quiet      lull      `json:"quiet,omitzero"`
+	HeldAt     flow.Time `json:"heldAt,omitempty"`
+
+	waits bool // among those that wait to be told again; see wake.go
 
 	// What this segment added so far.
 	Touched bool  `json:"touched,omitempty"`
@@ -107,15 +128,15 @@ func (f *finding) render() *flow.Finding {
 	t := &f.Told
 	out := &flow.Finding{
 		ID: f.ID, SchemaVersion: flow.FindingSchema, Revision: f.revision(), Type: f.Key.Type,
-		Title: f.title(), Severity: t.Severity, Confidence: float64(t.Confidence) / 100,
+		Severity: t.Severity, Confidence: float64(t.Confidence) / 100,
 		FirstSeen: f.Span.Start, LastSeen: f.Span.End, Count: f.Count,
 		Client: f.Key.Client.String(), Server: f.Key.Server.String(), Orientation: "known",
 		Service: t.Service, SrcSegment: t.SrcSegment, DstSegment: t.DstSegment,
 		Observed: t.Observed.String(), Expected: t.Expected.String(), Reason: t.Reason.String(), Outcome: t.Outcome.String(),
 		Failed: t.Failed.Texts(), Missing: t.Missing.Texts(),
-		Rule: t.Rule, PolicyVersion: t.PolicyVersion,
-		Techniques: techniques(&f.Key, t), Edges: []flow.Edge{},
-		Sentence: f.sentence(), Next: f.next(),
+		Rule: t.Rule, PolicyVersion: t.PolicyVersion, PolicyCommit: t.PolicyCommit, PolicySince: t.PolicySince,
+		Techniques: techniques(&f.Key, t), Edges: []flow.Edge{}, Suppressed: int64(f.Suppressed),
+		Detail: flow.Detail{Subject: f.Key.subject(), Exporters: slices.Clone(f.Exporters), Observers: slices.Clone(f.Observers), Ends: t.ends()},
 	}
 	if t.Open {
 		out.Orientation = "open"
@@ -132,7 +153,15 @@ func (f *finding) render() *flow.Finding {
 		before.Day--
 		out.Continues = before.id()
 	}
-	f.edges(out)
+	if t.Story != nil {
+		f.tell(out)
+	} else {
+		out.Title, out.Sentence, out.Next = f.title(), f.sentence(), f.next()
+		out.Score, out.ScoreParts = scored(t, f.Key.Type)
+		f.edges(out)
+	}
+	out.Sentence += f.suppressedText()
+	out.Query = query(out, t.Story)
 	size := 0
 	for _, s := range f.Samples {
 		if size += len(s.JSON); size > maxSampleBytes {
@@ -147,16 +176,30 @@ func (f *finding) render() *flow.Finding {
 // maxMessage is the most bytes a finding may have in JSON (SEMANTICS, "Findings").
 const maxMessage = 20_000
 
-// fit takes samples and then edges away until a finding fits into a message. Only
-// names at their full length, full of what JSON escapes sixfold, make that needed.
+// fit takes samples and then edges away, and at last the ends of long names, until a finding
+// fits into a message. Only names at their full length, full of what JSON escapes sixfold,
+// make that needed.
 func fit(out *flow.Finding) {
-	size := 1000 + len(out.Title) + len(out.Sentence) + len(out.Next) + 150*len(out.Edges) + 2*len(out.Approver)
-	for _, s := range []string{out.SrcSegment, out.DstSegment, out.Rule, out.Exception, out.Ticket, out.Owner, out.Requester, out.Approver, out.PolicyVersion} {
+	size := 1500 + len(out.Title) + len(out.Sentence) + len(out.Next) + 150*len(out.Edges) + 2*len(out.Approver) + 2*len(out.Query) + 200*len(out.ScoreParts)
+	for _, s := range []string{out.SrcSegment, out.DstSegment, out.Rule, out.Exception, out.Ticket, out.Owner, out.Requester, out.Approver, out.PolicyVersion,
+		out.PolicyCommit, out.Subject} {
 		size += 6 * len(s)
+	}
+	eachEnd(out, func(e *flow.End) {
+		size += 300
+		for _, s := range namesOfEnd(e) {
+			size += 6 * len(*s)
+		}
+	})
+	for _, list := range [][]string{out.Exporters, out.Observers} {
+		for _, s := range list {
+			size += 3 + 6*len(s)
+		}
 	}
 	for _, s := range out.Samples {
 		size += len(s)
 	}
+	most := maxWord
 	for size > maxMessage {
 		b, err := json.Marshal(out)
 		if err != nil || len(b) <= maxMessage {
@@ -167,10 +210,36 @@ func fit(out *flow.Finding) {
 			out.Samples = out.Samples[:len(out.Samples)-1]
 		case len(out.Edges) > 1:
 			out.Edges = out.Edges[:len(out.Edges)/2]
+		case most > 0:
+			out.Ends, out.Hops = slices.Clone(out.Ends), slices.Clone(out.Hops)
+			eachEnd(out, func(e *flow.End) {
+				for _, s := range namesOfEnd(e) {
+					if len(*s) > most {
+						*s = strings.ToValidUTF8((*s)[:most], "") + "…"
+					}
+				}
+			})
+			most /= 2
 		default:
 			return
 		}
 	}
+}
+
+// eachEnd calls do with every end that a finding tells of.
+func eachEnd(out *flow.Finding, do func(*flow.End)) {
+	for i := range out.Ends {
+		do(&out.Ends[i])
+	}
+	for i := range out.Hops {
+		do(&out.Hops[i].Client)
+		do(&out.Hops[i].Server)
+	}
+}
+
+// namesOfEnd are the texts of an end that others chose.
+func namesOfEnd(e *flow.End) [6]*string {
+	return [...]*string{&e.Workload, &e.Segment, &e.Host, &e.Identity, &e.IdentityFrom, &e.Process}
 }
 
 // edges lists what the finding speaks of: one edge where client and server are

@@ -2,7 +2,6 @@ package detect_test
 
 import (
 	"bufio"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,42 +13,8 @@ import (
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest"
 	"github.com/postern/postern/policy"
+	"github.com/postern/postern/test/scenario"
 )
-
-func decoded(t testing.TB, b []byte) map[string]any {
-	t.Helper()
-	var m map[string]any
-	if err := json.Unmarshal(b, &m); err != nil {
-		t.Fatalf("%v: %s", err, b)
-	}
-	return m
-}
-
-func marshalled(t testing.TB, v any) []byte {
-	t.Helper()
-	b, err := json.Marshal(v)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
-}
-
-// shown is a JSON value as scenarios write it.
-func shown(v any) string {
-	switch v := v.(type) {
-	case nil:
-		return ""
-	case string:
-		return v
-	case []any:
-		parts := make([]string, len(v))
-		for i := range v {
-			parts[i] = shown(v[i])
-		}
-		return strings.Join(parts, ",")
-	}
-	return fmt.Sprint(v)
-}
 
 // fixtures is the folder of real captures; without it the test is skipped.
 func fixtures(t testing.TB) string {
@@ -65,15 +30,25 @@ func fixtures(t testing.TB) string {
 }
 
 // replayed is a capture through decoder, enrich, policy and detect.
-func replayed(t testing.TB, path string, policies ...since) *chain {
+type replayed struct {
+	*scenario.Chain
+	flows []flow.Record
+}
+
+func replay(t testing.TB, path string, versions ...scenario.Version) *replayed {
 	t.Helper()
-	c := newChain(t, policies...)
+	c, err := scenario.NewChain(scenario.DefaultSettings(), versions, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &replayed{Chain: c}
+	c.OnFlow = func(f *flow.Record, _ *flow.Names) { r.flows = append(r.flows, *f) }
 	capture, err := ingest.OpenCapture(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer capture.Close()
-	d := ingest.NewDecoder(ingest.DefaultDecoderConfig(), c.names, nil)
+	d := ingest.NewDecoder(ingest.DefaultDecoderConfig(), c.Names(), nil)
 	for {
 		dg, err := capture.Next()
 		if errors.Is(err, io.EOF) {
@@ -84,11 +59,15 @@ func replayed(t testing.TB, path string, policies ...since) *chain {
 		}
 		b := flow.NewBatch(64, nil)
 		d.Decode(dg, b)
-		c.batch(b)
-		c.segment()
+		c.Process(b)
+		if err := c.EndUnit(); err != nil {
+			t.Fatal(err)
+		}
 	}
-	c.flush()
-	return c
+	if err := c.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	return r
 }
 
 type label struct {
@@ -124,7 +103,10 @@ func labels(t testing.TB, dir string) map[string][]label {
 func TestLateralMovement(t *testing.T) {
 	dir := fixtures(t)
 	edges := labels(t, dir)
-	pol := since{at: policy.Always, fsys: os.DirFS(filepath.Join("testdata", "lateral-policy"))}
+	pol, diags := policy.Load(os.DirFS(filepath.Join("testdata", "lateral-policy")))
+	if err := diags.Err(); err != nil {
+		t.Fatal(err)
+	}
 	malicious, escaped, controller := 0, 0, 0
 	for _, format := range []string{"nf5", "nf9", "ipfix"} {
 		files, err := filepath.Glob(filepath.Join(dir, "lateral", "export", "*."+format+".pcap"))
@@ -134,7 +116,7 @@ func TestLateralMovement(t *testing.T) {
 		for _, path := range files {
 			base := strings.TrimSuffix(filepath.Base(path), "."+format+".pcap")
 			t.Run(format+"/"+base, func(t *testing.T) {
-				c := replayed(t, path, pol)
+				c := replay(t, path, scenario.Version{Policy: pol, Since: policy.Always})
 				if len(edges[base]) == 0 {
 					t.Fatalf("no labels for %s", base)
 				}
@@ -157,7 +139,7 @@ func TestLateralMovement(t *testing.T) {
 						}
 					}
 				}
-				for _, f := range c.findings() {
+				for _, f := range c.Findings() {
 					if strings.HasPrefix(f.Client, "172.18.38.") || strings.HasPrefix(f.Server, "172.18.38.") {
 						t.Errorf("a finding about the domain controller: %s", f.Sentence)
 					}
@@ -171,7 +153,7 @@ func TestLateralMovement(t *testing.T) {
 // violations says whether a flow of a labelled edge is judged as denied, and
 // whether one of them got through. While the orientation is open the edge may be
 // either reading.
-func violations(c *chain, l label) (denied, through bool) {
+func violations(c *replayed, l label) (denied, through bool) {
 	for i := range c.flows {
 		r := &c.flows[i]
 		client, server := r.Ends()
@@ -187,8 +169,8 @@ func violations(c *chain, l label) (denied, through bool) {
 }
 
 // reported says whether a finding speaks of a labelled edge.
-func reported(c *chain, l label) bool {
-	for _, f := range c.findings() {
+func reported(c *replayed, l label) bool {
+	for _, f := range c.Findings() {
 		for _, e := range f.Edges {
 			if f.Type == flow.FindingDenied && e.Source == l.src && e.Destination == l.dst && fmt.Sprint(e.Port) == l.port {
 				return true

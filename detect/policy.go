@@ -19,6 +19,11 @@ type Policy interface {
 	// ScopeGrown says which ends came into the scope of an exception only after it was
 	// approved, and since when the scope has held both; see [policy.History.ScopeGrown].
 	ScopeGrown(at flow.Time, exception flow.Name, client, server flow.Addr) (grown flow.Dimensions, since flow.Time)
+	// AgentRequired says whether every host of a segment must have an agent.
+	AgentRequired(at flow.Time, segment flow.Name) bool
+	// Segments lists the segments of the version in force at a time, in the order of their names.
+	Segments(at flow.Time) []flow.Name
+	suppressions
 }
 
 // Facts are what the files say of an exception.
@@ -39,6 +44,8 @@ type History interface {
 	At(t flow.Time) *policy.Index
 	// ScopeGrown is that of [Policy].
 	ScopeGrown(at flow.Time, exception flow.Name, client, server flow.Addr) (grown flow.Dimensions, since flow.Time)
+	// Interval is the version in force at a time and from when on it was; false for none.
+	Interval(t flow.Time) (v policy.Interval, ok bool)
 }
 
 // Versions answers what detect asks from the versions of a policy.
@@ -86,4 +93,38 @@ func (v Versions) SegmentFacts(at flow.Time, segment flow.Name) (tier, owner str
 		return "", ""
 	}
 	return g.Tier.String(), g.Owner
+}
+
+// Stamp implements [Policy].
+func (v Versions) Stamp(at flow.Time) (version, commit string, since flow.Time) {
+	in, ok := v.Interval(at)
+	if !ok {
+		return "", "", 0
+	}
+	if p := in.Index.Policy(); p != nil {
+		version, commit = p.Version(), clip(p.Commit)
+	}
+	if in.Since != policy.Always {
+		since = in.Since
+	}
+	return version, commit, since
+}
+
+// Segments implements [Policy].
+func (v Versions) Segments(at flow.Time) []flow.Name {
+	x := v.At(at)
+	if x == nil {
+		return nil
+	}
+	return x.SegmentNames()
+}
+
+// AgentRequired implements [Policy].
+func (v Versions) AgentRequired(at flow.Time, segment flow.Name) bool {
+	x := v.At(at)
+	if x == nil || segment == flow.NoName {
+		return false
+	}
+	g := x.Segment(segment)
+	return g != nil && g.AgentRequired
 }

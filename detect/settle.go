@@ -82,7 +82,8 @@ func (d *Detector) refuse(f *finding, port uint32, s span) {
 	grown := f.covered(port) - before
 	f.Stopped += grown
 	if grown != 0 && f.Told.Outcome != flow.OutcomeBlocked { // else it is told as blocked anyway
-		f.Turned++
+		f.Turned = max(f.Turned, uint64(f.Stopped))
+		f.news()
 		d.touch(f, 0, span{f.Span.Start, f.Span.Start})
 	}
 }

@@ -58,6 +58,35 @@ func severity(t *told, typ string) flow.Severity {
 	return min(s, flow.Critical)
 }
 
+// scored is the severity as a score, 0 to 1, and what it is made of: a quarter a step.
+func scored(t *told, typ string) (float64, []flow.ScorePart) {
+	base := *t
+	base.Tier, base.Facts.Class, base.Rule = "", "", "default:"
+	at := severity(&base, typ)
+	outcome := t.Outcome.String()
+	if typ == flow.FindingOutlived {
+		outcome = "let through"
+	}
+	parts := []flow.ScorePart{{Name: "type", Points: 25 * int(at), Says: typ + ", " + outcome}}
+	// Each is added to what stands before it, so that bounds show where they bite.
+	add := func(name, says string) {
+		if now := severity(&base, typ); now != at {
+			parts = append(parts, flow.ScorePart{Name: name, Points: 25 * (int(now) - int(at)), Says: says})
+			at = now
+		}
+	}
+	base.Rule = t.Rule
+	add("rule", "a deny rule says so, not merely a default")
+	base.Facts.Class = t.Facts.Class
+	add("exception", "the exception is break-glass, which opens most")
+	if base.Tier = t.Tier; t.Tier == "low" {
+		add("criticality", "the destination's tier is low")
+	} else {
+		add("criticality", "it is a crown jewel")
+	}
+	return float64(at) / 4, parts
+}
+
 // classify says which type of finding a verdict gives rise to; false for none.
 // A straddling session is not among them; see straddle.go.
 func classify(v *flow.Verdict) (string, bool) {

@@ -79,6 +79,8 @@ type told struct {
 	Rule          string          `json:"rule,omitempty"`
 	Exception     string          `json:"exception,omitempty"`
 	PolicyVersion string          `json:"policyVersion,omitempty"`
+	PolicyCommit  string          `json:"policyCommit,omitempty"`
+	PolicySince   flow.Time       `json:"policySince,omitempty"`
 	Tier          string          `json:"tier,omitempty"`
 	SegmentOwner  string          `json:"segmentOwner,omitempty"`
 	Facts         Facts           `json:"facts"`
@@ -86,6 +88,13 @@ type told struct {
 	GrownAt       flow.Time       `json:"grownAt,omitempty"`    // since when a scope that grew has held both ends
 	Start         flow.Time       `json:"start"`
 	Record        uint64          `json:"record"`
+
+	// Ends are client and server in full, of an open pair the lower and the higher one; a
+	// finding about behaviour has them in its story.
+	Ends [2]flow.End `json:"ends,omitzero"`
+
+	// Story is what a finding about behaviour tells; nil of all others.
+	Story *story `json:"story,omitempty"`
 
 	// Of contradictions between observers.
 	Side   string  `json:"side,omitempty"` // client or server
@@ -111,6 +120,10 @@ type sighting struct {
 	Told    told            `json:"told"`
 	Sample  json.RawMessage `json:"sample,omitempty"` // only of one that is held
 	Firm    bool            `json:"firm,omitempty"`   // it was seen to get through
+	Whole   bool            `json:"whole,omitempty"`  // it is all of a session, which comes once
+	// Who told of it, if the sighting is held: of others the record or the session says.
+	Exporter string `json:"exporter,omitempty"`
+	Observer string `json:"observer,omitempty"`
 }
 
 // sight makes a sighting of a judged record.

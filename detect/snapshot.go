@@ -57,16 +57,7 @@ func (d *Detector) Restore(b []byte) error {
 	if err != nil {
 		return err
 	}
-	for _, f := range s.Findings {
-		d.findings[f.Key] = f
-		d.sessions += f.remembered()
-		if f.Touched {
-			d.touched = append(d.touched, f)
-		}
-		if f.Touched || f.revision() != f.ToldRevision {
-			d.pending[f] = struct{}{}
-		}
-	}
+	d.adopt(s.Findings)
 	for _, st := range s.Straddles {
 		d.straddles[st.Tuple] = st
 		d.held += len(st.Held)

@@ -138,6 +138,7 @@ func (d *Detector) expired(r *flow.Record) {
 		return
 	}
 	s.Sample = r.AppendJSON(nil, d.names.Texts())
+	s.Told.Ends, s.Exporter, s.Observer = d.endsOf(r), r.Exporter.String(), d.names.Text(r.Observer)
 	st.Held = append(st.Held, s)
 	d.held++
 	d.nextHeld = min(d.nextHeld, s.Span.Start)

@@ -1,0 +1,178 @@
+package detect
+
+import (
+	"testing"
+
+	"github.com/postern/postern/flow"
+)
+
+// someRecords are records of a thousand exporters, some of each in a row as datagrams bring them.
+func someRecords(n int) *flow.Batch {
+	b := flow.NewBatch(n, nil)
+	for i := range n {
+		r := b.Next()
+		r.Start = base + flow.Time(i)
+		r.End = r.Start
+		r.Exporter = flow.Addr{Hi: 0, Lo: 0xffff_c0000000 + uint64(i/24%1000)}
+		r.Source, r.SamplingRate = flow.SourceIPFIX, 100
+	}
+	return b
+}
+
+// TestObserveAllocates: counting who is heard costs no allocation a record once it is known.
+func TestObserveAllocates(t *testing.T) {
+	c := newTestContacts(t)
+	b := someRecords(4096)
+	c.Observe(b)
+	if n := testing.AllocsPerRun(10, func() { c.Observe(b) }); n > 0 {
+		t.Errorf("%v allocations a batch, want none", n)
+	}
+}
+
+// TestSplit: a rule that a cloud enforces and a firewall on premises does not is told of once,
+// and points that lean the same way, or are all in clouds, are not.
+func TestSplit(t *testing.T) {
+	for _, c := range []struct {
+		name           string
+		a, b           flow.Source
+		allowed, wants int
+	}{
+		{"a cloud stops, the firewall lets through", flow.SourceAWSVPC, flow.SourceIPFIX, 20, 1},
+		{"both clouds", flow.SourceAWSVPC, flow.SourceGCPVPC, 20, 0},
+		{"both stop", flow.SourceAWSVPC, flow.SourceIPFIX, 0, 0},
+	} {
+		names := flow.NewNames(0)
+		b, err := NewBehaviour(DefaultConfig(), 1, fakePolicy{names: names}, names, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		minute := uint32(base / minuteMillis)
+		minute -= minute % hostWindow
+		rule := names.Intern("no-rdp")
+		other := RuleHeard{Allowed: uint32(c.allowed), Escaped: uint32(c.allowed)}
+		if c.allowed == 0 {
+			other = RuleHeard{Denied: 20}
+		}
+		b.Take(0, &Digest{Until: minuteTime(minute + 2*hostWindow), Observations: Observations{Rules: []Tally[RuleKey, RuleHeard]{
+			{RuleKey{At: minute, Rule: rule, Source: c.a}, RuleHeard{Denied: 20}},
+			{RuleKey{At: minute, Rule: rule, Source: c.b, Addr: flow.MustParseAddr("192.0.2.1")}, other},
+		}}})
+		_, events := b.Flush()
+		n := 0
+		for _, f := range events {
+			if f.Type == flow.FindingSplit {
+				n++
+			}
+		}
+		if n != c.wants {
+			t.Errorf("%s: %d findings of a split, want %d: %v", c.name, n, c.wants, events)
+		}
+	}
+}
+
+// TestStale: flows of a segment whose source of identities is silent in three minutes of a day are told of once,
+// by the segment; twice is nothing, nor is an identity that is unknown for another reason.
+func TestStale(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		n     int
+		doubt flow.Doubt
+		wants int64 // ends that were not known
+	}{
+		{"three minutes", 3, flow.DoubtStale, 6},
+		{"an hour", 60, flow.DoubtStale, 120},
+		{"two minutes", 2, flow.DoubtStale, 0},
+		{"nobody says who it is", 60, flow.DoubtGap, 0},
+	} {
+		names := flow.NewNames(0)
+		b, err := NewBehaviour(DefaultConfig(), 1, fakePolicy{names: names}, names, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		contacts, err := NewContacts(DefaultConfig(), names, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		batch := flow.NewBatch(1, nil)
+		for i := range c.n {
+			batch.Reset()
+			for range 2 {
+				r := batch.Next()
+				r.Start = base + flow.Time(i)*minuteMillis
+				r.End, r.Source, r.Exporter = r.Start, flow.SourceIPFIX, flow.MustParseAddr("192.0.2.1")
+				r.SrcDoubt, r.SrcSegment = c.doubt, names.Intern("office")
+			}
+			contacts.Observe(batch)
+			d := contacts.Collect(base + flow.Time(i)*minuteMillis)
+			b.Take(0, &d)
+		}
+		d := contacts.Collect(maxTime)
+		b.Take(0, &d)
+		_, events := b.Flush()
+		var got int64
+		for _, f := range events {
+			if f.Type == flow.FindingStale {
+				if got += f.Count; f.SrcSegment != "office" || f.Sentence == "" {
+					t.Errorf("%s: %+v", c.name, f)
+				}
+			}
+		}
+		if got != c.wants {
+			t.Errorf("%s: findings of stale identities count %d, want %d", c.name, got, c.wants)
+		}
+		if spots := b.BlindSpots(true); len(spots) != 1 && c.doubt == flow.DoubtStale || len(spots) != 0 && c.doubt != flow.DoubtStale {
+			t.Errorf("%s: blind spots %+v", c.name, spots)
+		} else if len(spots) == 1 && (spots[0].Segment != "office" || spots[0].Subject != flow.BlindSegment || spots[0].Until-spots[0].From != flow.Time(c.n)*minuteMillis) {
+			t.Errorf("%s: blind spot %+v", c.name, spots[0])
+		}
+	}
+}
+
+// TestBlind: what a finding says is not seen is a blind spot for whoever asks, and no other time is.
+func TestBlind(t *testing.T) {
+	names := flow.NewNames(0)
+	b, err := NewBehaviour(DefaultConfig(), 1, fakePolicy{names: names}, names, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	exporter, minute := flow.MustParseAddr("192.0.2.1"), uint32(base/minuteMillis)
+	var heard []Tally[HeardKey, Heard]
+	last := uint32(30 * 60)
+	for m := range last {
+		heard = append(heard, Tally[HeardKey, Heard]{HeardKey{At: minute + m, Addr: exporter, Source: flow.SourceIPFIX}, Heard{Records: 1}})
+	}
+	b.Take(0, &Digest{Until: minuteTime(minute + last + 60), Observations: Observations{Heard: heard}})
+	silent := minuteTime(minute + last)
+	for _, c := range []struct {
+		about       flow.Addr
+		from, until flow.Time
+		want        bool
+	}{
+		{exporter, silent + minuteMillis, silent + 2*minuteMillis, true},
+		{exporter, silent - hourMillis, silent, false},
+		{exporter, silent - hourMillis, silent + 1, true},
+		{flow.MustParseAddr("192.0.2.2"), silent, silent + hourMillis, false},
+	} {
+		if got := b.spots.during(c.from, c.until, func(n *spot) bool { return n.Address == c.about }) > 0; got != c.want {
+			t.Errorf("blind of %v from %v to %v is %v, want %v", c.about, c.from, c.until, got, c.want)
+		}
+	}
+	spots := b.BlindSpots(false)
+	if len(spots) != 1 || spots[0].From != silent || spots[0].Until != 0 || spots[0].Finding == "" {
+		t.Errorf("blind spots %+v, want one that began at %v and is not over", spots, silent)
+	}
+	if again := b.BlindSpots(false); len(again) != 0 {
+		t.Errorf("told again: %+v", again)
+	}
+}
+
+func BenchmarkContactsObserve(b *testing.B) {
+	c := newTestContacts(b)
+	batch := someRecords(4096)
+	c.Observe(batch)
+	b.ReportAllocs()
+	for b.Loop() {
+		c.Observe(batch)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/4096, "ns/record")
+}

@@ -24,11 +24,11 @@ import (
 
 // adminConfig is the address for operators: metrics, health, profiles.
 type adminConfig struct {
-	// Listen is the address of /metrics, /healthz, /readyz, /ledger and /debug/pprof; empty turns it off.
+	// Listen is the address of /metrics, /healthz, /readyz, /ledger, /findings and /debug/pprof; empty turns it off.
 	Listen string `yaml:"listen"`
 	// Token is a secret reference to the bearer token that all but /healthz and /readyz ask for. Unset: one is made and kept in admin.token in the data directory.
 	Token string `yaml:"token"`
-	// Open lets anyone who reaches the address read it without a token.
+	// Open lets anyone who reaches the address read it without a token. Nobody can judge findings there then.
 	Open bool `yaml:"open"`
 }
 
@@ -79,6 +79,7 @@ func (a *admin) run(ctx context.Context) error {
 	})
 	mux.Handle("GET /metrics", a.guard(promhttp.HandlerFor(a.role, promhttp.HandlerOpts{})))
 	mux.Handle("GET /ledger", a.guard(http.HandlerFunc(a.serveLedger)))
+	a.findings(mux)
 	mux.Handle("GET /debug/pprof/", a.guard(http.HandlerFunc(pprof.Index)))
 	mux.Handle("GET /debug/pprof/profile", a.guard(http.HandlerFunc(pprof.Profile)))
 	mux.Handle("GET /debug/pprof/symbol", a.guard(http.HandlerFunc(pprof.Symbol)))

@@ -39,8 +39,12 @@ error makes it 1.`,
 			if failed || p == nil {
 				return exitError(1)
 			}
-			fmt.Fprintf(out, "%s: %d segments, %d workloads, %d rules, %d exceptions; version %s\n",
-				dir, len(p.Segments), len(p.Workloads), len(p.Rules), len(p.Exceptions), p.Version())
+			suppressions := ""
+			if n := len(p.Suppressions); n > 0 {
+				suppressions = fmt.Sprintf(", %d suppressions", n)
+			}
+			fmt.Fprintf(out, "%s: %d segments, %d workloads, %d rules, %d exceptions%s; version %s\n",
+				dir, len(p.Segments), len(p.Workloads), len(p.Rules), len(p.Exceptions), suppressions, p.Version())
 			return nil
 		},
 	}
@@ -57,6 +61,9 @@ func loadPolicy(dir string) (*policy.Policy, policy.Diagnostics) {
 	p, diags := policy.Load(os.DirFS(dir))
 	for i := range diags {
 		diags[i].File = filepath.Join(dir, diags[i].File)
+	}
+	if p != nil {
+		p.Commit = commitOf(dir)
 	}
 	return p, diags
 }

@@ -98,7 +98,9 @@ func (c *capturedFile) begin(_ context.Context, input, _ string) (flow.Time, str
 
 func (c *capturedFile) done(context.Context, string, string, flow.Time, uint64) error { return nil }
 
-func (c *capturedFile) policyVersion(context.Context, string, flow.Time, []byte) error { return nil }
+func (c *capturedFile) policyVersion(context.Context, string, flow.Time, []byte, string) error {
+	return nil
+}
 
 // errNoKafka is a role that needs Kafka without one.
 var errNoKafka = errors.New("kafka.brokers is empty; name at least one broker, such as kafka-1.example.net:9092")

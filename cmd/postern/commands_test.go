@@ -57,7 +57,7 @@ func demoFolder(t *testing.T, start time.Time) string {
 func TestCheck(t *testing.T) {
 	good := demoFolder(t, time.Now())
 	out, _, err := command(t, "check", good)
-	if err != nil || !regexp.MustCompile(`11 segments, 14 workloads, 10 rules, 8 exceptions; version \S+\n$`).MatchString(out) {
+	if err != nil || !regexp.MustCompile(`12 segments, 19 workloads, 16 rules, 10 exceptions; version \S+\n$`).MatchString(out) {
 		t.Errorf("a good folder: %v\n%s", err, out)
 	}
 	for name, test := range map[string]struct{ file, text, want string }{
@@ -225,7 +225,7 @@ func TestDemoCompares(t *testing.T) {
 	c := newCompany(1)
 	_, _, byPeople := c.people(time.Now(), 0)
 	misuse := slices.Concat(c.misuse(), c.afterDeletion(0), byPeople)
-	if len(misuse) != 12 {
+	if len(misuse) != 22 {
 		t.Fatalf("%d misuses are planted", len(misuse))
 	}
 	r := &demoReceiver{findings: map[string]*flow.Finding{}}
@@ -280,6 +280,27 @@ func TestDemoTraffic(t *testing.T) {
 	for _, r := range append(switch1, fw1...) {
 		if r.End > flow.TimeOf(start)+1 || r.Start > r.End || r.Start < flow.TimeOf(start.Add(-31*time.Minute)) {
 			t.Fatalf("a flow from %v to %v in a demo that starts at %v", r.Start, r.End, start)
+		}
+	}
+}
+
+// TestDemoSilent: those of whom the demo says nothing are there, in its last half hour and in the
+// week before.
+func TestDemoSilent(t *testing.T) {
+	live, week := newCompany(1), newCompany(1)
+	live.everyday()
+	week.week()
+	for _, client := range []string{backup, scanner, "10.50.9.9", "10.50.9.10", "10.40.0.21", "10.40.0.22"} {
+		for name, c := range map[string]*company{"half hour": live, "week": week} {
+			n := 0
+			for _, v := range c.all {
+				if v.client == client && v.proto == tcp && v.replies > 0 && v.end >= v.start && v.end <= 0 {
+					n++
+				}
+			}
+			if n < 4 {
+				t.Errorf("%s began %d conversations in the %s", client, n, name)
+			}
 		}
 	}
 }

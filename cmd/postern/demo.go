@@ -2,12 +2,14 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"net/netip"
@@ -114,8 +116,9 @@ func (d *demo) prepare(dir string) error {
 	d.cfg = defaultConfig()
 	d.cfg.Data = filepath.Join(dir, "data")
 	d.cfg.Policy.Dir = filepath.Join(dir, "policy")
-	d.cfg.Policy.Since = flow.TimeOf(d.start.Add(-24 * time.Hour))
+	d.cfg.Policy.Since = flow.TimeOf(d.start.Add(-(demoDays + 1) * 24 * time.Hour))
 	d.cfg.Ingest.NetFlow.Listen = "127.0.0.1:0"
+	d.cfg.Ingest.NetFlow.Sockets = 1 // in the order in which it was sent
 	d.cfg.Ingest.SFlow.Listen = ""
 	d.cfg.Admin.Listen = "127.0.0.1:0"
 	d.cfg.Embedded.Listen = "127.0.0.1:0"
@@ -140,7 +143,7 @@ func (d *demo) prepare(dir string) error {
 	}
 	w := sink.DefaultWebhookConfig()
 	w.Name, w.URL = "demo", "http://"+d.receiver.listener.Addr().String()+"/findings"
-	w.Secrets, w.AllowPrivate, w.AllowInsecure, w.MinSeverity = []string{"file:" + secret}, true, true, flow.Informational.String()
+	w.Secrets, w.AllowPrivate, w.AllowInsecure, w.MinSeverity = []string{"file:" + secret}, true, true, flow.Low.String() // what is merely to be known is in the database
 	d.cfg.Webhooks = []sink.WebhookConfig{w}
 	if err := d.cfg.validate(); err != nil {
 		return err
@@ -152,6 +155,7 @@ func (d *demo) prepare(dir string) error {
 	if d.svc, err = newService(d.cfg, log); err != nil {
 		return err
 	}
+	d.svc.past.Store(true)
 	d.policies = make(chan string, 8)
 	d.svc.notify = func(state string) { d.policies <- state }
 	return nil
@@ -183,17 +187,35 @@ func (d *demo) play(ctx context.Context, served chan error) error {
 		return err
 	}
 	company := newCompany(d.seed)
-	company.everyday()
-	misuse := company.misuse()
 	if err := d.connect(); err != nil {
 		return err
 	}
+	company.week()
 	bySwitch, byFirewall := company.records(d.start)
 	n, err := d.export(ctx, bySwitch, byFirewall)
 	if err != nil {
 		return err
 	}
+	say("Exported %d flow records of the week before, from which is learned what is usual here (five days).", n)
+	company.all = nil
+	company.everyday()
+	misuse := company.misuse()
+	bySwitch, byFirewall = company.records(d.start)
+	if n, err = d.export(ctx, bySwitch, byFirewall); err != nil {
+		return err
+	}
 	say("Exported %d flow records of the last half hour: a switch by NetFlow v9, a firewall by IPFIX.", n)
+	arrived := func() bool {
+		sent := uint64(0)
+		for _, e := range d.exporters {
+			sent += e.send.Sent()
+		}
+		return d.svc.ledger().Total().Datagrams.Received >= sent
+	}
+	if err := wait("what was exported to arrive", arrived); err != nil {
+		return err
+	}
+	d.svc.past.Store(false) // from here on time passes as it does
 
 	say("Deleting exception EX-2100 from the policy files; the service notices by itself …")
 	if err := writeDemoPolicy(d.cfg.Policy.Dir, d.start, false); err != nil {
@@ -265,7 +287,7 @@ type demoExporter struct {
 // connect makes the two exporters, the switch at 127.0.0.2 and the firewall at
 // 127.0.0.3, at a rate that loopback takes without loss.
 func (d *demo) connect() error {
-	boot := flow.TimeOf(d.start.Add(-2 * time.Hour))
+	boot := flow.TimeOf(d.start.Add(-(demoDays + 1) * 24 * time.Hour))
 	for i, cfg := range []exporter.Config{
 		{Protocol: flow.SourceNetFlowV9, Domain: 1, Boot: boot},
 		{Protocol: flow.SourceIPFIX, Domain: 7, Boot: boot, Biflow: true, BiflowDirection: true, Rich: true, Names: d.svc.names},
@@ -285,17 +307,40 @@ func (d *demo) connect() error {
 	return nil
 }
 
-// export sends what the switch and the firewall saw, in the order flows ended.
+// export sends what the switch and the firewall saw, in the order flows ended: minute by minute
+// one after the other, as they would.
 func (d *demo) export(ctx context.Context, seen ...[]flow.Record) (n int, err error) {
-	for i, records := range seen {
-		slices.SortStableFunc(records, func(a, b flow.Record) int { return int(a.End - b.End) })
-		e := d.exporters[i]
-		if _, err := e.encode.Export(flow.TimeOf(time.Now()), records, e.send.Emit(ctx)); err != nil {
-			return n, err
-		}
-		n += len(records)
+	const minute = flow.Time(60_000)
+	var at flow.Time
+	for i := range seen {
+		slices.SortStableFunc(seen[i], func(a, b flow.Record) int { return cmp.Compare(a.End, b.End) })
+		n += len(seen[i])
 	}
-	return n, nil
+	for {
+		at = math.MaxInt64
+		for _, records := range seen {
+			if len(records) > 0 {
+				at = min(at, records[0].End-records[0].End%minute+minute)
+			}
+		}
+		if at == math.MaxInt64 {
+			return n, nil
+		}
+		for i, records := range seen {
+			k := 0
+			for k < len(records) && records[k].End < at {
+				k++
+			}
+			if k == 0 {
+				continue
+			}
+			e := d.exporters[i]
+			if _, err := e.encode.Export(flow.TimeOf(time.Now()), records[:k], e.send.Emit(ctx)); err != nil {
+				return n, err
+			}
+			seen[i] = records[k:]
+		}
+	}
 }
 
 // tell prints flows by verdict and every finding, and compares with what was planted.

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"text/template"
@@ -17,7 +18,7 @@ import (
 
 // The company of the demo: its policy, the traffic it makes, and what of that
 // traffic is misuse. Times are relative to the start of the demo, so the traffic
-// is always that of the last half hour.
+// is always that of the last half hour, and of the week before (demo_week.go).
 
 //go:embed demopolicy
 var demoPolicy embed.FS
@@ -67,18 +68,28 @@ type conversation struct {
 	proto          uint8
 	cport, sport   uint16
 	bytes, replies uint64 // bytes asked and answered; no replies is a lone attempt
+	refused        bool   // the answer is a reset
 	event          uint8  // what the firewall did (IPFIX 233), 0 where a switch saw it
 }
 
 // company draws the traffic. Same seed, same traffic.
 type company struct {
-	rng  *rand.Rand
-	all  []conversation
-	port uint16
+	rng   *rand.Rand
+	all   []conversation
+	port  uint16
+	desks []string // the workstations there are
 }
 
 func newCompany(seed uint64) *company {
-	return &company{rng: rand.New(rand.NewPCG(seed, 0x706f737465726e)), port: 49200}
+	c := &company{rng: rand.New(rand.NewPCG(seed, 0x706f737465726e)), port: 49200}
+	c.desks = []string{"10.50.1.23", "10.50.1.77", "10.50.2.14", "10.50.3.8", "10.50.4.4", "10.50.5.31"} // of whom more is to be told
+	for len(c.desks) < 60 {
+		a := "10.50." + strconv.Itoa(1+c.rng.IntN(8)) + "." + strconv.Itoa(100+c.rng.IntN(100))
+		if !slices.Contains(c.desks, a) {
+			c.desks = append(c.desks, a)
+		}
+	}
+	return c
 }
 
 // talk adds n conversations of a client with a server over the last half hour.
@@ -106,7 +117,7 @@ func (c *company) add(v conversation) {
 }
 
 func (c *company) workstation() string {
-	return "10.50." + strconv.Itoa(1+c.rng.IntN(8)) + "." + strconv.Itoa(10+c.rng.IntN(200))
+	return c.desks[c.rng.IntN(len(c.desks))]
 }
 
 const (
@@ -140,8 +151,18 @@ func (c *company) everyday() {
 	c.talk(6, "10.70.0.5", "10.10.1.20", tcp, 445)   // EX-2100, while it is still in the files
 	c.talk(3, "10.50.9.9", "10.80.0.12", tcp, 22)    // denied by a staged rule: counted, not told
 	c.talk(25, "10.90.0.7", "198.51.100.9", tcp, 443)
-	for range 40 { // refused by the firewall, as it should be
-		c.add(conversation{start: -time.Duration(60+c.rng.IntN(1500)) * time.Second, client: "10.60.0.9",
+	for _, admin := range []string{"10.50.9.9", "10.50.9.10"} { // administrators on their usual round
+		c.talk(2, admin, files, tcp, 3389)
+		c.talk(1, admin, "10.30.0.10", tcp, 22)
+		c.talk(1, admin, "10.30.0.20", tcp, 22)
+	}
+	c.talk(2, "10.40.0.21", "10.90.0.21", tcp, 22)
+	c.talk(2, "10.40.0.22", "10.90.0.24", tcp, 22)
+	c.backups(-29*time.Minute, 4*time.Minute)
+	c.scan(-28*time.Minute, 20*time.Minute) // a week after the last
+	for range 40 {                          // refused by the firewall, as it should be
+		start := -time.Duration(60+c.rng.IntN(1500)) * time.Second
+		c.add(conversation{start: start, end: start, client: "10.60.0.9",
 			server: "10.20.0.12", proto: tcp, sport: 22, bytes: 60, event: 3})
 	}
 	for range 12 { // a lone knock that nobody answered
@@ -161,6 +182,12 @@ type planted struct {
 }
 
 func (p planted) key() string {
+	switch p.kind {
+	case flow.FindingFirstSeen: // one a host and day, whomever it reached
+		p.server, p.service = "", ""
+	case flow.FindingChain, flow.FindingPivot: // a way, from its first host to its last
+		p.service = ""
+	}
 	return strings.Join([]string{p.kind, p.client, p.server, p.service, p.exception}, "|")
 }
 
@@ -176,6 +203,13 @@ func (c *company) misuse() []planted {
 	c.talk(3, "10.50.1.23", "10.50.1.77", tcp, 445)
 	c.talk(1, "10.50.1.23", "10.50.2.14", tcp, 3389)
 	c.talk(2, "10.50.3.8", "10.20.0.11", tcp, 443)
+	// From a desk to the vault in three steps: each is permitted by a rule, nobody ever went so.
+	c.at(-24*time.Minute, "10.50.5.31", wiki, 22)
+	c.at(-18*time.Minute, wiki, "10.30.0.11", 22)
+	c.at(-12*time.Minute, "10.30.0.11", "10.20.0.11", 22)
+	// In by an exception that is valid, and on by a rule that permits it: nobody approved both.
+	c.at(-21*time.Minute, "10.60.0.4", "10.30.0.50", 22)
+	c.at(-14*time.Minute, "10.30.0.50", "10.30.0.20", 22)
 	return []planted{
 		{"an expired exception still in use", flow.FindingExpired, "10.60.0.3", "10.20.0.11", "tcp/443", "EX-2041"},
 		{"an exception used on another port", flow.FindingOutOfScope, "10.40.0.21", "10.30.0.20", "tcp/22", "EX-2077"},
@@ -185,6 +219,18 @@ func (c *company) misuse() []planted {
 		{"file sharing between workstations", flow.FindingDenied, "10.50.1.23", "10.50.1.77", "tcp/445", ""},
 		{"remote desktop between workstations", flow.FindingDenied, "10.50.1.23", "10.50.2.14", "tcp/3389", ""},
 		{"a workstation in the vault", flow.FindingDenied, "10.50.3.8", "10.20.0.11", "tcp/443", ""},
+		{"a way from a desk to the vault", flow.FindingChain, "10.50.5.31", "10.20.0.11", "tcp/22", ""},
+		{"on from where the vendor's exception ends", flow.FindingPivot, "10.60.0.4", "10.30.0.20", "tcp/22", "EX-2140"},
+		// Its steps by themselves.
+		{"from a desk to the wiki", flow.FindingFirstSeen, "10.50.5.31", wiki, "tcp/22", ""},
+		{"from the wiki to the payment application", flow.FindingFirstSeen, wiki, "10.30.0.11", "tcp/22", ""},
+		{"from the payment application to the vault", flow.FindingFirstSeen, "10.30.0.11", "10.20.0.11", "tcp/22", ""},
+		{"from where the vendor came in to the database", flow.FindingFirstSeen, "10.30.0.50", "10.30.0.20", "tcp/22", ""},
+		// What policy forbids is unusual here as well.
+		{"a workstation administers others", flow.FindingFirstSeen, "10.50.1.23", "10.50.1.77", "tcp/445", ""},
+		{"an administrator at the directory", flow.FindingFirstSeen, "10.50.9.9", "10.10.0.10", "tcp/3389", "EX-2090"},
+		{"a pipeline administers the database", flow.FindingFirstSeen, "10.40.0.21", "10.30.0.20", "tcp/22", "EX-2077"},
+		{"another pipeline at the database", flow.FindingFirstSeen, "10.40.0.22", "10.30.0.20", "tcp/5432", "EX-2077"},
 	}
 }
 
@@ -214,7 +260,7 @@ func (c *company) records(start time.Time) (byswitch, byfirewall []flow.Record) 
 		answered := v.replies > 0
 		if v.proto == tcp {
 			r.TCPFlags = flow.SYN
-			if answered {
+			if answered && !v.refused {
 				r.TCPFlags |= flow.ACK | flow.PSH | flow.FIN
 			}
 		}
@@ -235,6 +281,9 @@ func (c *company) records(start time.Time) (byswitch, byfirewall []flow.Record) 
 		if answered {
 			r.Src, r.Dst, r.SrcPort, r.DstPort = r.Dst, r.Src, r.DstPort, r.SrcPort
 			r.BytesRaw, r.PacketsRaw = v.replies, 1+v.replies/1200
+			if v.refused {
+				r.TCPFlags = flow.RST | flow.ACK
+			}
 			r.Start++ // the answer comes a millisecond after the question
 			if r.End < r.Start {
 				r.End = r.Start

@@ -119,7 +119,7 @@ func newDetection(cfg config, log *slog.Logger) (*detection, error) {
 	d.policy = newPolicyLog(d.client, d.keeper, log)
 	d.keeper.onGroups = d.identity.NameGroups
 	d.facts = newFactTopic(d.client, d.identity.Take, log)
-	topics := []string{cfg.Kafka.Topic(kafka.TopicFlows)}
+	topics := []string{cfg.Kafka.Topic(kafka.TopicFlows), cfg.Kafka.Topic(kafka.TopicEdges)}
 	for _, t := range cfg.Ingest.Kafka.Topics {
 		topics = append(topics, t.Topic)
 	}
@@ -215,6 +215,9 @@ func (d *detection) ask(ctx context.Context) (err error) {
 		return err
 	}
 	if d.partitions, err = d.client.Partitions(ctx, d.cfg.Kafka.Topic(kafka.TopicFlows)); err != nil {
+		return err
+	}
+	if _, err = d.client.Partitions(ctx, d.cfg.Kafka.Topic(kafka.TopicEdges)); err != nil {
 		return err
 	}
 	if d.store.partitions, err = d.client.Partitions(ctx, d.store.topic); err != nil {
@@ -315,7 +318,7 @@ func (d *detection) mine() []*partition {
 func (d *detection) ledger() flow.Ledger {
 	l := flow.Ledger{}
 	for _, w := range d.mine() {
-		if w.foreign == nil { // what is handed on is counted where it arrives
+		if w.judges() { // what is handed on is counted where it arrives
 			l.Add(w.pipe.ledger(nil))
 		}
 	}
@@ -374,7 +377,7 @@ func (d *detection) reportAll(ctx context.Context) {
 }
 
 func (d *detection) tell(ctx context.Context, w *partition) {
-	if w.foreign != nil {
+	if !w.judges() {
 		return
 	}
 	versions, source := d.keeper.versions()

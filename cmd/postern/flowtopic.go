@@ -358,6 +358,12 @@ func (s *flowTopic) produce(ctx context.Context, h kafka.Header, records []flow.
 // sessions has nothing to do: they are merged where flows are judged.
 func (s *flowTopic) sessions(context.Context, sink.Insert, []flow.Session) error { return nil }
 
+// edges has nothing to do either.
+func (s *flowTopic) edges(context.Context, sink.Insert, []flow.EdgeContribution) error { return nil }
+
+// blindSpots has nothing to do either.
+func (s *flowTopic) blindSpots(context.Context, sink.Insert, []flow.BlindSpot) error { return nil }
+
 // findings has nothing to do: who hands flows on judges none.
 func (s *flowTopic) findings(_ context.Context, _ sink.Insert, contribs []flow.Contribution, events []*flow.Finding) error {
 	if len(contribs)+len(events) > 0 {

@@ -259,6 +259,6 @@ func noticeOf(r *kafka.Record) (notice, error) {
 		return notice{}, fmt.Errorf("the value is revision %d of finding %.80q, but the header %q says %.80q and the key %.80q; all three must speak of the same event",
 			f.Revision, f.ID, headerEvent, n.event.ID, n.event.Key)
 	}
-	n.event.Time = f.LastSeen
+	n.event.Time, n.event.Urgent = f.LastSeen, f.Severity == flow.Critical
 	return n, nil
 }

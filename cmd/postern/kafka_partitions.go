@@ -48,7 +48,7 @@ It changes over in one step at the very end: if it ends before, call it again.`,
 // switchOver divides what the detectors of a group remember among more partitions, while
 // none of them runs:
 //
-//	read ─▶ divide ─▶ grow state ─▶ save the new checkpoints ─▶ grow edges, flows ─▶ set all positions
+//	read ─▶ divide ─▶ grow state ─▶ save the new checkpoints ─▶ grow flows ─▶ set all positions
 //
 // Only the last step, one request, makes the new division the group's. Whatever ends
 // before leaves positions that name checkpoints of the old division, and detectors
@@ -105,7 +105,7 @@ func (s *switchOver) do(what string, step func() error) error {
 // read finds out where everything stands, and whether it may be changed.
 func (s *switchOver) read(ctx context.Context) (err error) {
 	group := s.cfg.Kafka.Group
-	for _, kind := range []string{kafka.TopicState, kafka.TopicEdges, kafka.TopicFlows} {
+	for _, kind := range []string{kafka.TopicState, kafka.TopicFlows} {
 		topic := s.cfg.Kafka.Topic(kind)
 		if s.has[topic], err = s.client.Partitions(ctx, topic); err != nil {
 			return err
@@ -162,6 +162,9 @@ func (s *switchOver) read(ctx context.Context) (err error) {
 				return err
 			}
 		}
+	}
+	if err := s.find(ctx, s.cfg.Kafka.Topic(kafka.TopicEdges), 1); err != nil {
+		return err
 	}
 	for _, t := range s.cfg.Ingest.Kafka.Topics {
 		n, err := s.client.Partitions(ctx, t.Topic)
@@ -236,8 +239,8 @@ func (s *switchOver) prepare(ctx context.Context) error {
 	if err := s.grow(ctx, kafka.TopicState); err != nil {
 		return err
 	}
-	// Of topics of others nothing is divided, but their checkpoints lie where the number of
-	// our partitions says.
+	// Of topics of others and of the edges topic nothing is divided, but their checkpoints lie
+	// where the number of our partitions says.
 	for _, topic := range slices.Sorted(maps.Keys(s.kept)) {
 		if err := s.do(fmt.Sprintf("save %d checkpoints of %s", len(s.kept[topic]), topic), func() error {
 			for p, state := range s.kept[topic] {
@@ -249,9 +252,6 @@ func (s *switchOver) prepare(ctx context.Context) error {
 		}); err != nil {
 			return err
 		}
-	}
-	if err := s.grow(ctx, kafka.TopicEdges); err != nil {
-		return err
 	}
 	if err := s.grow(ctx, kafka.TopicFlows); err != nil || s.plan {
 		return err
@@ -283,7 +283,7 @@ func (s *switchOver) grow(ctx context.Context, kind string) error {
 // records that wait are counted where they wait from now on.
 func (s *switchOver) divide() error {
 	states := map[int]partitionState{}
-	var pairers, detectors, sessions [][]byte
+	var pairers, detectors, sessions, contacts [][]byte
 	var last flow.Time
 	var slowest pace
 	for p := range s.to {
@@ -297,6 +297,9 @@ func (s *switchOver) divide() error {
 			pairers, detectors = append(pairers, kept.Sections["pairer"]), append(detectors, kept.Sections["detector"])
 			if state, ok := kept.Sections["sessions"]; ok {
 				sessions = append(sessions, state)
+			}
+			if state, ok := kept.Sections["contacts"]; ok {
+				contacts = append(contacts, state)
 			}
 		}
 		kept.Ledger = maps.Clone(kept.Ledger)
@@ -318,7 +321,11 @@ func (s *switchOver) divide() error {
 	if err != nil {
 		return err
 	}
-	_, settings, err := s.cfg.stageSettings()
+	set, settings, err := s.cfg.stageSettings()
+	if err != nil {
+		return err
+	}
+	reached, err := detect.DivideContacts(contacts, s.to, set.Detect, partition)
 	if err != nil {
 		return err
 	}
@@ -342,7 +349,8 @@ func (s *switchOver) divide() error {
 			return err
 		}
 		state.Version, state.Settings, state.Last, state.Pace = partitionStateVersion, settings, last, slowest
-		state.Sections = map[string][]byte{"pairer": waiting[p], "detector": found[p], "sessions": merged[p]}
+		state.Told = 0 // those that are further have to wait for the others
+		state.Sections = map[string][]byte{"pairer": waiting[p], "detector": found[p], "sessions": merged[p], "contacts": reached[p]}
 		states[p] = state
 	}
 	s.say(fmt.Sprintf("%d of %d partitions have a checkpoint; %d flows wait there for their other half", len(pairers), s.from, moved))

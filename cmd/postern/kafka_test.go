@@ -38,7 +38,11 @@ func (c *counting) rows(_ context.Context, u unit, _ int, b *block) (bool, error
 	return false, nil
 }
 
+func (c *counting) blindSpots(context.Context, sink.Insert, []flow.BlindSpot) error { return nil }
+
 func (c *counting) sessions(context.Context, sink.Insert, []flow.Session) error { return nil }
+
+func (c *counting) edges(context.Context, sink.Insert, []flow.EdgeContribution) error { return nil }
 
 func (c *counting) findings(context.Context, sink.Insert, []flow.Contribution, []*flow.Finding) error {
 	return nil

@@ -60,6 +60,7 @@ and tells what was misused to the SIEM.
   postern demo                        see it all work on this machine
   postern check DIR                   check a policy folder
   postern explain SRC DST tcp/443     why such a flow is judged as it is
+  postern test --policy DIR FILE…     what is found when such things happen
   postern replay --no-store --policy DIR --findings - FILE…
   postern serve -c postern.yaml       the service`,
 		SilenceUsage:  true,
@@ -67,8 +68,8 @@ and tells what was misused to the SIEM.
 	}
 	root.AddCommand(
 		serveCommand(), collectCommand(), detectCommand(), forwardCommand(), replayCommand(), decodeCommand(), demoCommand(),
-		checkCommand(), explainCommand(),
-		queryCommand(), migrateCommand(), outboxCommand(), kafkaCommand(), engineCommand(),
+		checkCommand(), explainCommand(), testCommand(),
+		queryCommand(), findingCommand(), migrateCommand(), outboxCommand(), kafkaCommand(), engineCommand(),
 		versionCommand(),
 	)
 	return root

@@ -44,6 +44,7 @@ type partition struct {
 	take    func(ctx context.Context, r *kafka.Record) error
 
 	decoder *kafka.Decoder // our own topic
+	edges   bool           // the edges topic
 	foreign foreign        // a topic of others
 	scratch *flow.Batch
 	away    *handing             // what belongs to other partitions
@@ -61,6 +62,7 @@ type partitionState struct {
 	Producers  producers    `json:"producers"`
 	Replayed   replays      `json:"replayed,omitempty"`
 	Last       flow.Time    `json:"last"` // the clock of the newest range
+	Told       flow.Time    `json:"told"` // how far the edges topic was told of its contacts
 	Born       flow.Time    `json:"born"` // the clock of the first range
 	Pace       pace         `json:"pace"`
 	Next       int64        `json:"next"`       // first offset that it does not reflect
@@ -210,6 +212,9 @@ func (p *producers) UnmarshalJSON(b []byte) error {
 
 // work works on a partition until ctx ends, the partition is lost or the process stops.
 func (d *detection) work(ctx context.Context, a *kafka.Assignment) error {
+	if d.isEdges(a.Topic) && a.Partition != 0 {
+		return idle(ctx, a) // a topic that was made with more has nothing in them
+	}
 	name := fmt.Sprintf("%s/%d", a.Topic, a.Partition)
 	err := d.workOn(ctx, a, name)
 	if !errors.Is(err, kafka.ErrDeposed) {
@@ -360,18 +365,24 @@ func (w *partition) build() (err error) {
 	if w.foreign, err = w.foreignOf(w.a.Topic, set); err != nil {
 		return err
 	}
-	if w.foreign != nil {
+	switch w.edges = w.isEdges(w.a.Topic); {
+	case w.foreign != nil:
 		// Judged by whoever gets the partition that the flows belong to.
 		topic := w.topic()
 		cfg.store, cfg.blocks = topic, newBlocks(2, topic)
 		w.take = w.takeForeign
-	} else {
+	case w.edges:
+		if err = w.buildEdges(set, &cfg); err != nil {
+			return err
+		}
+	default:
 		w.pin = &pinned{w.history}
 		reg := prometheus.WrapRegistererWith(prometheus.Labels{"partition": strconv.Itoa(w.a.Partition)}, w.reg)
 		if cfg.judging, err = judges(set, w.pin, w.identity, w.names, reg); err != nil {
 			return err
 		}
-		cfg.store, cfg.blocks = w.rows, w.blocks
+		cfg.past, _ = w.rows.(recaller)
+		cfg.store, cfg.blocks, cfg.publish = w.rows, w.blocks, w.publish
 		w.decoder = kafka.NewDecoder(w.names)
 		w.take = w.takeOwn
 		topic := w.topic()
@@ -384,8 +395,16 @@ func (w *partition) build() (err error) {
 
 // topic is the flows topic as this partition writes to it.
 func (w *partition) topic() *flowTopic {
-	return newDividedTopic(w.client, w.names, w.log, func() [16]byte { return producerOf(fmt.Sprintf("%s@%d", w.name, w.kept.Born)) }, w.partitions)
+	return newDividedTopic(w.client, w.names, w.log, w.producer, w.partitions)
 }
+
+// producer is who this partition is where it writes to topics of ours.
+func (w *partition) producer() [16]byte {
+	return producerOf(fmt.Sprintf("%s@%d", w.name, w.kept.Born))
+}
+
+// judges says whether flows are judged here.
+func (w *partition) judges() bool { return w.foreign == nil && !w.edges }
 
 // ranges works on range after range.
 func (w *partition) ranges(ctx context.Context) error {
@@ -438,7 +457,7 @@ func (w *partition) next(ctx context.Context) ([]kafka.Record, error) {
 // known waits until all that counts of who was behind the flows of a range has become known
 // and was read. false is that the process stops before.
 func (w *partition) known(ctx context.Context, records []kafka.Record) (bool, error) {
-	if !w.cfg.Identity.enabled() || w.foreign != nil {
+	if !w.cfg.Identity.enabled() || !w.judges() {
 		return true, nil
 	}
 	var last flow.Time
@@ -457,7 +476,19 @@ const (
 	busyTick = time.Second
 	idleTick = 20 * time.Second
 	busyFor  = 3 * time.Minute
+	// edgesTick is that of the edges topic, where only digests tell of time.
+	edgesTick = time.Hour
 )
+
+// linger is how long values of a range are gathered: where stages remember much and their
+// checkpoint takes long, as long as makes that a twentieth of the time, up to a bound.
+func (w *partition) linger() time.Duration {
+	took := time.Duration(w.pipe.snapshotTook.Load() + w.pipe.saveTook.Load())
+	return max(w.cfg.Ingest.Kafka.Linger, min(checkpointShare*took, maxLinger))
+}
+
+// maxLinger bounds by how much what is found is late for the sake of checkpoints.
+const maxLinger = 30 * time.Second
 
 // gather fetches what a range shall hold: what comes within linger, up to the size of a
 // range. It comes back with nothing when it is time for a tick, and with to < 0 when the
@@ -465,7 +496,10 @@ const (
 func (w *partition) gather(ctx context.Context) (records []kafka.Record, to int64, err error) {
 	began, next, size := time.Now(), w.pos.Offset, int64(0)
 	tick := busyTick
-	if time.Since(w.lively) > busyFor {
+	switch {
+	case w.edges:
+		tick = edgesTick
+	case time.Since(w.lively) > busyFor:
 		tick = idleTick
 	}
 	for {
@@ -476,7 +510,7 @@ func (w *partition) gather(ctx context.Context) (records []kafka.Record, to int6
 			return nil, -1, ctx.Err()
 		default:
 		}
-		wait := w.cfg.Ingest.Kafka.Linger - time.Since(began)
+		wait := w.linger() - time.Since(began)
 		if len(records) == 0 {
 			wait = tick - time.Since(began)
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 
+	"github.com/postern/postern/detect"
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest"
 	"github.com/postern/postern/ingest/kafka"
@@ -35,15 +36,14 @@ import (
 // Everything left of the line is a deterministic state machine over the entries of
 // its input. Nothing there asks a clock.
 type pipeline struct {
-	names   *flow.Names
-	decoder *ingest.Decoder // nil where records come decoded
-	judging                 // nothing where they go on unjudged
-	// collect ends a unit for the detector: its Collect, at the very end its Flush.
-	collect func() ([]flow.Contribution, []*flow.Finding)
-	// settle ends a unit for the sessions, likewise.
-	settle func() ([]flow.Session, []flow.Contradiction)
-	store  store
-	log    *slog.Logger
+	names       *flow.Names
+	decoder     *ingest.Decoder // nil where records come decoded
+	judging                     // nothing where they go on unjudged
+	last, final bool            // nothing more comes of this input; nothing more comes at all
+	store       store
+	log         *slog.Logger
+	// publish, if set, makes the digest of a unit's contacts last elsewhere.
+	publish func(ctx context.Context, u unit, d *detect.Digest) error
 
 	// onFlow, if set, sees every judged batch in order (replay --flows).
 	onFlow func(*flow.Batch) error
@@ -56,6 +56,7 @@ type pipeline struct {
 	decoded   *flow.Batch // what the decoder filled so far
 	judged    *flow.Batch
 	taken     int // of judged, what is in a block already
+	observed  int // of judged, what detection has seen
 	free      chan *block
 	block     *block // the one being filled
 	out       chan storeItem
@@ -131,6 +132,10 @@ type store interface {
 	rows(ctx context.Context, u unit, chunk int, b *block) (duplicate bool, err error)
 	// sessions makes versions of sessions last.
 	sessions(ctx context.Context, ins sink.Insert, versions []flow.Session) error
+	// edges makes what sessions add to the hourly roll-up last.
+	edges(ctx context.Context, ins sink.Insert, edges []flow.EdgeContribution) error
+	// blindSpots makes what was not seen last.
+	blindSpots(ctx context.Context, ins sink.Insert, spots []flow.BlindSpot) error
 	// findings makes contributions and events last.
 	findings(ctx context.Context, ins sink.Insert, c []flow.Contribution, events []*flow.Finding) error
 }
@@ -145,6 +150,9 @@ type storeItem struct {
 	contribs []flow.Contribution
 	events   []*flow.Finding
 	sessions []flow.Session
+	edges    []flow.EdgeContribution
+	spots    []flow.BlindSpot
+	digest   detect.Digest
 	cp       *checkpoint  // to save when all before it is durable; may be nil
 	done     func() error // after that
 }
@@ -153,8 +161,9 @@ type pipelineConfig struct {
 	names   *flow.Names
 	decoder *ingest.Decoder
 	judging
-	store store
-	log   *slog.Logger
+	store   store
+	log     *slog.Logger
+	publish func(ctx context.Context, u unit, d *detect.Digest) error // may be nil
 	// chunkRows is the number of rows after which a block is inserted.
 	chunkRows int
 	// blocks are taken from here and put back, by several pipelines; nil: blocks of its own.
@@ -173,8 +182,7 @@ func newBlocks(n int, st store) chan *block {
 func newPipeline(cfg pipelineConfig) *pipeline {
 	p := &pipeline{
 		names: cfg.names, decoder: cfg.decoder, judging: cfg.judging,
-		store: cfg.store, log: cfg.log,
-		collect:   func() ([]flow.Contribution, []*flow.Finding) { return nil, nil },
+		store: cfg.store, log: cfg.log, publish: cfg.publish,
 		chunkRows: cfg.chunkRows,
 		decoded:   flow.NewBatch(flow.BatchSize, nil),
 		judged:    flow.NewBatch(flow.BatchSize, nil),
@@ -183,9 +191,6 @@ func newPipeline(cfg pipelineConfig) *pipeline {
 		totals:    ledgerTotals{},
 		queued:    map[flow.Addr]uint64{},
 		storing:   map[*block]struct{}{},
-	}
-	if p.detector != nil {
-		p.collect, p.settle = p.detector.Collect, p.sessions.Collect
 	}
 	if p.free == nil {
 		p.free = newBlocks(storeBlocks, p.store)
@@ -263,6 +268,7 @@ func (p *pipeline) tick(ctx context.Context, now flow.Time) error {
 		}
 		if p.pairer != nil {
 			p.pairer.Tick(now, p.judged)
+			p.observe() // before it is later: what came before the tick is not late
 			p.detector.Tick(now)
 			p.sessions.Tick(now)
 		}
@@ -302,7 +308,7 @@ func (p *pipeline) judge(after func()) error {
 	p.gate.RLock()
 	defer p.gate.RUnlock()
 	p.judged.Reset()
-	p.taken = 0
+	p.taken, p.observed = 0, 0
 	if p.pairer != nil {
 		p.pairer.Process(p.decoded, p.judged)
 		p.decoded.Reset()
@@ -315,15 +321,24 @@ func (p *pipeline) judge(after func()) error {
 	if len(p.judged.Records) == 0 {
 		return nil
 	}
-	if p.detector != nil {
-		p.detector.Observe(p.judged)
-		p.sessions.Observe(p.judged)
-		p.judgedSoFar.add(p.judged)
-	}
+	p.observe()
 	if p.onFlow != nil {
 		return p.onFlow(p.judged)
 	}
 	return nil
+}
+
+// observe has the stages behind judging look at what they have not seen yet of judged.
+func (p *pipeline) observe() {
+	if p.detector == nil || p.observed == len(p.judged.Records) {
+		return
+	}
+	b := &flow.Batch{Records: p.judged.Records[p.observed:]}
+	p.detector.Observe(b)
+	p.sessions.Observe(b)
+	p.contacts.Observe(b)
+	p.judgedSoFar.add(b)
+	p.observed = len(p.judged.Records)
 }
 
 // takeBlock waits for an empty block: the store is behind while there is none.
@@ -374,13 +389,17 @@ func (p *pipeline) end(ctx context.Context, cp *checkpoint, extra map[string][]b
 	clear(p.queued)
 	p.gate.Unlock()
 	var sessions []flow.Session
+	var edges []flow.EdgeContribution
+	var digest detect.Digest
 	if p.sessions != nil {
-		var contradictions []flow.Contradiction
-		sessions, contradictions = p.settle()
-		p.detector.Settle(sessions)
-		p.detector.Contradict(contradictions)
+		var err error
+		if sessions, edges, digest, err = p.settle(ctx, p.last, p.final); err != nil {
+			return err
+		}
 	}
-	contribs, events := p.collect()
+	contribs, events := p.collect(p.final)
+	sessions = append(sessions, p.unseen()...)
+	spots := p.blindSpots(p.final)
 	if p.onEvents != nil {
 		if err := p.onEvents(events); err != nil {
 			return err
@@ -396,7 +415,7 @@ func (p *pipeline) end(ctx context.Context, cp *checkpoint, extra map[string][]b
 		maps.Copy(cp.state, extra)
 		cp.Ledger = p.received()
 	}
-	return p.send(ctx, storeItem{unit: p.unit, end: true, contribs: contribs, events: events, sessions: sessions, cp: cp, done: done})
+	return p.send(ctx, storeItem{unit: p.unit, end: true, contribs: contribs, events: events, sessions: sessions, edges: edges, spots: spots, digest: digest, cp: cp, done: done})
 }
 
 // drain ends the input for good: what waits for another half is judged without it,
@@ -405,10 +424,7 @@ func (p *pipeline) drain(ctx context.Context, last bool) error {
 	if p.pairer == nil {
 		return p.advance(ctx, nil)
 	}
-	if last {
-		p.collect = p.detector.Flush
-	}
-	p.settle = p.sessions.Flush // of each input: times begin anew with the next
+	p.last, p.final = true, last // of each input: times begin anew with the next
 	return p.advance(ctx, func() { p.pairer.Flush(p.judged) })
 }
 
@@ -424,7 +440,10 @@ func (p *pipeline) sections() map[string]section {
 		out["decoder"] = p.decoder
 	}
 	if p.pairer != nil {
-		out["pairer"], out["detector"], out["sessions"] = p.pairer, p.detector, p.sessions
+		out["pairer"], out["detector"], out["sessions"], out["contacts"] = p.pairer, p.detector, p.sessions, p.contacts
+	}
+	if p.behaviour != nil {
+		out["behaviour"] = p.behaviour
 	}
 	return out
 }
@@ -444,9 +463,6 @@ func (p *pipeline) snapshot() (map[string][]byte, error) {
 // use puts stages in the pipeline.
 func (p *pipeline) use(decoder *ingest.Decoder, j judging) {
 	p.decoder, p.judging = decoder, j
-	if j.detector != nil {
-		p.collect, p.settle = j.detector.Collect, j.sessions.Collect
-	}
 }
 
 func (p *pipeline) restoreStages(state map[string][]byte) error {
@@ -532,8 +548,23 @@ func (p *pipeline) finish(ctx context.Context, saved saver, item storeItem) erro
 			return err
 		}
 	}
+	if len(item.edges) > 0 {
+		if err := p.store.edges(ctx, item.unit.Insert, item.edges); err != nil {
+			return err
+		}
+	}
+	if len(item.spots) > 0 {
+		if err := p.store.blindSpots(ctx, item.unit.Insert, item.spots); err != nil {
+			return err
+		}
+	}
 	if err := p.store.findings(ctx, item.unit.Insert, item.contribs, item.events); err != nil {
 		return err
+	}
+	if p.publish != nil {
+		if err := p.publish(ctx, item.unit, &item.digest); err != nil {
+			return err
+		}
 	}
 	if item.cp != nil {
 		p.gate.RLock()

@@ -41,12 +41,19 @@ type recorder struct {
 	events   map[string]string // by event id
 	repeats  int               // tokens that came again
 
+	names    *flow.Names
+	edgesBy  map[string]string       // by token
+	spots    map[string]string       // blind spots, by token
+	rolledUp map[string]*rolled      // by edge and hour
+	versions map[uint64]flow.Session // the newest of each session
+
 	slow  time.Duration
 	crash func() bool // asked before and after each step; true ends the life there
 }
 
 func newRecorder(t *testing.T) *recorder {
 	return &recorder{t: t, rowsBy: map[string][]string{}, contribs: map[string]string{}, events: map[string]string{},
+		edgesBy: map[string]string{}, spots: map[string]string{}, rolledUp: map[string]*rolled{}, versions: map[uint64]flow.Session{},
 		crash: func() bool { return false }}
 }
 
@@ -91,7 +98,98 @@ func (r *recorder) rows(_ context.Context, ins unit, _ int, b *block) (bool, err
 	return false, nil
 }
 
-func (r *recorder) sessions(context.Context, sink.Insert, []flow.Session) error { return nil }
+func (r *recorder) sessions(_ context.Context, _ sink.Insert, versions []flow.Session) error {
+	if r.crash() {
+		return errCrash
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range versions {
+		if s.Version >= r.versions[s.ID].Version {
+			r.versions[s.ID] = s
+		}
+	}
+	return nil
+}
+
+// rolled is what contributions to an edge in an hour add up to.
+type rolled struct {
+	Sessions, Answered, Bytes, Packets int64
+}
+
+func (r *recorder) edges(_ context.Context, ins sink.Insert, edges []flow.EdgeContribution) error {
+	if r.crash() {
+		return errCrash
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, again := r.edgesBy[ins.Token]
+	var all strings.Builder
+	for i := range edges {
+		e := &edges[i]
+		key := fmt.Sprint(e.Hour, e.Client, e.Server, e.Proto, e.ServerPort, e.Open, e.Reason, e.Outcome, r.names.Text(e.Rule), " ", r.names.Text(e.Exception), " ",
+			r.names.Text(e.ClientSegment), " ", r.names.Text(e.ServerSegment))
+		fmt.Fprintln(&all, key, e.Sessions, e.Answered, e.Live, e.ClientBytes, e.ServerBytes, e.ClientPackets, e.ServerPackets, e.First, e.Last, e.Over)
+		if again {
+			continue
+		}
+		if r.rolledUp[key] == nil {
+			r.rolledUp[key] = &rolled{}
+		}
+		sum := r.rolledUp[key]
+		sum.Sessions, sum.Answered = sum.Sessions+int64(e.Sessions), sum.Answered+int64(e.Answered)
+		sum.Bytes, sum.Packets = sum.Bytes+e.ClientBytes+e.ServerBytes, sum.Packets+e.ClientPackets+e.ServerPackets
+	}
+	if old, ok := r.edgesBy[ins.Token]; ok && old != all.String() {
+		r.t.Errorf("%s came again with other edges:\n%s", ins.Token, cmp.Diff(old, all.String()))
+	}
+	r.edgesBy[ins.Token] = all.String()
+	if r.crash() {
+		return errCrash
+	}
+	return nil
+}
+
+// closeEdges ends what sessions p still holds and says whether the roll-up is that of the sessions.
+func (r *recorder) closeEdges(p *pipeline) {
+	r.t.Helper()
+	rows, _ := p.sessions.Flush()
+	ins := sink.Insert{Token: "the end"}
+	if err := errors.Join(r.sessions(r.t.Context(), ins, rows), r.edges(r.t.Context(), ins, p.sessions.Edges())); err != nil {
+		r.t.Fatal(err)
+	}
+	var want, got rolled
+	for _, s := range r.versions {
+		if s.Into != 0 {
+			continue
+		}
+		want.Sessions++
+		if s.BothWays {
+			want.Answered++
+		}
+		want.Bytes, want.Packets = want.Bytes+int64(s.Client.Bytes+s.Server.Bytes), want.Packets+int64(s.Client.Packets+s.Server.Packets)
+	}
+	for _, e := range r.rolledUp {
+		got.Sessions, got.Answered, got.Bytes, got.Packets = got.Sessions+e.Sessions, got.Answered+e.Answered, got.Bytes+e.Bytes, got.Packets+e.Packets
+	}
+	if want != got || got.Sessions == 0 {
+		r.t.Errorf("the sessions stored are %+v, the roll-up counts %+v", want, got)
+	}
+}
+
+func (r *recorder) blindSpots(_ context.Context, ins sink.Insert, spots []flow.BlindSpot) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	raw, err := json.Marshal(spots)
+	if err != nil {
+		r.t.Error(err)
+	}
+	if old, ok := r.spots[ins.Token]; ok && old != string(raw) {
+		r.t.Errorf("blind spots of %s came again as something else:\n%s", ins.Token, cmp.Diff(old, string(raw)))
+	}
+	r.spots[ins.Token] = string(raw)
+	return nil
+}
 
 func (r *recorder) findings(_ context.Context, ins sink.Insert, c []flow.Contribution, events []*flow.Finding) error {
 	if r.crash() {
@@ -236,7 +334,7 @@ func revive(t *testing.T, data string, store *recorder) *service {
 	if err := s.openPipeline(); err != nil {
 		t.Fatal(err)
 	}
-	s.pipe.store, s.pipe.onFlow = store, store.flow(s.names)
+	s.pipe.store, s.pipe.onFlow, store.names = store, store.flow(s.names), s.names
 	store.mu.Lock()
 	store.lines = nil // what the last process held is gone with it
 	store.mu.Unlock()
@@ -279,6 +377,7 @@ func TestRestarts(t *testing.T) {
 	if err := ledger.Check(); err != nil {
 		t.Fatal(err)
 	}
+	whole.closeEdges(s.pipe)
 	total := ledger.Total()
 	parked := total.SetsParked
 	t.Logf("%d datagrams, %d records in %d inserts, %d events; %d sets were parked, %d records waiting for their other half",
@@ -327,6 +426,8 @@ func TestRestarts(t *testing.T) {
 				if l := s.ledger(); !cmp.Equal(l, ledger) {
 					t.Errorf("the ledger is another after crashes:\n%s", cmp.Diff(ledger, l))
 				}
+				got.crash = func() bool { return false }
+				got.closeEdges(s.pipe)
 				break
 			}
 			if !errors.Is(err, errCrash) {
@@ -350,6 +451,7 @@ func TestRestarts(t *testing.T) {
 		}
 		for what, pair := range map[string][2]any{
 			"rows": {whole.rowsBy, got.rowsBy}, "contributions": {whole.contribs, got.contribs}, "events": {whole.events, got.events},
+			"edges": {whole.edgesBy, got.edgesBy}, "roll-ups": {whole.rolledUp, got.rolledUp},
 		} {
 			if diff := cmp.Diff(pair[0], pair[1]); diff != "" {
 				t.Errorf("other %s after crashes (−whole +crashed):\n%.4000s", what, diff)

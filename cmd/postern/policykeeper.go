@@ -37,7 +37,8 @@ const policyQuiet = 2 * time.Second
 type activation struct {
 	Hash     string    `json:"hash"`
 	Since    flow.Time `json:"since"`
-	Accepted flow.Time `json:"accepted"` // when the service took it
+	Accepted flow.Time `json:"accepted"`         // when the service took it
+	Commit   string    `json:"commit,omitempty"` // the Git commit that the folder stood at
 }
 
 // policyKeeper brings versions into force: it watches the folder, keeps the source
@@ -98,6 +99,7 @@ func (k *policyKeeper) enter(a activation) error {
 	if err != nil {
 		return fmt.Errorf("policy version %s: %w", a.Hash, err)
 	}
+	p.Commit = a.Commit
 	if k.onGroups != nil {
 		k.onGroups(p.Groups())
 	}
@@ -217,7 +219,7 @@ func (k *policyKeeper) tryReload(now flow.Time) error {
 	if err := k.keep(hash, p.Source()); err != nil {
 		return err
 	}
-	if err := k.append(activation{Hash: hash, Since: since, Accepted: now}); err != nil {
+	if err := k.append(activation{Hash: hash, Since: since, Accepted: now, Commit: p.Commit}); err != nil {
 		return err
 	}
 	k.mu.Lock()

@@ -117,15 +117,21 @@ func (r *receivers) tell(ctx context.Context, findings []*flow.Finding) error {
 }
 
 // put puts events into the outbox of every receiver that wants them, and waits
-// while one is full: findings are never dropped.
+// while one is full: findings are never dropped. Nobody waits for another's outbox.
 func (r *receivers) put(ctx context.Context, notices []notice) error {
-	for _, one := range r.list {
-		var events []sink.Event
+	wanted := make([][]sink.Event, len(r.list))
+	for i, one := range r.list {
 		for _, n := range notices {
 			if n.severity >= one.min {
-				events = append(events, n.event)
+				wanted[i] = append(wanted[i], n.event)
 			}
 		}
+		if len(wanted[i]) > 0 && one.outbox.Put(wanted[i]) == nil {
+			wanted[i] = nil
+		}
+	}
+	for i, one := range r.list {
+		events := wanted[i]
 		if len(events) == 0 {
 			continue
 		}

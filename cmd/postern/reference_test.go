@@ -247,8 +247,7 @@ func vocabularyPage(t *testing.T) string {
 	row("failed, missing", flow.Dimensions(0xffff).Texts())
 	row("quality", flow.Quality(0xffffffff).Texts())
 	row("rejected (ledger)", words(func(i int) string { return flow.Reject(i).String() }))
-	row("finding type", []string{flow.FindingExpired, flow.FindingNotYetValid, flow.FindingUnapproved, flow.FindingOutOfScope,
-		flow.FindingOutlived, flow.FindingGrown, flow.FindingDenied, flow.FindingMisblocked, flow.FindingIdentity, flow.FindingUnseen, flow.FindingVerdict})
+	row("finding type", flow.FindingTypes())
 	return b.String()
 }
 

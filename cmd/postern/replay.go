@@ -117,19 +117,22 @@ func replay(ctx context.Context, o replayOptions, files []string, stdout, stderr
 // replayer sends files through a pipeline of their own each. Findings are kept
 // over all of them. Without a history nothing is judged, as in `postern collect`.
 type replayer struct {
-	cfg      config
-	log      *slog.Logger
-	names    *flow.Names
-	identity *enrich.Identity // what this data directory knows of who is behind addresses
-	history  *policy.History
-	hash     string
-	key      string // what the rows are judged by: the policy, and since when
-	source   []byte
-	since    flow.Time
-	detector *detect.Detector
-	stderr   io.Writer
-	format   string // of logs; empty: captures
-	logs     logFile
+	cfg       config
+	log       *slog.Logger
+	names     *flow.Names
+	identity  *enrich.Identity // what this data directory knows of who is behind addresses
+	history   *policy.History
+	hash      string
+	key       string // what the rows are judged by: the policy, and since when
+	source    []byte
+	commit    string // of the policy
+	since     flow.Time
+	detector  *detect.Detector
+	contacts  *detect.Contacts
+	behaviour *detect.Behaviour
+	stderr    io.Writer
+	format    string // of logs; empty: captures
+	logs      logFile
 
 	onFlow func(*flow.Batch) error
 
@@ -158,7 +161,7 @@ func (r *replayer) loadPolicy(at string) error {
 		fmt.Fprintln(r.stderr, diags.String())
 		return fmt.Errorf("the policy in %s has errors; nothing was replayed", r.cfg.Policy.Dir)
 	}
-	r.hash, r.source = p.Hash(), p.Source()
+	r.hash, r.source, r.commit = p.Hash(), p.Source(), p.Commit
 	r.key = r.hash
 	if r.format != "" {
 		r.key += "/" + r.format
@@ -170,8 +173,14 @@ func (r *replayer) loadPolicy(at string) error {
 		return err
 	}
 	r.identity.NameGroups(p.Groups())
-	r.detector, err = detect.New(r.cfg.Detect, detect.Versions{History: r.history}, r.names, nil)
 	r.findings = map[string]*flow.Finding{}
+	if r.detector, err = detect.New(r.cfg.Detect, detect.Versions{History: r.history}, r.names, nil); err != nil {
+		return err
+	}
+	if r.contacts, err = detect.NewContacts(r.cfg.Detect, r.names, nil); err != nil {
+		return err
+	}
+	r.behaviour, err = detect.NewBehaviour(r.cfg.Detect, 1, detect.Versions{History: r.history}, r.names, nil)
 	return err
 }
 
@@ -258,12 +267,12 @@ func (r *replayer) sorted() []*flow.Finding {
 type loader interface {
 	begin(ctx context.Context, input, policy string) (at flow.Time, note string, err error)
 	done(ctx context.Context, input, policy string, at flow.Time, rows uint64) error
-	policyVersion(ctx context.Context, hash string, since flow.Time, source []byte) error
+	policyVersion(ctx context.Context, hash string, since flow.Time, source []byte, commit string) error
 }
 
 func (r *replayer) run(ctx context.Context, files []string, s store, l loader) error {
 	if l != nil {
-		if err := l.policyVersion(ctx, r.hash, max(r.since, 0), r.source); err != nil {
+		if err := l.policyVersion(ctx, r.hash, max(r.since, 0), r.source, r.commit); err != nil {
 			return err
 		}
 	}
@@ -303,7 +312,7 @@ func (r *replayer) file(ctx context.Context, file string, s store, l loader, las
 		if stages, err = judges(set, r.history, r.identity, r.names, nil); err != nil {
 			return err
 		}
-		stages.detector = r.detector // findings are of all files
+		stages.detector, stages.contacts, stages.behaviour = r.detector, r.contacts, r.behaviour // findings are of all files
 	}
 	p := newPipeline(pipelineConfig{
 		names: r.names, decoder: ingest.NewDecoder(dcfg, r.names, nil), judging: stages,
@@ -483,8 +492,8 @@ func (s *replayStore) findings(ctx context.Context, ins sink.Insert, contribs []
 	return s.told.tell(ctx, events)
 }
 
-func (s *replayStore) policyVersion(ctx context.Context, hash string, since flow.Time, source []byte) error {
-	_, err := s.db.InsertPolicyVersion(ctx, sink.PolicyVersion{Hash: hash, Since: since, AcceptedAt: wallClock(), Instance: "replay", Source: string(source)})
+func (s *replayStore) policyVersion(ctx context.Context, hash string, since flow.Time, source []byte, commit string) error {
+	_, err := s.db.InsertPolicyVersion(ctx, sink.PolicyVersion{Hash: hash, Since: since, AcceptedAt: wallClock(), Instance: "replay", Source: string(source), Commit: commit})
 	return err
 }
 
@@ -545,4 +554,12 @@ func (s *replayStore) openTargets(ctx context.Context, cfg config, log *slog.Log
 
 func (s *replayStore) sessions(ctx context.Context, ins sink.Insert, versions []flow.Session) error {
 	return storeSessions(ctx, s.db, s.names, ins, versions)
+}
+
+func (s *replayStore) edges(ctx context.Context, ins sink.Insert, edges []flow.EdgeContribution) error {
+	return storeEdges(ctx, s.db, s.names, ins, edges)
+}
+
+func (s *replayStore) blindSpots(ctx context.Context, ins sink.Insert, spots []flow.BlindSpot) error {
+	return storeBlindSpots(ctx, s.db, ins, spots)
 }

@@ -73,9 +73,12 @@ type service struct {
 	pipe     *pipeline
 	identity *enrich.Identity
 	facts    *factLog // nil: flows are judged elsewhere
-	keeper   *policyKeeper
-	store    backend
-	saved    checkpoints
+	// past is set while somebody tells of days gone by, as the demo does: then the clock is not noted, or
+	// what they tell would be late.
+	past   atomic.Bool
+	keeper *policyKeeper
+	store  backend
+	saved  checkpoints
 
 	spool     *ingest.Spool
 	listeners []*ingest.Listener
@@ -386,7 +389,9 @@ func (s *service) listen(ctx context.Context) error {
 func (s *service) tick(ctx context.Context) error {
 	return every(ctx, time.Second, func() {
 		now := wallClock()
-		if err := s.spool.Tick(now); err != nil {
+		if s.past.Load() {
+			// Event time is what the flows say.
+		} else if err := s.spool.Tick(now); err != nil {
 			s.log.Warn("the clock could not be noted in the spool", "error", err)
 		}
 		if s.identity != nil {

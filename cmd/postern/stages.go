@@ -3,6 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
+	"slices"
+	"strings"
 
 	"github.com/goccy/go-yaml"
 	"github.com/prometheus/client_golang/prometheus"
@@ -33,6 +36,81 @@ type judging struct {
 	pairer   *enrich.Pairer
 	detector *detect.Detector
 	sessions *enrich.Sessions
+	contacts *detect.Contacts
+	// behaviour is nil where contacts go on to whoever looks at those of all partitions.
+	behaviour *detect.Behaviour
+	// past tells what edges that were forgotten were seen before, as far back as remember; nil
+	// where nothing is stored.
+	past     recaller
+	remember flow.Time
+}
+
+// settle ends a unit for the sessions: detection hears what came of them. last says that
+// nothing more comes of the input, final that nothing more comes at all. The digest is for the
+// detectors of behaviour, if they are elsewhere. It may wait for the store.
+func (j *judging) settle(ctx context.Context, last, final bool) ([]flow.Session, []flow.EdgeContribution, detect.Digest, error) {
+	collect := j.sessions.Collect
+	if last {
+		collect = j.sessions.Flush
+	}
+	versions, contradictions := collect()
+	j.detector.Settle(versions)
+	j.detector.Contradict(contradictions)
+	edges := j.sessions.Edges()
+	j.contacts.Sessions(versions, edges)
+	j.contacts.Untold(j.sessions.Untold())
+	until := j.sessions.Watermark()
+	if final {
+		until = math.MaxInt64
+	}
+	digest := j.contacts.Collect(until)
+	if err := j.confirm(ctx, &digest); err != nil {
+		return nil, nil, digest, err
+	}
+	if j.behaviour != nil {
+		j.behaviour.Take(0, &digest)
+	}
+	return versions, edges, digest, nil
+}
+
+// collect ends a unit for detection; final says that nothing more comes.
+func (j *judging) collect(final bool) (contributions []flow.Contribution, events []*flow.Finding) {
+	if j.detector != nil {
+		detector := j.detector.Collect
+		if final {
+			detector = j.detector.Flush
+		}
+		contributions, events = detector()
+	}
+	if j.behaviour == nil {
+		return contributions, events
+	}
+	behaviour := j.behaviour.Collect
+	if final {
+		behaviour = j.behaviour.Flush
+	}
+	more, told := behaviour()
+	contributions, events = append(contributions, more...), append(events, told...)
+	slices.SortStableFunc(contributions, func(a, b flow.Contribution) int { return strings.Compare(a.Finding.ID, b.Finding.ID) })
+	slices.SortStableFunc(events, func(a, b *flow.Finding) int { return strings.Compare(a.ID, b.ID) })
+	return contributions, events
+}
+
+// unseen gives versions of sessions of which it is known since, from the whole estate, that the agent
+// of an end hid them.
+func (j *judging) unseen() []flow.Session {
+	if j.behaviour == nil {
+		return nil
+	}
+	return j.behaviour.Unseen()
+}
+
+// blindSpots gives those that are new or have changed; final says that nothing more comes.
+func (j *judging) blindSpots(final bool) []flow.BlindSpot {
+	if j.behaviour == nil {
+		return nil
+	}
+	return j.behaviour.BlindSpots(final)
 }
 
 func (c *config) stageSettings() (stageSettings, string, error) {
@@ -50,6 +128,10 @@ func (s *service) stages(set stageSettings, reg prometheus.Registerer) (*ingest.
 		return decoder, judging{}, nil
 	}
 	j, err := judges(set, s.history, s.identity, s.names, reg)
+	j.past, _ = s.store.(recaller)
+	if err == nil {
+		j.behaviour, err = detect.NewBehaviour(set.Detect, 1, detect.Versions{History: s.history}, s.names, reg)
+	}
 	return decoder, j, err
 }
 
@@ -64,7 +146,7 @@ type versions interface {
 func judges(set stageSettings, v versions, who *enrich.Identity, names *flow.Names, reg prometheus.Registerer) (j judging, err error) {
 	set.Enrich.ClockTolerance, set.Detect.ClockTolerance = set.Decode.ClockTolerance, set.Decode.ClockTolerance
 	set.Sessions.ClockTolerance = set.Decode.ClockTolerance
-	set.Detect.SessionLateness = max(set.Sessions.Lateness, set.Sessions.CloudLateness)
+	set.Detect.SessionLateness = max(set.Sessions.Lateness, set.Sessions.CloudLateness) + set.Sessions.Settle
 	if j.pairer, err = enrich.NewPairer(set.Enrich, v, enrich.DeclaredBy(v), names, reg); err != nil {
 		return j, err
 	}
@@ -73,11 +155,17 @@ func judges(set stageSettings, v versions, who *enrich.Identity, names *flow.Nam
 	if j.detector, err = detect.New(set.Detect, detect.Versions{History: v}, names, reg); err != nil {
 		return j, err
 	}
+	if j.contacts, err = detect.NewContacts(set.Detect, names, reg); err != nil {
+		return j, err
+	}
+	j.remember = flow.Time(set.Detect.Behaviour.Remember.Milliseconds())
 	j.sessions, err = enrich.NewSessions(set.Sessions, who.Domains(), names, reg)
 	return j, err
 }
 
 func parseSettings(text string) (set stageSettings, err error) {
+	// What the postern that wrote it did not know yet is as it is by default.
+	set.Sessions.Settle, set.Detect.Behaviour = enrich.DefaultSessionsConfig().Settle, detect.DefaultBehaviourConfig()
 	if err = yaml.Unmarshal([]byte(text), &set); err == nil {
 		err = set.Logs.Compile()
 	}

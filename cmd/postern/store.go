@@ -30,7 +30,8 @@ type durableStore struct {
 	engine *embedded.Engine // nil with a server
 	opts   sink.Options
 
-	told *receivers
+	told   *receivers
+	judged *judgmentMetrics
 
 	reporting sync.Mutex
 	reported  int // policy versions that ClickHouse knows of
@@ -55,6 +56,7 @@ func newDurableStore(cfg config, names *flow.Names, log *slog.Logger, reg promet
 		s.opts.Password = p
 	}
 	var err error
+	s.judged = newJudgmentMetrics(reg)
 	s.told, err = newReceivers(cfg, log, reg)
 	return s, err
 }
@@ -127,6 +129,13 @@ func (s *durableStore) run(ctx context.Context) error {
 		g.Go(func() error { return s.connect(ctx) })
 	}
 	g.Go(func() error { return s.told.run(ctx) })
+	g.Go(func() error {
+		if s.wait(ctx) != nil {
+			return nil //nolint:nilerr // the service stops; not having counted is no error
+		}
+		s.judged.count(ctx, s.db, s.log)
+		return every(ctx, reportEvery, func() { s.judged.count(ctx, s.db, s.log) })
+	})
 	g.Go(func() error { <-ctx.Done(); return nil }) // with a server and no receivers nothing else runs, and the connection is still used
 	err := g.Wait()
 	select {
@@ -174,6 +183,16 @@ func newBackOff() backoff.BackOff {
 	b := backoff.NewExponentialBackOff()
 	b.InitialInterval, b.MaxInterval = 250*time.Millisecond, 15*time.Second
 	return b
+}
+
+// database is where findings are, once it is open.
+func (s *durableStore) database() (*sink.ClickHouse, error) {
+	select {
+	case <-s.opened:
+		return s.db, nil
+	default:
+		return nil, s.ready()
+	}
 }
 
 // ready says why nothing can be stored, nil if it can.
@@ -274,8 +293,13 @@ func (s *durableStore) contribute(ctx context.Context, ins sink.Insert, contribs
 
 // storeContributions repeats what may succeed later.
 func storeContributions(ctx context.Context, db *sink.ClickHouse, ins sink.Insert, contribs []flow.Contribution) error {
+	return persist(ctx, func() (sink.Written, error) { return db.InsertContributions(ctx, ins, contribs) })
+}
+
+// persist repeats an insert until it succeeds, fails for good, or ctx ends.
+func persist(ctx context.Context, insert func() (sink.Written, error)) error {
 	_, err := backoff.Retry(ctx, func() (sink.Written, error) {
-		w, err := db.InsertContributions(ctx, ins, contribs)
+		w, err := insert()
 		if err != nil && !sink.Retryable(err) {
 			err = backoff.Permanent(err)
 		}
@@ -318,7 +342,7 @@ func (s *durableStore) report(ctx context.Context, r report) {
 		source, err := r.source(v.Hash)
 		if err == nil {
 			_, err = s.db.InsertPolicyVersion(ctx, sink.PolicyVersion{Hash: v.Hash, Since: v.Since, AcceptedAt: v.Accepted,
-				Instance: r.spool, Source: string(source)})
+				Instance: r.spool, Source: string(source), Commit: v.Commit})
 		}
 		if err != nil {
 			warn("policy version", err)
@@ -353,6 +377,10 @@ func (nowhere) rows(context.Context, unit, int, *block) (bool, error) {
 	return false, nil
 }
 func (nowhere) sessions(context.Context, sink.Insert, []flow.Session) error { return nil }
+func (nowhere) edges(context.Context, sink.Insert, []flow.EdgeContribution) error {
+	return nil
+}
+func (nowhere) blindSpots(context.Context, sink.Insert, []flow.BlindSpot) error { return nil }
 func (nowhere) findings(context.Context, sink.Insert, []flow.Contribution, []*flow.Finding) error {
 	return nil
 }
@@ -383,4 +411,46 @@ func storeSessions(ctx context.Context, db *sink.ClickHouse, names *flow.Names, 
 		versions = versions[n:]
 	}
 	return nil
+}
+
+// maxEdgeRows is how many contributions to edges an insert holds.
+const maxEdgeRows = 50_000
+
+// edges makes what sessions add to the hourly roll-up last.
+func (s *durableStore) edges(ctx context.Context, ins sink.Insert, edges []flow.EdgeContribution) error {
+	if err := s.wait(ctx); err != nil {
+		return err
+	}
+	return s.insist(ctx, "edges", func() error { return storeEdges(ctx, s.db, s.names, ins, edges) })
+}
+
+// storeEdges inserts contributions to edges under the tokens of their unit.
+func storeEdges(ctx context.Context, db *sink.ClickHouse, names *flow.Names, ins sink.Insert, edges []flow.EdgeContribution) error {
+	w := sink.NewEdgeWriter(names)
+	w.Bind(db)
+	for i := 0; len(edges) > 0; i++ {
+		n := min(len(edges), maxEdgeRows)
+		w.Append(edges[:n])
+		part := ins
+		part.Token = fmt.Sprintf("%s/edges/%d", ins.Token, i)
+		if _, err := w.FlushWithRetry(ctx, part); err != nil {
+			return err
+		}
+		edges = edges[n:]
+	}
+	return nil
+}
+
+// blindSpots makes versions of blind spots last.
+func (s *durableStore) blindSpots(ctx context.Context, ins sink.Insert, spots []flow.BlindSpot) error {
+	if err := s.wait(ctx); err != nil {
+		return err
+	}
+	return s.insist(ctx, "blind spots", func() error { return storeBlindSpots(ctx, s.db, ins, spots) })
+}
+
+// storeBlindSpots inserts versions of blind spots under the token of their unit. It repeats what
+// may succeed later.
+func storeBlindSpots(ctx context.Context, db *sink.ClickHouse, ins sink.Insert, spots []flow.BlindSpot) error {
+	return persist(ctx, func() (sink.Written, error) { return db.InsertBlindSpots(ctx, ins, spots) })
 }

@@ -65,9 +65,14 @@ chaos: check-go kafka ## let things happen to every role while flows are sent, f
 .PHONY: bench
 bench: check-go ## benchmark every stage and the whole chain beside goflow2; OLD=file compares
 	@mkdir -p .cache
-	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -benchtime 0.3s -count=$(COUNT) -timeout 30m ./policy ./ingest/... ./enrich ./detect ./sink | tee .cache/bench.txt
+	$(GO) test -run '^$$' -bench '$(BENCH)' -skip Estate -benchmem -benchtime 0.3s -count=$(COUNT) -timeout 30m ./policy ./ingest/... ./enrich ./detect ./sink | tee .cache/bench.txt
 	$(GO) test -run '^$$' -bench 'Chain|Stages|Receive|Peer' -benchtime 5x -count=$(COUNT) -timeout 30m ./cmd/postern | tee -a .cache/bench.txt
+	$(GO) test -run '^$$' -bench Estate -benchtime 40x -timeout 30m ./detect | tee -a .cache/bench.txt
 	$(TOOL) benchstat $(OLD) .cache/bench.txt
+
+.PHONY: eval
+eval: check-go ## measure what detection finds and how often it is wrong (docs/evaluation.md); DATA=DIR scores another folder, FULL=1 everything
+	@DATA='$(DATA)' FULL='$(FULL)' $(GO) run ./test/eval $(ARGS)
 
 .PHONY: fuzz
 fuzz: check-go ## run every fuzz target for FUZZTIME (60s)

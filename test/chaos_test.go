@@ -295,6 +295,7 @@ func (c *chaos) relaunch(d *detector) {
 		linger:     []time.Duration{100 * time.Millisecond, 300 * time.Millisecond, time.Second, 2 * time.Second}[c.rng.IntN(4)],
 		reach:      []flow.Size{64 * flow.KiB, 256 * flow.KiB, 8 * flow.MiB}[c.rng.IntN(3)],
 		chunkRows:  []int{50, 170, 1000, 1 << 16}[c.rng.IntN(4)],
+		extra:      quickSessions(4 * time.Second),
 	})
 	d.launch()
 }
@@ -479,6 +480,7 @@ func (c *chaos) verdict() string {
 		t.Errorf("several findings of one thing: %v", row)
 	}
 	compareFindings(t, c.collector, c.hook)
+	counted := c.collector.edgesAgree(4*time.Second, 1)
 	for _, s := range c.started {
 		for line := range strings.Lines(s.logs()) {
 			if strings.Contains(line, "level=ERROR") && (strings.Contains(line, "lost") || strings.Contains(line, "remembered")) {
@@ -486,6 +488,6 @@ func (c *chaos) verdict() string {
 			}
 		}
 	}
-	return fmt.Sprintf("%d flows sent in %d records, %d of them twice on the topic; %d rows, %d missing, %d doubled; %d findings, %d revisions, %d of them received; ledgers %s",
-		c.stream.number, rows, all-distinct, c.collector.number("SELECT count() FROM flows"), missing, doubled, len(findings), len(events), c.hook.count(), ledgers)
+	return fmt.Sprintf("%d flows sent in %d records, %d of them twice on the topic; %d rows, %d missing, %d doubled; %d sessions counted; %d findings, %d revisions, %d of them received; ledgers %s",
+		c.stream.number, rows, all-distinct, c.collector.number("SELECT count() FROM flows"), missing, doubled, counted, len(findings), len(events), c.hook.count(), ledgers)
 }

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -160,8 +161,9 @@ func TestHostileStrings(t *testing.T) {
 			}
 			lines := jsonLines(t, out)
 			if flag == "--findings" {
-				if len(lines) != 1 {
-					t.Errorf("%d findings, want one", len(lines))
+				violations := slices.DeleteFunc(lines, func(m map[string]any) bool { return m["type"] != flow.FindingDenied })
+				if len(violations) != 1 {
+					t.Errorf("%d violations of the policy, want one", len(violations))
 				}
 				continue
 			}

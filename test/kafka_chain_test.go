@@ -108,17 +108,18 @@ func (tr *numbered) compare(s *server) (missing, doubled int) {
 func TestCollectDetectForward(t *testing.T) {
 	b := broker.Shared(t)
 	d := newDeployment(t, []string{b.Addr()}, b.Topic(t, "chain"), crashPolicy)
+	const lateness = 20 * time.Second // nothing may be late: one process sees the flows sooner than the other two
 	hook := newReceiver(t)
 	collector := d.role("collect", settings{})
 	run(t, "kafka", "init", "-c", collector.config)
 	collector.start()
-	detectors := []*server{d.role("detect", settings{}), d.role("detect", settings{})}
+	detectors := []*server{d.role("detect", settings{extra: quickSessions(lateness)}), d.role("detect", settings{extra: quickSessions(lateness)})}
 	for _, s := range detectors {
 		s.launch()
 	}
 	forward := d.role("forward", settings{extra: hook.section()})
 	forward.launch()
-	alone := d.role("serve", settings{database: d.database + "_alone"})
+	alone := d.role("serve", settings{database: d.database + "_alone", extra: quickSessions(lateness)})
 	alone.start()
 	for _, s := range detectors {
 		s.until("each detector to have partitions", 90*time.Second, func() bool { return s.partitions() == 2 })
@@ -165,6 +166,12 @@ func TestCollectDetectForward(t *testing.T) {
 	const findings = "SELECT id, type, client, server, service, count, first_seen, last_seen, severity FROM findings ORDER BY id"
 	if diff := cmp.Diff(alone.query(findings), collector.query(findings)); diff != "" {
 		t.Errorf("findings differ (-serve +detect):\n%s", diff)
+	}
+	if n, of := collector.edgesAgree(lateness, int(tr.number)), alone.edgesAgree(lateness, int(tr.number)); n != of || n != int(tr.number) {
+		t.Errorf("%d sessions are counted, by one process %d; %d were sent", n, of, tr.number)
+	}
+	if diff := cmp.Diff(alone.query(rolledUp+" ORDER BY ALL"), collector.query(rolledUp+" ORDER BY ALL")); diff != "" {
+		t.Errorf("the roll-ups differ (-serve +detect):\n%s", diff)
 	}
 	if n := collector.number("SELECT count() FROM findings"); n != deniedPairs {
 		t.Errorf("%d findings, want %d", n, deniedPairs)

@@ -188,6 +188,9 @@ func TestReplayIntoClickHouse(t *testing.T) {
 		if flows != 400 || denied != wantDenied || findings != wantDenied {
 			t.Errorf("%s: %d flows, %d denied, %d sessions in findings; want 400, %d, %d", what, flows, denied, findings, wantDenied, wantDenied)
 		}
+		if n := s.edgesAgree(0, 400); n != 400 {
+			t.Errorf("%s: %d sessions, want 400", what, n)
+		}
 	}
 	replay := func(says string, args ...string) {
 		t.Helper()

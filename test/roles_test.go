@@ -214,13 +214,18 @@ func (d *deployment) told(hook *receiver, s *server) map[string]flow.Finding {
 	}
 }
 
-// partitions is how many a detector works on.
+// partitions is how many of the flows topic a detector works on.
 func (s *server) partitions() (n int) {
 	var text string
 	if s.get("/metrics", &text) != nil {
 		return 0
 	}
-	return strings.Count(text, "\npostern_kafka_lag{")
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, "postern_kafka_lag{") && strings.Contains(line, `.flows"`) {
+			n++
+		}
+	}
+	return n
 }
 
 // stockOf takes stock of several processes that share the work.

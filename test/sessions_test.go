@@ -17,7 +17,7 @@ import (
 func TestSessions(t *testing.T) {
 	r := newLogRig(t)
 	r.amend("netflow: {listen: \"\"}", fmt.Sprintf("netflow: {listen: %q}", r.udp))
-	r.amend("policy: {", "sessions: {lateness: 2s, idle: {tcp: 3s}}\nenrich: {window: 2s}\npolicy: {")
+	r.amend("policy: {", "sessions: {lateness: 2s, settle: 2s, join: 2s, idle: {tcp: 3s}}\nenrich: {window: 2s}\npolicy: {")
 	r.start()
 	at := time.Now().UTC().Truncate(time.Millisecond)
 	d := newDevice(t, "127.0.0.2", r.udp, exporter.Config{Protocol: flow.SourceIPFIX, Domain: 1, Biflow: true, BiflowDirection: true})
@@ -78,6 +78,9 @@ func TestSessions(t *testing.T) {
 		t.Errorf("contradictions %v", found)
 	}
 	t.Log(found[0]["sentence"])
+	if n := r.edgesAgree(4*time.Second, sessions+1); n != sessions+1 {
+		t.Errorf("%d sessions are counted in the roll-up, want %d", n, sessions+1)
+	}
 	r.stop()
 }
 

@@ -14,7 +14,7 @@ import (
 // passed on for its rhythm.
 func rhythmsOf(c *Contacts, client, server flow.Addr, seconds []float64) (passed []rhythm) {
 	for _, n := range seconds {
-		c.Sessions([]flow.Session{reached(client, server, 8443, n, true)}, nil)
+		takeIn(c, []flow.Session{reached(client, server, 8443, n, true)}, nil)
 	}
 	for _, out := range c.Collect(at(1e7)).Contacts {
 		if out.Rhythm.Beats > 0 {
@@ -112,7 +112,7 @@ func TestBeatsSizes(t *testing.T) {
 			s := reached(v4(1), v4(2), 8443, float64(i)*600, true)
 			over := flow.EdgeContribution{EdgeKey: flow.EdgeKey{Client: v4(1), Server: v4(2), ServerPort: 8443, Proto: flow.ProtoTCP, HasPorts: true},
 				Over: true, First: s.Start, Last: s.End, Ended: s.End + 600_001, Sent: [2]uint64{tc.sent(i), tc.back(i)}}
-			c.Sessions([]flow.Session{s}, []flow.EdgeContribution{over})
+			takeIn(c, []flow.Session{s}, []flow.EdgeContribution{over})
 		}
 		var last rhythm
 		for _, out := range c.Collect(at(1e7)).Contacts {
@@ -141,10 +141,10 @@ func TestBeatsBounds(t *testing.T) {
 	passed := 0
 	for i := range 60 {
 		good.Start, good.Settled = at(float64(i)*600), at(float64(i)*600+20)
-		c.Sessions([]flow.Session{good}, nil)
+		takeIn(c, []flow.Session{good}, nil)
 		for range most / 4 {
 			n++
-			c.Sessions([]flow.Session{reached(v4(n&0xffff), v4(8<<16|n&0xfff), uint16(1000+n>>12), float64(i)*600+21, true)}, nil)
+			takeIn(c, []flow.Session{reached(v4(n&0xffff), v4(8<<16|n&0xfff), uint16(1000+n>>12), float64(i)*600+21, true)}, nil)
 		}
 		d := c.Collect(at(float64(i) * 600))
 		for j := range d.Contacts {
@@ -178,7 +178,7 @@ func TestBeatsBounds(t *testing.T) {
 	d := newTestContacts(t)
 	quota := d.beats.most/homeShare + 1
 	for i := range 2 * quota {
-		d.Sessions([]flow.Session{reached(v4(i&0xff), v4(8<<16|i>>8), 8443, 1, true)}, nil)
+		takeIn(d, []flow.Session{reached(v4(i&0xff), v4(8<<16|i>>8), 8443, 1, true)}, nil)
 	}
 	if len(d.beats.at) > quota || d.beats.dropped == 0 || len(d.Collect(at(100)).Pressed) == 0 {
 		t.Errorf("one prefix has %d edges of at most %d; %d had to go", len(d.beats.at), quota, d.beats.dropped)
@@ -212,8 +212,8 @@ func TestBeatsDivide(t *testing.T) {
 		return out
 	}
 	one, first := newTestContacts(t), newTestContacts(t)
-	one.Sessions(rows(0, 30), nil)
-	first.Sessions(rows(0, 20), nil)
+	takeIn(one, rows(0, 30), nil)
+	takeIn(first, rows(0, 20), nil)
 	state, err := first.Snapshot()
 	if err != nil {
 		t.Fatal(err)
@@ -230,7 +230,7 @@ func TestBeatsDivide(t *testing.T) {
 		}
 	}
 	for _, s := range rows(20, 30) {
-		parts[partition(s.Client.Addr, s.Server.Addr)].Sessions([]flow.Session{s}, nil)
+		takeIn(parts[partition(s.Client.Addr, s.Server.Addr)], []flow.Session{s}, nil)
 	}
 	want := rhythms(one)
 	if len(want) != 20 {
@@ -358,7 +358,7 @@ func TestBeaconOrdinary(t *testing.T) {
 		for n < len(over) && over[n].Ended < s.Settled {
 			n++
 		}
-		c.Sessions([]flow.Session{s}, over[ended:n])
+		takeIn(c, []flow.Session{s}, over[ended:n])
 		ended = n
 		if i%5000 == 0 || i == len(all)-1 {
 			d := c.Collect(s.Settled)

@@ -134,16 +134,13 @@ func (t *beat) stale(now flow.Time) bool {
 
 // beat takes in that an edge was used. fresh says that it was not known before: then it is
 // followed from now on.
-func (c *Contacts) beat(hash uint64, client, server flow.Addr, service uint32, fresh bool, s *flow.Session) (r rhythm) {
+func (c *Contacts) beat(hash uint64, client, server flow.Addr, service uint32, fresh bool, s *flow.First) (r rhythm) {
 	x := &c.beats
-	if !fresh && !x.maybe(client, server, service) {
-		return r
-	}
 	t := x.of(hash, s.Start)
 	switch {
 	case t != nil:
 		return x.again(t, s.Start)
-	case !fresh || outside(&s.Client, s.Client.Segment == x.internet) || outside(&s.Server, s.Server.Segment == x.internet) || server.Netip().IsMulticast():
+	case !fresh || outside(s.Client.Addr, s.Client.Segment, s.Client.Segment == x.internet) || outside(s.Server.Addr, s.Server.Segment, s.Server.Segment == x.internet) || server.Netip().IsMulticast():
 		return r
 	}
 	prefix := prefixOf(client)
@@ -290,11 +287,9 @@ func (x *beats) irregular(t *beat) {
 func near(gap, median uint32) bool { return 4*gap >= 3*median && 4*gap <= 5*median }
 
 // ended takes in how much went over an edge that is followed in a session that is over.
-func (x *beats) ended(e *flow.EdgeContribution) {
+func (x *beats) ended(e *flow.Over, edges []flow.EdgeContribution) {
 	service := uint32(e.ServerPort)<<8 | uint32(e.Proto)
 	switch {
-	case e.Open:
-		return
 	case e.HasICMP:
 		service = uint32(e.ICMPType)<<16 | uint32(e.ICMPCode)<<8 | uint32(e.Proto)
 	case e.ServerPort >= portDynamicLow:
@@ -304,7 +299,7 @@ func (x *beats) ended(e *flow.EdgeContribution) {
 		return
 	}
 	if t := x.of(hashEdge(e.Client, e.Server, service), e.First); t != nil {
-		for k, n := range e.Sent {
+		for k, n := range edges[e.Place].Sent {
 			t.Sizeof[k][t.Next] = sizeStep(n)
 		}
 		t.Next = (t.Next + 1) % blockGaps

@@ -276,7 +276,7 @@ func (b *Behaviour) contact(c *Contact) {
 	if b.began == 0 {
 		b.began = c.Start
 	}
-	t := visit{Contact: c, at: c.Settled, bad: misuse(&c.Verdict) || c.Verdict.Exception != flow.NoName}
+	t := visit{Contact: c, at: c.Settled, bad: misuse(c.Verdict.Reason, c.Verdict.Exception, c.Verdict.Observed) || c.Verdict.Exception != flow.NoName}
 	t.unwatched = c.New && c.Class.administers() && !c.Fate.failed() && !b.early(c.Settled) && b.unwatched(c)
 	t.client = b.host(c, false)
 	b.hosts.kept = t.client

@@ -409,7 +409,7 @@ func (b *Behaviour) early(at flow.Time) bool { return at < b.began+millis(b.bcfg
 
 // violates says whether a verdict speaks of what policy does not allow.
 func violates(v *flow.Verdict) bool {
-	return v.Reason != flow.ReasonWaived && v.Reason != flow.ReasonUnverified && v.Reason != flow.ReasonExpiryUncertain && misuse(v)
+	return v.Reason != flow.ReasonWaived && v.Reason != flow.ReasonUnverified && v.Reason != flow.ReasonExpiryUncertain && misuse(v.Reason, v.Exception, v.Observed)
 }
 
 // chain tells of a way with enough unusual steps.

@@ -51,7 +51,6 @@ func (c class) technique() string {
 }
 
 const (
-	portMapper     = 135   // the endpoint mapper (MS-RPCE)
 	portDynamicLow = 49152 // RFC 6335, section 6; Windows hands out from here
 )
 
@@ -85,7 +84,7 @@ func classOfTCP(port uint16) class {
 		return classSMB
 	case port == 5985, port == 5986, port == 47001:
 		return classWinRM
-	case port == portMapper, port == 593:
+	case flow.EndpointMapper(flow.ProtoTCP, port):
 		return classRPC
 	case port >= 5900 && port <= 5909:
 		return classVNC

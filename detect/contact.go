@@ -54,22 +54,15 @@ type Contact struct {
 func (c *Contact) until() flow.Time { return max(c.Start, min(c.End, c.Settled)) }
 
 // fateOf tells what became of a session within the time it took to settle.
-func fateOf(s *flow.Session) fate {
-	answered := s.Answered != 0 && s.Answered < s.Settled
-	seen, told := false, false // by somebody on the way or at the server's end; by an agent
-	for i := range s.Observers[:min(int(s.ObserversTotal), len(s.Observers))] {
-		o := &s.Observers[i]
-		if o.Reporter != flow.ReporterSource {
-			seen = true
-		}
-		told = told || o.Reporter == flow.ReporterDestination
-	}
+func fateOf(s *flow.First) fate {
+	seen := s.Reporters&^(1<<flow.ReporterSource) != 0 // by somebody on the way or at the server's end
+	told := s.Reporters&(1<<flow.ReporterDestination) != 0
 	switch {
-	case s.Verdict.Observed == flow.ObservedDeny:
+	case s.Observed == flow.ObservedDeny:
 		return fateDenied
 	case s.Proto == flow.ProtoTCP && s.Server.TCPFlags&flow.RST != 0 && s.Server.TCPFlags&(flow.SYN|flow.PSH) == 0:
 		return fateRefused
-	case answered, told:
+	case s.Answered, told:
 		return fateAnswered
 	case !seen:
 		return fateUnknown
@@ -81,12 +74,12 @@ func fateOf(s *flow.Session) fate {
 
 // misuse says whether a verdict speaks of something that may not be: its traffic is never
 // learned as normal (THREATS 32). Exceptions are not normal either: they end.
-func misuse(v *flow.Verdict) bool {
-	switch v.Reason {
+func misuse(reason flow.Reason, exception flow.Name, observed flow.Observed) bool {
+	switch reason {
 	case flow.ReasonNone, flow.ReasonPermitted, flow.ReasonUncovered:
-		return v.Observed == flow.ObservedDeny
+		return observed == flow.ObservedDeny
 	case flow.ReasonUnverified, flow.ReasonExpiryUncertain:
-		return v.Exception != flow.NoName || v.Observed == flow.ObservedDeny
+		return exception != flow.NoName || observed == flow.ObservedDeny
 	}
 	return true
 }

@@ -73,39 +73,41 @@ func (c *Contacts) reset() {
 }
 
 // Sessions takes in versions of sessions, of which only first versions count, and what the same
-// input added to the roll-up of edges, of which only what is over counts.
+// input added to the roll-up of edges, of which only what is over counts. index is of both. It keeps
+// nothing of them.
 //
 // With a million hosts what is known of an edge and what was counted of its ends lies in no
 // cache, and one after the other each session would wait for memory several times. So a few
 // sessions are looked at together: first their places are read, none of which waits for another,
 // and then each session finds its own near.
-func (c *Contacts) Sessions(rows []flow.Session, edges []flow.EdgeContribution) {
+func (c *Contacts) Sessions(rows []flow.Session, edges []flow.EdgeContribution, index *flow.Index) {
+	in := intake{rows: rows, edges: edges, over: index.Over}
 	var few [atOnce]asking
-	n, all := 0, 0
-	now := flow.Time(0)
-	for i := range rows {
-		s := &rows[i]
-		if s.Settled == 0 || s.Into != 0 {
-			continue
-		}
-		if s.Settled != now {
-			if now = s.Settled; c.mapper(rows[i:], now) {
-				edges, _ = c.answer(few[:n], edges)
-				n, all = 0, all+n
-				c.askedAt(rows[i:], now)
-			}
+	n := 0
+	mappers := index.Mappers
+	for i := range index.First {
+		s := &index.First[i]
+		if len(mappers) > 0 && index.First[mappers[0]].Settled == s.Settled {
+			c.answer(few[:n], &in)
+			n = 0
+			mappers = c.askedAt(s.Settled, index.First, mappers)
 		}
 		few[n].ask(s)
 		if n++; n == len(few) {
-			edges, _ = c.answer(few[:n], edges)
-			n, all = 0, all+n
+			c.answer(few[:n], &in)
+			n = 0
 		}
 	}
-	edges, _ = c.answer(few[:n], edges)
-	for i := range edges {
-		c.ended(&edges[i])
-	}
-	c.m.received.Add(float64(all + n))
+	c.answer(few[:n], &in)
+	c.endedBefore(maxTime, &in)
+	c.m.received.Add(float64(len(index.First)))
+}
+
+// intake is what Sessions takes in; over is what is left of the sessions that are over.
+type intake struct {
+	rows  []flow.Session
+	edges []flow.EdgeContribution
+	over  []flow.Over
 }
 
 // atOnce is how many sessions are looked at together: as many as keep the processor's few
@@ -114,7 +116,7 @@ const atOnce = 32
 
 // asking is a session, what is read of it and where to look for what is known of it.
 type asking struct {
-	*flow.Session
+	*flow.First
 	fate fate
 	bad  bool // never learned as normal
 	// The class, the service and the hash of its edge, unless an endpoint mapper turns it into another.
@@ -124,28 +126,27 @@ type asking struct {
 	ends    [2]uint64 // hashes of its ends among the hosts that are heard; 0 where that does not count
 }
 
-func (a *asking) ask(s *flow.Session) {
-	a.Session, a.fate, a.bad = s, fateOf(s), misuse(&s.Verdict)
+func (a *asking) ask(s *flow.First) {
+	a.First, a.fate, a.bad = s, fateOf(s), misuse(s.Reason, s.Exception, s.Observed)
 	a.kind, a.service = edgeServiceOf(s, s.Server.Port, false)
 	a.edge = hashEdge(s.Client.Addr, s.Server.Addr, a.service)
 }
 
-// answer takes in a few sessions, and of the edges what was over before; it gives the rest. Loops
-// that wait for memory do little else, for a processor looks ahead by a number of instructions.
-// What they read is summed up and given back so that it is not read for nothing.
-func (c *Contacts) answer(few []asking, edges []flow.EdgeContribution) (rest []flow.EdgeContribution, sum uint64) {
-	sum = c.edges.ask(few) + c.hearing.ask(few) + c.filtered(few)
+// answer takes in a few sessions, and what was over before. Loops that wait for memory do little
+// else, for a processor looks ahead by a number of instructions. What they read is summed up and
+// given back so that it is not read for nothing.
+func (c *Contacts) answer(few []asking, in *intake) (sum uint64) {
+	sum = c.edges.ask(few) + c.hearing.ask(few, in.rows) + c.filtered(few)
 	for i := range few {
-		for ; len(edges) > 0 && edges[0].Ended < few[i].Settled; edges = edges[1:] {
-			c.ended(&edges[0])
+		a := &few[i]
+		c.endedBefore(a.Settled, in)
+		c.hearing.session(a, in.rows)
+		if a.Client.Own || a.Server.Own {
+			c.hearing.reported(&in.rows[a.Row])
 		}
-		c.hearing.session(&few[i])
-		if few[i].Client.Own || few[i].Server.Own {
-			c.hearing.reported(few[i].Session)
-		}
-		c.settled(&few[i])
+		c.settled(a, in.rows)
 	}
-	return edges, sum
+	return sum
 }
 
 // filtered reads what the filters have of the edges of a few sessions.
@@ -160,11 +161,20 @@ func (c *Contacts) filtered(few []asking) (sum uint64) {
 	return sum
 }
 
-// ended takes in a session that is over.
-func (c *Contacts) ended(e *flow.EdgeContribution) {
-	if e.Over {
-		c.hearing.ended(e)
-		c.beats.ended(e)
+// endedBefore takes in the sessions that were over before a time.
+func (c *Contacts) endedBefore(at flow.Time, in *intake) {
+	for ; len(in.over) > 0; in.over = in.over[1:] {
+		o := &in.over[0]
+		if o.Ended >= at {
+			return
+		}
+		if o.Open {
+			continue
+		}
+		if o.Sent >= bulkLeast {
+			c.hearing.ended(&in.edges[o.Place])
+		}
+		c.beats.ended(o, in.edges)
 	}
 }
 
@@ -173,7 +183,7 @@ const serviceDynamic = 1 << 24
 
 // edgeServiceOf is the class of a session whose server's port is port, and its service within the
 // table of edges.
-func edgeServiceOf(s *flow.Session, port uint16, mapped bool) (kind class, service uint32) {
+func edgeServiceOf(s *flow.First, port uint16, mapped bool) (kind class, service uint32) {
 	kind = classOf(s.Proto, port)
 	switch {
 	case s.HasICMP:
@@ -187,8 +197,8 @@ func edgeServiceOf(s *flow.Session, port uint16, mapped bool) (kind class, servi
 }
 
 // settled takes in one session.
-func (c *Contacts) settled(a *asking) {
-	s, edge := a.Session, a.edge
+func (c *Contacts) settled(a *asking, rows []flow.Session) {
+	s, edge := a.First, a.edge
 	client, server, port := s.Client.Addr, s.Server.Addr, s.Server.Port
 	kind, service := a.kind, a.service
 	mapped, turn := c.mapped(s)
@@ -223,10 +233,10 @@ func (c *Contacts) settled(a *asking) {
 	if kind.administers() && !became.failed() {
 		pass = c.together(client, server, s.Settled, fresh) || pass
 	}
-	stopped := c.stopped(s, client, slot.hash, became, minute)
+	stopped := (became == fateDenied || c.shut.has(slot.hash)) && c.stopped(s, client, slot.hash, became, minute)
 	pass = pass || stopped
-	if !pass && (bad || s.Verdict.Exception != flow.NoName) {
-		if pass = c.passable(slot, minute); !pass && s.Verdict.Exception != flow.NoName {
+	if !pass && (bad || s.Exception != flow.NoName) {
+		if pass = c.passable(slot, minute); !pass && s.Exception != flow.NoName {
 			c.repeated(slot.hash, prefix, minute)
 		}
 	}
@@ -259,12 +269,12 @@ func (c *Contacts) settled(a *asking) {
 		slot.flags &^= edgeFailed
 	}
 	times := rhythm{}
-	if !became.failed() && !mapped && !s.Open {
+	if !became.failed() && !mapped && !s.Open && (fresh || c.beats.maybe(client, server, service)) {
 		times = c.beat(slot.hash, client, server, service, fresh, s)
 	}
 	if !pass {
 		if times.Beats > 0 {
-			c.out = append(c.out, Contact{Session: *s, Class: kind, Fate: became, Worked: true, Known: known, Rhythm: times, Aside: true})
+			c.out = append(c.out, Contact{Session: rows[s.Row], Class: kind, Fate: became, Worked: true, Known: known, Rhythm: times, Aside: true})
 		}
 		return
 	}
@@ -275,7 +285,7 @@ func (c *Contacts) settled(a *asking) {
 	}
 	slot.passed = uint16(minute)
 	slot.flags |= edgePassed
-	c.out = append(c.out, Contact{Session: *s, Class: kind, Fate: became, New: fresh, NewPair: newPair,
+	c.out = append(c.out, Contact{Session: rows[s.Row], Class: kind, Fate: became, New: fresh, NewPair: newPair,
 		Unsure: fresh && c.edges.forgotten > 0 && kind.administers() && !s.Open && !became.failed(), Worked: worked, Mapped: mapped, Known: known, Stopped: stopped, Repeats: c.repeats[slot.hash], Rhythm: times})
 	delete(c.repeats, slot.hash)
 	out := &c.out[len(c.out)-1].Session
@@ -358,7 +368,7 @@ const mapperKeeps = 2 * minuteMillis
 const maxMappers = 1 << 16
 
 // asked notes that a client asked a server's endpoint mapper.
-func (c *Contacts) asked(client, server flow.Addr, s *flow.Session) {
+func (c *Contacts) asked(client, server flow.Addr, s *flow.First) {
 	k := pair{client, server}
 	m, known := c.mappers[k]
 	if !known {
@@ -376,38 +386,22 @@ func (c *Contacts) asked(client, server flow.Addr, s *flow.Session) {
 	c.mappers[k] = m
 }
 
-// mapper says whether an endpoint mapper was asked in one of several sessions that settled at the
-// same time, of which that is not the first. A log that is stamped in whole seconds has the
-// mapper and what it handed out begin at the same time, and which of them comes first says nothing.
-func (c *Contacts) mapper(rows []flow.Session, at flow.Time) bool {
-	for i := range rows {
-		if s := &rows[i]; s.Settled != 0 && s.Settled != at {
-			break
-		} else if i > 0 && asksMapper(s) {
-			return true
-		}
-	}
-	return false
-}
-
-// askedAt notes the endpoint mappers that were asked in the sessions that settled at a time.
-func (c *Contacts) askedAt(rows []flow.Session, at flow.Time) {
-	for i := range rows {
-		if s := &rows[i]; s.Settled != 0 && s.Settled != at {
-			break
-		} else if asksMapper(s) {
+// askedAt notes the endpoint mappers that were asked in the sessions that settled at a time, of which
+// mappers are the first, and gives the places of the others. A log that is stamped in whole seconds
+// has the mapper and what it handed out begin at the same time, and which of them comes first says
+// nothing.
+func (c *Contacts) askedAt(at flow.Time, settled []flow.First, mappers []int32) []int32 {
+	for ; len(mappers) > 0 && settled[mappers[0]].Settled == at; mappers = mappers[1:] {
+		if s := &settled[mappers[0]]; !s.Open && !fateOf(s).failed() {
 			c.asked(s.Client.Addr, s.Server.Addr, s)
 		}
 	}
-}
-
-func asksMapper(s *flow.Session) bool {
-	return classOf(s.Proto, s.Server.Port) == classRPC && s.Settled != 0 && s.Into == 0 && !s.Open && !fateOf(s).failed()
+	return mappers
 }
 
 // mapped says whether a session on dynamic ports belongs to an endpoint-mapper session of its
 // pair just before, and whether that turns its ends round.
-func (c *Contacts) mapped(s *flow.Session) (mapped, turn bool) {
+func (c *Contacts) mapped(s *flow.First) (mapped, turn bool) {
 	if s.Proto != flow.ProtoTCP || !s.HasPorts || len(c.mappers) == 0 || s.Server.Port < 1024 || s.Client.Port < 1024 {
 		return false, false
 	}

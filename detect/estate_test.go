@@ -19,8 +19,8 @@ import (
 // edges one in a hundred is SSH, one in fifty a database, one in two hundred answers never, one in
 // a hundred is under an exception, one in a thousand is blocked and one in a thousand violates the
 // policy. One session in two thousand goes where its client never went. Each session is two
-// records, of one of eight exporters, and two versions with what they add to the roll-up of edges,
-// one as it settles and one as it ends.
+// records, of one of eight exporters, and two versions, one as it settles and one as it ends, with
+// what it adds to the roll-up of edges then.
 type estate struct {
 	hosts uint64
 	n     uint64
@@ -29,6 +29,7 @@ type estate struct {
 	batch *flow.Batch
 	rows  []flow.Session
 	edges []flow.EdgeContribution
+	index flow.Index
 
 	segments, exceptions [64]flow.Name
 
@@ -141,8 +142,8 @@ func (e *estate) observe() {
 
 // settle has the detectors take in the sessions that settled, as at the end of a unit.
 func (e *estate) settle() {
-	e.detector.Settle(e.rows)
-	e.contacts.Sessions(e.rows, e.edges)
+	e.detector.Settle(e.rows, &e.index)
+	e.contacts.Sessions(e.rows, e.edges, &e.index)
 	d := e.contacts.Collect(e.at + 20_000)
 	e.passed += len(d.Contacts)
 	e.behaviour.Take(0, &d)
@@ -178,14 +179,20 @@ func (e *estate) versions(observe, settle func()) {
 	e.rows = append(e.rows, e.rows...)
 	for i := range e.rows[n:] {
 		s := &e.rows[n+i]
-		for _, over := range [...]bool{false, true} {
-			e.edges = append(e.edges, flow.EdgeContribution{EdgeKey: flow.EdgeKey{Client: s.Client.Addr, Server: s.Server.Addr, ServerPort: s.Server.Port, Proto: s.Proto,
-				HasPorts: true, ClientSegment: s.Client.Segment, ServerSegment: s.Server.Segment}, First: s.Start, Last: s.End, Over: over, Ended: s.Settled, Sent: [2]uint64{700, 4000}})
-		}
+		e.edges = append(e.edges, flow.EdgeContribution{EdgeKey: flow.EdgeKey{Client: s.Client.Addr, Server: s.Server.Addr, ServerPort: s.Server.Port, Proto: s.Proto,
+			HasPorts: true, ClientSegment: s.Client.Segment, ServerSegment: s.Server.Segment}, First: s.Start, Last: s.End, Over: true, Ended: s.Settled, Sent: [2]uint64{700, 4000}})
 		s.Settled = 0
+	}
+	// The index is made as rows are written, by whoever does that.
+	for i := range e.rows {
+		e.index.Row(i, &e.rows[i])
+	}
+	for i := range e.edges {
+		e.index.Edge(i, &e.edges[i])
 	}
 	settle()
 	e.rows, e.edges = e.rows[:0], e.edges[:0]
+	e.index.Reset()
 }
 
 // learn has the detectors see once each edge that is among some.
@@ -259,9 +266,10 @@ func TestEstateAllocates(t *testing.T) {
 	}, func() {
 		e.settle() // what is new is known from here on
 		e.rows = slices.DeleteFunc(e.rows, func(s flow.Session) bool { return s.Verdict.Reason != flow.ReasonPermitted })
+		index := flow.IndexOf(e.rows, e.edges)
 		if n := testing.AllocsPerRun(5, func() {
-			e.detector.Settle(e.rows)
-			e.contacts.Sessions(e.rows, e.edges)
+			e.detector.Settle(e.rows, &index)
+			e.contacts.Sessions(e.rows, e.edges, &index)
 		}); n > 0 {
 			t.Errorf("%v allocations to take in %d versions of sessions, want none", n, len(e.rows))
 		}
@@ -388,7 +396,7 @@ func (m *measured) stored(b *testing.B) {
 	}
 	var all []Contact
 	m.unit(m.observe, func() {
-		m.contacts.Sessions(m.rows, m.edges)
+		m.contacts.Sessions(m.rows, m.edges, &m.index)
 		all = m.contacts.Collect(m.at).Contacts
 	})
 	onTopic, n := 0, len(all)

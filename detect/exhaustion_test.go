@@ -218,7 +218,7 @@ func TestStatePressure(t *testing.T) {
 		}
 		var batch []flow.Session
 		hand := func(until flow.Time) {
-			c.Sessions(batch, nil)
+			takeIn(c, batch, nil)
 			batch = nil
 			d := c.Collect(until)
 			d2, err := DecodeDigest(d.Encode(names), names)

@@ -173,8 +173,10 @@ func (f *firstSeen) score(b *Behaviour, v *visit, parts []flow.ScorePart) (int, 
 	switch n := int(s.Served[v.Class]); {
 	case n == 0:
 		add("destination", 30, "nobody had reached it by this kind of service", 0)
-	case n <= 2:
-		add("destination", 24-6*n, "%d others had reached it by this kind of service", n)
+	case n == 1:
+		add("destination", 18, "one other had reached it by this kind of service", 0)
+	case n == 2:
+		add("destination", 12, "%d others had reached it by this kind of service", n)
 	case n <= 5:
 		add("destination", 4, "%d others had reached it by this kind of service", n)
 	case n < 10:

@@ -214,8 +214,21 @@ type hearing struct {
 	// outside is the segment of what is in none and not private.
 	outside flow.Name
 
-	lastKey HeardKey
-	last    int32 // its place in heard, while it is there
+	last heardLast
+}
+
+// heardLast is who told of the record before: most of the time who tells of the next as well.
+type heardLast struct {
+	exporter flow.Addr
+	domain   uint32
+	observer flow.Name
+	source   flow.Source
+	reporter flow.Reporter
+
+	from, until flow.Time // of the times that count in the same minute
+	late        bool
+	key         HeardKey
+	at          int32 // its place in heard
 }
 
 const (
@@ -225,7 +238,7 @@ const (
 )
 
 func newHearing(tolerance flow.Time, outside flow.Name, hosts int) hearing {
-	return hearing{tolerance: tolerance, outside: outside, last: -1, heard: newCounts[HeardKey, Heard](maxHeard), hosts: newHostCounts(hosts),
+	return hearing{tolerance: tolerance, outside: outside, heard: newCounts[HeardKey, Heard](maxHeard), hosts: newHostCounts(hosts),
 		rules: newCounts[RuleKey, RuleHeard](maxRules), denied: newCounts[DeniedKey, Denied](maxDenied), bulk: newCounts[BulkKey, Bulk](maxBulk), reports: newCounts[ReportKey, Reported](hosts)}
 }
 
@@ -256,25 +269,16 @@ func (h *hearing) record(r *flow.Record) {
 	if h.tolerance > 0 && r.Received != 0 {
 		t = min(t, r.Received+h.tolerance)
 	}
-	k := tellerOf(r.Source, r.Exporter, r.Domain, r.Observer, r.Reporter)
-	k.At = uint32(max(t, 0) / minuteMillis)
-	late := k.At < h.past
-	if late {
-		k.At = h.past
-	}
-	var n *Heard
-	if k == h.lastKey && h.last >= 0 {
-		n = &h.heard.list[h.last].N
-	} else {
-		hash := k.hash()
-		if n = h.heard.ofHash(&k, hash); n == nil {
-			h.drop(k.Addr, k.At)
+	t = max(t, 0)
+	l := &h.last
+	if t < l.from || t >= l.until || r.Exporter != l.exporter || r.Domain != l.domain || r.Source != l.source || r.Reporter != l.reporter || r.Observer != l.observer {
+		if !h.teller(r, t) {
 			return
 		}
-		h.lastKey, h.last = k, int32(h.heard.find(&k, hash).at)-1
 	}
+	n := &h.heard.list[l.at].N
 	n.Records++
-	if late {
+	if l.late {
 		n.Late++
 	}
 	if r.SamplingRate != 0 && n.Rates[0] != r.SamplingRate {
@@ -290,7 +294,7 @@ func (h *hearing) record(r *flow.Record) {
 		}
 	}
 	if r.Verdict.Observed != flow.ObservedUnknown && (r.Enforced != flow.ObservedUnknown || r.Any(flow.HasFirewallEvent|flow.HasForwardingStatus)) {
-		h.enforced(r, k.At)
+		h.enforced(r, l.key.At)
 	}
 	if (r.SrcDoubt|r.DstDoubt)&flow.DoubtStale != 0 {
 		for _, e := range [...]struct {
@@ -300,13 +304,36 @@ func (h *hearing) record(r *flow.Record) {
 			if e.doubt&flow.DoubtStale == 0 {
 				continue
 			}
-			if n := h.heard.of(&HeardKey{At: k.At, Kind: heardStale, Name: e.segment}); n != nil {
+			if n := h.heard.of(&HeardKey{At: l.key.At, Kind: heardStale, Name: e.segment}); n != nil {
 				n.Records++
 			} else {
-				h.drop(flow.Addr{}, k.At)
+				h.drop(flow.Addr{}, l.key.At)
 			}
 		}
 	}
+}
+
+// teller finds who tells of a record at a time; not where no more may be counted.
+func (h *hearing) teller(r *flow.Record, t flow.Time) bool {
+	k := tellerOf(r.Source, r.Exporter, r.Domain, r.Observer, r.Reporter)
+	k.At = uint32(t / minuteMillis)
+	l := heardLast{exporter: r.Exporter, domain: r.Domain, observer: r.Observer, source: r.Source, reporter: r.Reporter,
+		from: minuteTime(k.At), until: minuteTime(k.At + 1), late: k.At < h.past}
+	if l.late {
+		k.At, l.from, l.until = h.past, 0, minuteTime(h.past)
+	}
+	if l.key = k; h.last.until > 0 && k == h.last.key {
+		l.at = h.last.at // of agents who tells the same is many
+	} else {
+		hash := k.hash()
+		if h.heard.ofHash(&k, hash) == nil {
+			h.drop(k.Addr, k.At)
+			return false
+		}
+		l.at = int32(h.heard.find(&k, hash).at) - 1
+	}
+	h.last = l
+	return true
 }
 
 // window is the ten minutes that a session which settled at a time counts in.
@@ -331,12 +358,15 @@ const (
 )
 
 // ask finds out as which hosts the ends of a few sessions count, and reads what was counted of them.
-func (h *hearing) ask(few []asking) (sum uint64) {
+func (h *hearing) ask(few []asking, rows []flow.Session) (sum uint64) {
+	at := uint32(0)
 	for i := range few {
 		a := &few[i]
-		s := a.Session
-		at, answered := h.window(s.Settled), s.Answered != 0 && s.Answered < s.Settled && !s.Open && s.NAT == flow.NATNone
-		a.ends = [2]uint64{h.hostHash(s, &s.Client, 0, at, answered), h.hostHash(s, &s.Server, 1, at, answered)}
+		if i == 0 || a.Settled != few[i-1].Settled {
+			at = h.window(a.Settled)
+		}
+		answered := a.Answered && !a.Open && a.NAT == flow.NATNone
+		a.ends = [2]uint64{h.hostHash(a, &a.Client, 0, at, answered, rows), h.hostHash(a, &a.Server, 1, at, answered, rows)}
 	}
 	mask := uint64(len(h.hosts.slots) - 1)
 	for i := range few {
@@ -347,11 +377,11 @@ func (h *hearing) ask(few []asking) (sum uint64) {
 }
 
 // hostHash is the hash of the host that a side of a session counts as; 0: it does not count.
-func (h *hearing) hostHash(s *flow.Session, e *flow.SessionEnd, side int, at uint32, answered bool) uint64 {
+func (h *hearing) hostHash(a *asking, e *flow.FirstEnd, side int, at uint32, answered bool, rows []flow.Session) uint64 {
 	switch {
 	case e.Own:
 		h.agents = true
-		k := h.hostOf(s, side)
+		k := h.hostOf(&rows[a.Row], side)
 		return h.hosts.hash(&k)
 	case !answered || e.Segment == h.outside || !h.agents && e.Segment == flow.NoName:
 		return 0
@@ -385,14 +415,14 @@ func ownAgent(s *flow.Session, side int, logsAll bool) (agent flow.Name, source 
 }
 
 // session counts whose agent told of a session that settled.
-func (h *hearing) session(a *asking) {
+func (h *hearing) session(a *asking, rows []flow.Session) {
 	for side, hash := range a.ends {
 		if hash == 0 {
 			continue
 		}
 		n := h.hosts.of(hash)
 		if n == nil {
-			k := h.hostOf(a.Session, side)
+			k := h.hostOf(&rows[a.Row], side)
 			if n = h.hosts.add(&k, hash); n == nil {
 				h.drop(k.Addr, k.At)
 				continue
@@ -407,14 +437,10 @@ func (h *hearing) session(a *asking) {
 }
 
 // ended counts what was moved in a session that is over. What goes on between strangers, and what
-// is fetched from them, is nothing that is gathered here.
+// is fetched from them, is nothing that is gathered here. e is of ends that are told apart, of which one
+// sent bulkLeast or more.
 func (h *hearing) ended(e *flow.EdgeContribution) {
-	if max(e.Sent[0], e.Sent[1]) < bulkLeast || e.Open {
-		return
-	}
-	client := flow.SessionEnd{Addr: e.Client, Segment: e.ClientSegment}
-	server := flow.SessionEnd{Addr: e.Server, Segment: e.ServerSegment}
-	out := [2]bool{outside(&client, client.Segment == h.outside), outside(&server, server.Segment == h.outside)}
+	out := [2]bool{outside(e.Client, e.ClientSegment, e.ClientSegment == h.outside), outside(e.Server, e.ServerSegment, e.ServerSegment == h.outside)}
 	moved := Bulk{First: e.First, Sessions: 1}
 	for i, sent := range e.Sent {
 		if sent >= bulkLeast && !out[i] {
@@ -481,7 +507,7 @@ func (h *hearing) take(watermark flow.Time) (o Observations) {
 	o.Denied = h.denied.take(func(k *DeniedKey) bool { return k.At+hostWindow <= past })
 	o.Reports = h.reports.take(func(k *ReportKey) bool { return k.At+hostWindow <= past })
 	o.Bulk = h.bulk.take(func(k *BulkKey) bool { return k.At+bulkOver <= past })
-	h.last = -1
+	h.last = heardLast{}
 	if watermark != maxTime {
 		h.past = past
 	}

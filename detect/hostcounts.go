@@ -40,9 +40,9 @@ func (c *hostCounts) hash(k *HostKey) uint64 {
 
 // hashOf is hash of what makes a key; agent is its name and its source, 0 where it has none.
 func (c *hostCounts) hashOf(a flow.Addr, at uint32, segment, workload flow.Name, agent uint64) uint64 {
+	names := uint64(segment)<<32 | uint64(workload)
 	who := fold(a.Hi^c.secret^fold1, a.Lo^c.secret^fold2)
-	names := fold(uint64(segment)<<32^uint64(workload)^c.secret^fold3, agent<<32^uint64(at)^c.secret^fold4)
-	return max(fold(who^c.secret, names^fold1), 1)
+	return max(fold(who^names^fold3, agent<<32^uint64(at)^c.secret^fold4), 1)
 }
 
 // at gives the slot of a hash, or the empty one where it would go.

@@ -17,6 +17,18 @@ import (
 	"github.com/postern/postern/flow"
 )
 
+// takeIn has contacts take in sessions and what they added to the roll-up, as of one input.
+func takeIn(c *Contacts, rows []flow.Session, edges []flow.EdgeContribution) {
+	index := flow.IndexOf(rows, edges)
+	c.Sessions(rows, edges, &index)
+}
+
+// settled has a detector take in sessions, as of one input.
+func settled(d *Detector, rows []flow.Session) {
+	index := flow.IndexOf(rows, nil)
+	d.Settle(rows, &index)
+}
+
 // settledSessions is some days of sessions of a small network, in the order in which they settle.
 func settledSessions(rng *rand.Rand, names *flow.Names, n int) []flow.Session {
 	var out []flow.Session
@@ -73,7 +85,7 @@ func TestBehaviourInputs(t *testing.T) {
 		last := sessions[len(sessions)-1].Settled
 
 		one, alone := newTestContacts(t), newTestBehaviour(t, 1, names, nil)
-		one.Sessions(sessions, nil)
+		takeIn(one, sessions, nil)
 		d := one.Collect(last)
 		all := len(d.Contacts)
 		alone.Take(0, &d)
@@ -101,7 +113,7 @@ func TestBehaviourInputs(t *testing.T) {
 				to := min(end, at[p]+1+rng.IntN(300))
 				for _, s := range sessions[at[p]:to] {
 					if spread(n)(s.Client.Addr, s.Server.Addr) == p {
-						parts[p].Sessions([]flow.Session{s}, nil)
+						takeIn(parts[p], []flow.Session{s}, nil)
 					}
 				}
 				if at[p] = to; to == end {
@@ -235,7 +247,7 @@ func TestBehaviourUnwaited(t *testing.T) {
 func FuzzDecodeDigest(f *testing.F) {
 	names := flow.NewNames(0)
 	c := newTestContacts(f)
-	c.Sessions(settledSessions(rand.New(rand.NewPCG(1, 2)), names, 3), nil)
+	takeIn(c, settledSessions(rand.New(rand.NewPCG(1, 2)), names, 3), nil)
 	d := c.Collect(1_700_000_100_000)
 	f.Add(d.Encode(names))
 	f.Add((&Digest{Until: -5}).Encode(names))

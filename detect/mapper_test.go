@@ -26,7 +26,7 @@ func TestMappedPortIsNotOpen(t *testing.T) {
 			}
 			return s
 		}
-		contacts.Sessions([]flow.Session{session(1, 1_000_000, 56607, 135, false), session(2, 1_000_009, 56608, 49726, true)}, nil)
+		takeIn(contacts, []flow.Session{session(1, 1_000_000, 56607, 135, false), session(2, 1_000_009, 56608, 49726, true)}, nil)
 		d := contacts.Collect(maxTime)
 		if len(d.Contacts) != 2 {
 			t.Fatalf("%s to %s: %d contacts", c.client, c.server, len(d.Contacts))
@@ -57,7 +57,7 @@ func TestMappedAtOnce(t *testing.T) {
 		"mapper first": {mapper, again, port},
 	} {
 		contacts := newTestContacts(t)
-		contacts.Sessions(rows, nil)
+		takeIn(contacts, rows, nil)
 		d := contacts.Collect(maxTime)
 		if len(d.Contacts) != 2 {
 			t.Fatalf("%s: %d contacts", name, len(d.Contacts))

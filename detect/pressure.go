@@ -73,10 +73,7 @@ const (
 // stopped counts a session that enforcement stopped for its source. Of one that was answered it
 // says whether it is one by an edge where enforcement had stopped somebody just before. What the
 // policy permits and enforcement stops all the same is not the source's doing.
-func (c *Contacts) stopped(s *flow.Session, client flow.Addr, edge uint64, became fate, minute uint32) bool {
-	if became != fateDenied && !c.shut.has(edge) {
-		return false
-	}
+func (c *Contacts) stopped(s *flow.First, client flow.Addr, edge uint64, became fate, minute uint32) bool {
 	last, known := c.doors[edge]
 	recent := known && minute <= last+doorKeeps
 	if became == fateAnswered && recent {
@@ -87,7 +84,7 @@ func (c *Contacts) stopped(s *flow.Session, client flow.Addr, edge uint64, becam
 	if e.Addr != client {
 		e = &s.Server
 	}
-	if became != fateDenied || s.Verdict.Outcome == flow.OutcomeMisblocked || s.Open || e.Segment == c.hearing.outside {
+	if became != fateDenied || s.Outcome == flow.OutcomeMisblocked || s.Open || e.Segment == c.hearing.outside {
 		return false
 	}
 	window := c.hearing.window(s.Settled)

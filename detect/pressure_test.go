@@ -88,7 +88,7 @@ func deniedEstate(t *testing.T, inputs int, sessions []flow.Session, restart flo
 				t.Fatal(err)
 			}
 		}
-		in[partition(s.Client.Addr, s.Server.Addr)].Sessions([]flow.Session{s}, nil)
+		takeIn(in[partition(s.Client.Addr, s.Server.Addr)], []flow.Session{s}, nil)
 	}
 	collect(sessions[len(sessions)-1].Settled + hourMillis)
 	take(b.Flush())
@@ -173,7 +173,7 @@ func TestDeniedBounds(t *testing.T) {
 
 	c := newTestContacts(t)
 	for i := range maxDenied + 100 {
-		c.Sessions([]flow.Session{denied(v4(66<<16|i), v4(7), 22, 1)}, nil)
+		takeIn(c, []flow.Session{denied(v4(66<<16|i), v4(7), 22, 1)}, nil)
 	}
 	pressed := c.Collect(at(3600)).Pressed
 	if n := testutil.ToFloat64(c.m.undenied); n != 100 || !slices.ContainsFunc(pressed, func(p Pressure) bool { return p.What == boundDenied && p.N == 100 }) {

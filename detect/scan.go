@@ -122,15 +122,15 @@ func newScans(cfg *ScanConfig, mostHosts int) scans {
 // outside says whether an end is no part of the estate: in no segment, or that of the internet,
 // and of an address that others own.
 func (b *Behaviour) outside(e *flow.SessionEnd) bool {
-	return outside(e, b.names.Text(e.Segment) == "internet")
+	return outside(e.Addr, e.Segment, b.names.Text(e.Segment) == "internet")
 }
 
-func outside(e *flow.SessionEnd, internet bool) bool {
-	if e.Segment != flow.NoName {
+func outside(addr flow.Addr, segment flow.Name, internet bool) bool {
+	if segment != flow.NoName {
 		return internet
 	}
-	a := e.Addr.Netip()
-	cgnat := e.Addr.Is4() && e.Addr.V4()>>22 == 100<<2|1 // 100.64.0.0/10, RFC 6598
+	a := addr.Netip()
+	cgnat := addr.Is4() && addr.V4()>>22 == 100<<2|1 // 100.64.0.0/10, RFC 6598
 	return !a.IsPrivate() && !a.IsLinkLocalUnicast() && !a.IsLoopback() && !cgnat
 }
 

@@ -11,8 +11,10 @@ import "github.com/postern/postern/flow"
 // A finding in doubt stays as it was: one of which anybody but the client's agent said that
 // something got through, a session that went both ways, whose ends are not known for certain,
 // or of which observers contradict each other.
-func (d *Detector) Settle(sessions []flow.Session) {
-	for i := range sessions {
+//
+// index is of the sessions, of which all but those blocked are passed over.
+func (d *Detector) Settle(sessions []flow.Session, index *flow.Index) {
+	for _, i := range index.Blocked {
 		if s := &sessions[i]; stoppedOnItsWay(s) {
 			d.stopped(s)
 		}

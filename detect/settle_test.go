@@ -43,7 +43,7 @@ func TestSettle(t *testing.T) {
 			case flow.Record:
 				d.Observe(batchOf(step))
 			case flow.Session:
-				d.Settle([]flow.Session{step})
+				settled(d, []flow.Session{step})
 			}
 			c, e := d.Collect()
 			r.take(t, c, e)
@@ -137,7 +137,7 @@ func TestSettleLate(t *testing.T) {
 		c, e = d.Collect()
 		r.take(t, c, e)
 		v.Observed, v.Outcome = flow.ObservedDeny, flow.OutcomeBlocked
-		d.Settle([]flow.Session{{Began: at(0), Start: at(0), End: at(1), Proto: flow.ProtoUDP, HasPorts: true, Verdict: v,
+		settled(d, []flow.Session{{Began: at(0), Start: at(0), End: at(1), Proto: flow.ProtoUDP, HasPorts: true, Verdict: v,
 			Client: flow.SessionEnd{Addr: flow.MustParseAddr("10.0.0.1"), Port: 5000}, Server: flow.SessionEnd{Addr: flow.MustParseAddr("10.9.0.1"), Port: 53},
 			ObserversTotal: 1, Observers: [flow.MaxObservers]flow.SessionObserver{{Reporter: flow.ReporterDestination, Observed: flow.ObservedDeny}}}})
 		c, e = d.Flush()
@@ -190,7 +190,7 @@ func TestSettleNoNews(t *testing.T) {
 	}
 	d.Observe(batchOf(judged(n, 1, "10.0.0.1", 5000, "10.9.0.1", 22, 3000, 3001, stopped)))
 	collect("stopped", "blocked", 2)
-	d.Settle([]flow.Session{session(5000, 3000, 3001)})
+	settled(d, []flow.Session{session(5000, 3000, 3001)})
 	d.Tick(at(3000 + 2*3600))
 	collect("all say so", "", 0)
 
@@ -198,7 +198,7 @@ func TestSettleNoNews(t *testing.T) {
 	let.Reporter = flow.ReporterSource
 	d.Observe(batchOf(let))
 	collect("let out", "escaped", 2)
-	d.Settle([]flow.Session{session(5001, 9000, 9001)})
+	settled(d, []flow.Session{session(5001, 9000, 9001)})
 	d.Tick(at(9000 + 2*3600))
 	collect("and stopped", "blocked", 2)
 }

@@ -79,7 +79,7 @@ func TestUnseen(t *testing.T) {
 				for i, p := range parts {
 					for _, s := range rows {
 						if s.Settled >= until-minuteMillis && s.Settled < until && (inputs == 1 || int(s.ID)%2 == i) {
-							p.Sessions([]flow.Session{s}, nil)
+							takeIn(p, []flow.Session{s}, nil)
 						}
 					}
 					if u.Over >= until-minuteMillis && u.Over < until && i == inputs-1 { // of several none of whose agent it knows

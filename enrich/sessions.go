@@ -88,7 +88,8 @@ type Sessions struct {
 	openings   [maxTranslations + 1]learned // while gathering, by how many translations it is behind
 
 	rows           []flow.Session
-	usual          int // how many rows there were the last time
+	index, indexed flow.Index // of rows and of edges; and of those that were collected
+	usual          int        // how many rows there were the last time
 	contradictions []flow.Contradiction
 	untolds        []flow.Untold
 	untoldRoom     untoldRoom
@@ -286,6 +287,7 @@ func (x *Sessions) reset() {
 	x.strays = newStrays()
 	x.principals = map[flow.Name]principal{}
 	x.rows, x.contradictions, x.edges, x.uncounted = nil, nil, nil, 0
+	x.index.Reset()
 	x.untolds, x.untoldRoom, x.strangers, x.outside = nil, untoldRoom{}, 0, x.names.Intern("internet")
 }
 

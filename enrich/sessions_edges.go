@@ -110,6 +110,7 @@ func (x *Sessions) count(i int32, was *tally, over bool) {
 	c.First, c.Last, c.Over = now.first, now.last, over
 	if over {
 		c.Ended, c.Sent = now.last+x.cfg.Idle.of(s.conv.Proto)+1, now.bytes
+		x.index.Edge(len(x.edges)-1, c)
 	}
 	add(c, now, 1, !over)
 	if was.counted && was.tallied == now.tallied {
@@ -153,6 +154,10 @@ func (x *Sessions) Edges() []flow.EdgeContribution {
 	x.edges, x.usualEdges = nil, len(edges)
 	return edges
 }
+
+// Index is the index of what Collect or Flush, and after it Edges, gave. It holds until the next
+// Collect or Flush.
+func (x *Sessions) Index() *flow.Index { return &x.indexed }
 
 // tally codes a tally of a session that began then.
 func (c *coder) tally(t *tally, began flow.Time) {

@@ -100,9 +100,18 @@ func (c *counting) collect() {
 	c.take(rows)
 }
 
+// lists are those of an index, whose memory is used again.
+func lists(x *flow.Index) [4]string {
+	return [...]string{fmt.Sprint(x.First), fmt.Sprint(x.Mappers), fmt.Sprint(x.Blocked), fmt.Sprint(x.Over)}
+}
+
 func (c *counting) take(rows []flow.Session) {
 	c.Helper()
-	c.rows, c.edges = append(c.rows, rows...), append(c.edges, c.x.Edges()...)
+	edges := c.x.Edges()
+	if got, want := c.x.Index(), flow.IndexOf(rows, edges); lists(got) != lists(&want) {
+		c.Errorf("the index of %d rows and %d contributions is\n%+v, want\n%+v", len(rows), len(edges), *got, want)
+	}
+	c.rows, c.edges = append(c.rows, rows...), append(c.edges, edges...)
 	waiting := 0
 	for _, i := range c.x.chains {
 		for ; i >= 0; i = c.x.list[i].next {

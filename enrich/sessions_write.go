@@ -121,6 +121,8 @@ func (x *Sessions) collect(watermark flow.Time) ([]flow.Session, []flow.Contradi
 	x.advance(watermark)
 	x.usual = len(x.rows)
 	rows, contradictions := x.rows, x.contradictions
+	x.index, x.indexed = x.indexed, x.index
+	x.index.Reset()
 	x.rows, x.contradictions = nil, nil
 	x.m.strangers.Add(float64(x.strangers))
 	x.strangers = 0
@@ -423,6 +425,7 @@ func (x *Sessions) write(i int32, say bool) {
 	x.render(s, row)
 	x.contradict(s, row, say)
 	x.finish(s, row)
+	x.index.Row(len(x.rows)-1, row)
 	s.tally.set(&s.conv, row)
 	if !s.stored {
 		s.stored = true

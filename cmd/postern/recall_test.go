@@ -40,7 +40,9 @@ func TestConfirm(t *testing.T) {
 		if mapped {
 			s.Client.Port = 50001
 		}
-		contacts.Sessions([]flow.Session{s}, nil)
+		rows := []flow.Session{s}
+		index := flow.IndexOf(rows, nil)
+		contacts.Sessions(rows, nil, &index)
 	}
 	reach(0, "10.9.9.9", 22, false)
 	if d := contacts.Collect(start); len(d.Unsure()) != 0 {

@@ -54,10 +54,11 @@ func (j *judging) settle(ctx context.Context, last, final bool) ([]flow.Session,
 		collect = j.sessions.Flush
 	}
 	versions, contradictions := collect()
-	j.detector.Settle(versions)
+	index := j.sessions.Index()
+	j.detector.Settle(versions, index)
 	j.detector.Contradict(contradictions)
 	edges := j.sessions.Edges()
-	j.contacts.Sessions(versions, edges)
+	j.contacts.Sessions(versions, edges, index)
 	j.contacts.Untold(j.sessions.Untold())
 	until := j.sessions.Watermark()
 	if final {

@@ -105,9 +105,10 @@ func (s *stages) observe(now flow.Time, last bool) {
 		settle, rules, behaviour = s.sessions.Flush, s.detector.Flush, s.behaviour.Flush
 	}
 	rows, contradictions := settle()
-	s.detector.Settle(rows)
+	edges, index := s.sessions.Edges(), s.sessions.Index()
+	s.detector.Settle(rows, index)
 	s.detector.Contradict(contradictions)
-	s.contacts.Sessions(rows, s.sessions.Edges())
+	s.contacts.Sessions(rows, edges, index)
 	s.contacts.Untold(s.sessions.Untold())
 	until := s.sessions.Watermark()
 	if last {

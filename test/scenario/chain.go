@@ -263,9 +263,10 @@ func (c *Chain) look(n int) error {
 
 func (c *Chain) settle(p *part, collect func() ([]flow.Session, []flow.Contradiction)) {
 	versions, contradictions := collect()
-	p.detector.Settle(versions)
+	edges, index := p.sessions.Edges(), p.sessions.Index()
+	p.detector.Settle(versions, index)
 	p.detector.Contradict(contradictions)
-	p.contacts.Sessions(versions, p.sessions.Edges())
+	p.contacts.Sessions(versions, edges, index)
 	p.contacts.Untold(p.sessions.Untold())
 }
 

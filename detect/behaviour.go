@@ -396,7 +396,7 @@ func (b *Behaviour) Flush() (contributions []flow.Contribution, events []*flow.F
 
 const (
 	behaviourMagic   = "postern behaviour\n"
-	behaviourVersion = 7
+	behaviourVersion = 8
 )
 
 // Snapshot is the whole state; the same state gives the same bytes.

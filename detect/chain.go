@@ -89,6 +89,7 @@ type hop struct {
 // hopEnd is one side of a step.
 type hopEnd struct {
 	Addr                                               flow.Addr
+	Translated                                         flow.Addr // behind a translation; zero: there is none
 	Workload, Segment, Identity, IdentityFrom, Process flow.Name
 	Host                                               flow.Name
 	Age                                                int32 // of who says the identity, in seconds; -1 not known
@@ -245,7 +246,7 @@ func (c *chains) passes(i int32, a flow.Addr, workload flow.Name) bool {
 
 // step makes the step that a contact is, at the end of the likeliest way.
 func (c *chains) step(b *Behaviour, v *visit, points int, from *causes) hop {
-	h := hop{Session: v.ID, Start: v.Start, End: v.until(), Client: hopEndOf(v.Start, &v.Client), Server: hopEndOf(v.Start, &v.Server),
+	h := hop{Session: v.ID, Start: v.Start, End: v.until(), Client: hopEndOf(&v.Session, false), Server: hopEndOf(&v.Session, true),
 		Exception: usedBy(v), Proto: v.Proto, Class: v.Class, Known: v.Known, Points: uint8(points), Score: uint8(points), Depth: 1, Up: -1, Link: 100}
 	h.Ports[0] = v.Server.Port
 	if points > 0 {
@@ -321,9 +322,13 @@ func (c *chains) climb(b *Behaviour, v *visit, u *hop) int {
 	return n
 }
 
-func hopEndOf(start flow.Time, e *flow.SessionEnd) hopEnd {
-	return hopEnd{Addr: e.Addr, Workload: e.Workload, Segment: e.Segment, Identity: e.Identity, IdentityFrom: e.IdentityFrom, Process: e.Process, Host: e.Host,
-		Age: ageOf(start, e), Certain: e.IdentityCertain}
+func hopEndOf(s *flow.Session, server bool) hopEnd {
+	e := &s.Client
+	if server {
+		e = &s.Server
+	}
+	return hopEnd{Addr: e.Addr, Translated: s.Translated(server), Workload: e.Workload, Segment: e.Segment, Identity: e.Identity, IdentityFrom: e.IdentityFrom, Process: e.Process, Host: e.Host,
+		Age: ageOf(s.Start, e), Certain: e.IdentityCertain}
 }
 
 // origin is by what keys name the host at a place.
@@ -516,6 +521,7 @@ func (c *chains) story(b *Behaviour, v *visit, path []*hop, title string) *story
 func (b *Behaviour) endOfHop(e *hopEnd) flow.End {
 	out := b.endFrom(e.Addr, e.Workload, e.Segment, e.Host, e.Process)
 	b.identify(&out, e.Identity, e.IdentityFrom, e.Age, e.Certain)
+	out.Translated = translated(e.Translated)
 	return out
 }
 

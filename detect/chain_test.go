@@ -388,3 +388,35 @@ func BenchmarkChains(b *testing.B) {
 		i++
 	}
 }
+
+// TestTranslatedHops: each step of a way says which address was behind a translation, also where
+// its ends were turned round.
+func TestTranslatedHops(t *testing.T) {
+	b, _ := newWays(t, 1, nil)
+	var list []Contact
+	for i := range 3 {
+		c := meets(i, i+1, i+2, 3389, ways0+flow.Time(i)*minuteMillis)
+		c.NAT, c.NATClient, c.NATServer = flow.NATTranslated, c.Client.Addr, wayAddr(900+i)
+		list = append(list, c)
+	}
+	for _, f := range take(t, b, list, nil) {
+		if f.Type != flow.FindingChain {
+			continue
+		}
+		var got, want []string
+		for i, h := range f.Hops {
+			got = append(got, h.Client.Translated+" "+h.Server.Translated)
+			want = append(want, " "+wayAddr(900+i).String())
+		}
+		if len(got) < 2 || !slices.Equal(got, want) {
+			t.Errorf("behind the steps' ends are %q, want %q", got, want)
+		}
+		s := list[0].Session
+		turned(&s)
+		if got, want := s.Translated(false), wayAddr(900); got != want || !s.Translated(true).IsZero() {
+			t.Errorf("turned round, behind the client is %v and behind the server %v, want %v and nobody", got, s.Translated(true), want)
+		}
+		return
+	}
+	t.Error("there is no way")
+}

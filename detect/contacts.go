@@ -350,6 +350,7 @@ func (c *Contacts) repeated(hash uint64, prefix flow.Addr, minute uint32) {
 // turned makes of a session whose ends were not told apart one whose higher end is the client.
 func turned(s *flow.Session) {
 	s.Client, s.Server = s.Server, s.Client
+	s.NATClient, s.NATServer, s.NATClientPort, s.NATServerPort = s.NATServer, s.NATClient, s.NATServerPort, s.NATClientPort
 	s.Open, s.OrientationCertainty = false, certainByMapper
 	for i := range s.Observers {
 		switch o := &s.Observers[i]; o.Reporter {
@@ -505,7 +506,7 @@ func (c *Contacts) Snapshot() ([]byte, error) {
 
 const (
 	hearingMagic   = "postern hearing\n"
-	hearingVersion = 4
+	hearingVersion = 5
 )
 
 var errContacts = errors.New("it ends too early or is not what a snapshot of contacts holds")

@@ -43,7 +43,7 @@ func (d *Digest) Cut(contacts, counts int) (first, rest Digest) {
 
 const (
 	digestMagic   = "postern digest\n"
-	digestVersion = 7
+	digestVersion = 8
 )
 
 // Encode gives the digest as bytes that stand for themselves: names are text. names is the

@@ -85,7 +85,7 @@ func lacks(f *flow.Finding, policy bool) (missing []string) {
 	}
 	need("ends", len(f.Ends) > 0)
 	need("edges", len(f.Edges) > 0 && f.EdgesTotal >= len(f.Edges))
-	need("samples, at most 20", (len(f.Samples) > 0 || f.Type == flow.FindingStaging) && len(f.Samples) <= 20)
+	need("samples, at most 20", len(f.Samples) > 0 && len(f.Samples) <= 20)
 	if f.Server != "" && len(f.Ends) == 2 {
 		need("the segments of its ends", f.Ends[0].Segment == f.SrcSegment && f.Ends[1].Segment == f.DstSegment)
 	}

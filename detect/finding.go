@@ -106,6 +106,15 @@ func (f *finding) wantsSample(t *told) bool {
 	return n < maxSamples || (&sample{Start: t.Start, Record: t.Record}).compare(&f.Samples[n-1]) < 0
 }
 
+// sampled adds a session to the samples, if it is none of them and there is room for it.
+func (f *finding) sampled(start flow.Time, session uint64, text func() []byte) {
+	s := sample{Start: start, Record: session}
+	if at, known := slices.BinarySearchFunc(f.Samples, s, func(a, b sample) int { return a.compare(&b) }); !known && at < maxSamples {
+		s.JSON = text()
+		f.addSample(s)
+	}
+}
+
 func (f *finding) addSample(s sample) {
 	i, _ := slices.BinarySearchFunc(f.Samples, s, func(a, b sample) int { return a.compare(&b) })
 	f.Samples = slices.Insert(f.Samples, i, s)

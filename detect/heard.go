@@ -131,7 +131,21 @@ type BulkKey struct {
 type Bulk struct {
 	Sent     [2]uint64
 	Sessions uint32
-	First    flow.Time // when the first of these sessions began
+	First    flow.Time    // when the first of these sessions began
+	Most     [2]BulkMoved // of one session
+}
+
+// BulkMoved is what one end sent in the session in which it sent most.
+type BulkMoved struct {
+	Session uint64
+	Start   flow.Time
+	Sent    uint64
+}
+
+func (m *BulkMoved) add(o *BulkMoved) {
+	if o.Sent > m.Sent || o.Sent == m.Sent && o.Session < m.Session {
+		*m = *o
+	}
 }
 
 // bulkLeast is from how many bytes on a session moves much: what is less is pages and mails.
@@ -140,6 +154,7 @@ const bulkLeast = 256 << 10
 func (n *Bulk) add(o *Bulk) {
 	for i := range n.Sent {
 		n.Sent[i] += o.Sent[i]
+		n.Most[i].add(&o.Most[i])
 	}
 	n.Sessions += o.Sessions
 	if n.First == 0 || o.First < n.First {
@@ -234,7 +249,7 @@ type heardLast struct {
 const (
 	maxHeard = 1 << 16 // open at once: 65,536 exporters and domains, 6 MB
 	maxRules = 1 << 14
-	maxBulk  = 1 << 18 // pairs of hosts that move much within twenty minutes; 100 bytes each
+	maxBulk  = 1 << 18 // pairs of hosts that move much within twenty minutes; 150 bytes each
 )
 
 func newHearing(tolerance flow.Time, outside flow.Name, hosts int) hearing {
@@ -444,7 +459,7 @@ func (h *hearing) ended(e *flow.EdgeContribution) {
 	moved := Bulk{First: e.First, Sessions: 1}
 	for i, sent := range e.Sent {
 		if sent >= bulkLeast && !out[i] {
-			moved.Sent[i] = sent
+			moved.Sent[i], moved.Most[i] = sent, BulkMoved{e.Session, e.First, sent}
 		}
 	}
 	if moved.Sent == [2]uint64{} {

@@ -2,9 +2,11 @@ package detect
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/postern/postern/flow"
@@ -96,6 +98,7 @@ type moved struct {
 	Sessions     uint32
 	At, Last     uint32    // minutes: the first and the last window
 	First        flow.Time // when the first session began
+	Most         BulkMoved
 	Port         uint16
 	Proto        uint8
 	Client       bool // the peer was the client
@@ -147,7 +150,7 @@ func (x *staging) moves(b *Behaviour, from, to *flow.SessionEnd, k *BulkKey, v *
 		return
 	}
 	m := moved{Peer: peer.Addr, PeerSegment: peer.Segment, PeerWorkload: peer.Workload, Bytes: v.Sent[side], Sessions: v.Sessions, At: k.At, Last: k.At,
-		First: v.First, Port: k.Port, Proto: k.Proto, Client: (side == 0) != out, Outside: b.outside(peer)}
+		First: v.First, Most: v.Most[side], Port: k.Port, Proto: k.Proto, Client: (side == 0) != out, Outside: b.outside(peer)}
 	i, lost := b.hosts.of(host, hostReal, at, b.forgetHost)
 	if lost[hostReal] > 0 {
 		b.pressed(boundHosts, host.Addr, lost[hostReal], at)
@@ -212,6 +215,7 @@ func add(list *[]moved, m *moved, within uint32, most int) (e *moved, first bool
 			return e, false
 		}
 		e.Bytes += m.Bytes
+		e.Most.add(&m.Most)
 		e.Sessions += m.Sessions
 		e.Last, e.First = max(e.Last, m.At), min(e.First, m.First)
 		return e, false
@@ -300,7 +304,31 @@ func (x *staging) tell(b *Behaviour, i int32, s *stager, out *moved, in []*moved
 	st.Until = last
 	t := told{Severity: severity, Confidence: uint8(min(85, st.Score)), Start: first, SrcSegment: n.Text(host.Segment), DstSegment: n.Text(out.PeerSegment),
 		SrcWorkload: n.Text(host.Workload), DstWorkload: n.Text(out.PeerWorkload), Story: st}
-	b.raise(b.keyOf(flow.FindingStaging, i, out.Peer.String(), minuteTime(out.Last)), t, sessions)
+	f := b.raise(b.keyOf(flow.FindingStaging, i, out.Peer.String(), minuteTime(out.Last)), t, sessions)
+	for _, m := range in[:min(len(in), maxSamples-1)] {
+		f.sampled(m.Most.Start, m.Most.Session, func() []byte { return m.sample(host.Addr, m.Client) })
+	}
+	f.sampled(out.Most.Start, out.Most.Session, func() []byte { return out.sample(host.Addr, !out.Client) })
+}
+
+// sample is the session in which most was moved, as a sample shows it; byClient says who sent that.
+func (m *moved) sample(host flow.Addr, byClient bool) []byte {
+	e := m.edge(host)
+	service := flow.Session{Proto: m.Proto, HasPorts: m.Port != 0, Server: flow.SessionEnd{Port: m.Port}}
+	from := "server"
+	if byClient {
+		from = "client"
+	}
+	b, _ := json.Marshal(struct { // texts and numbers: it cannot fail
+		Session string    `json:"session"`
+		Start   flow.Time `json:"time_start"`
+		Client  string    `json:"client"`
+		Server  string    `json:"server"`
+		Service string    `json:"service"`
+		Sender  string    `json:"sender"`
+		Bytes   uint64    `json:"bytes"`
+	}{strconv.FormatUint(m.Most.Session, 10), m.Most.Start, e.Source, e.Destination, string(service.AppendService(nil)), from, m.Most.Sent})
+	return b
 }
 
 // stagingMedium is the least score that makes an alert.

@@ -1,6 +1,10 @@
 package detect
 
 import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/postern/postern/flow"
@@ -15,15 +19,17 @@ type moving struct {
 
 // movesOf are windows of ten minutes in which it was moved.
 func movesOf(list []moving) (out []Tally[BulkKey, Bulk]) {
-	for _, m := range list {
+	for i, m := range list {
 		start := at(m.day*86400 + m.hour*3600)
 		k := BulkKey{At: uint32(start / minuteMillis / bulkWindow * bulkWindow), Client: v4(m.from), Server: v4(m.to), Port: 445, Proto: flow.ProtoTCP}
 		v := Bulk{Sessions: 1, First: start}
 		if m.pull {
 			k.Client, k.Server = k.Server, k.Client
 			v.Sent[1] = uint64(m.mb) << 20
+			v.Most[1] = BulkMoved{uint64(i + 1), start, v.Sent[1]}
 		} else {
 			v.Sent[0] = uint64(m.mb) << 20
+			v.Most[0] = BulkMoved{uint64(i + 1), start, v.Sent[0]}
 		}
 		out = append(out, Tally[BulkKey, Bulk]{k, v})
 	}
@@ -97,6 +103,49 @@ func TestStagingPast(t *testing.T) {
 			t.Errorf("%s: %d findings, not %d", tc.name, n, tc.want)
 		}
 	}
+}
+
+// TestStagingSamples: of each host that a finding speaks of there is the session in which most was
+// moved, and who sent that; of equal ones the one of the lower id, in whatever order they come.
+func TestStagingSamples(t *testing.T) {
+	const host, out = 1, 900
+	list := []moving{{9, 6, host, out, 200, false}, {9, 5.2, 105, host, 30, true}, {9, 5, 105, host, 30, true}, {9, 5.3, 105, host, 10, true}}
+	for i := range 5 {
+		list = append(list, moving{9, 1 + float64(i)*0.2, 100 + i, host, 40, i%2 == 0})
+	}
+	for i := range 20 {
+		list = append(list, moving{0, 0.2, 300 + i, 500 + i, 1, false})
+	}
+	want := []string{"5 10.0.0.1 10.0.0.100 tcp/445 server 41943040", "6 10.0.0.101 10.0.0.1 tcp/445 client 41943040", "7 10.0.0.1 10.0.0.102 tcp/445 server 41943040",
+		"8 10.0.0.103 10.0.0.1 tcp/445 client 41943040", "9 10.0.0.1 10.0.0.104 tcp/445 server 41943040", "2 10.0.0.1 10.0.0.105 tcp/445 server 31457280",
+		"1 10.0.0.1 10.0.3.132 tcp/445 client 209715200"}
+	b := newTestBehaviour(t, 1, flow.NewNames(0), nil)
+	b.began = at(0)
+	moves := movesOf(list)
+	slices.SortStableFunc(moves, func(x, y Tally[BulkKey, Bulk]) int { return cmp.Compare(x.Key.At, y.Key.At) })
+	b.Take(0, &Digest{Until: at(11 * 86400), Observations: Observations{Bulk: moves}})
+	_, events := b.Flush()
+	for _, f := range events {
+		if f.Type != flow.FindingStaging {
+			continue
+		}
+		var got []string
+		for _, s := range f.Samples {
+			var v struct {
+				Session, Client, Server, Service, Sender string
+				Bytes                                    uint64
+			}
+			if err := json.Unmarshal(s, &v); err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, fmt.Sprint(v.Session, " ", v.Client, " ", v.Server, " ", v.Service, " ", v.Sender, " ", v.Bytes))
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("the samples are\n%q, want\n%q", got, want)
+		}
+		return
+	}
+	t.Error("nothing is told")
 }
 
 // TestStagingBounds: what is kept of a host is bounded, however many send to it and it sends to.

@@ -70,16 +70,22 @@ func edgeOf(c *Contact) flow.Edge {
 
 // endOf is one side of a session in full.
 func (d *book) endOf(s *flow.Session, server bool) flow.End {
-	e, translated := &s.Client, s.NATClient
+	e := &s.Client
 	if server {
-		e, translated = &s.Server, s.NATServer
+		e = &s.Server
 	}
 	out := d.endFrom(e.Addr, e.Workload, e.Segment, e.Host, e.Process)
 	d.identify(&out, e.Identity, e.IdentityFrom, ageOf(s.Start, e), e.IdentityCertain)
-	if s.NAT == flow.NATTranslated && !translated.IsZero() && translated != e.Addr {
-		out.Translated = translated.String()
-	}
+	out.Translated = translated(s.Translated(server))
 	return out
+}
+
+// translated is an address behind a translation as findings tell it.
+func translated(a flow.Addr) string {
+	if a.IsZero() {
+		return ""
+	}
+	return a.String()
 }
 
 func (d *book) endFrom(a flow.Addr, workload, segment, host, process flow.Name) flow.End {
@@ -127,9 +133,7 @@ func (d *book) endsOf(r *flow.Record) (out [2]flow.End) {
 	own := r.ReporterEnd()
 	for k := range out {
 		out[k] = d.endFrom(addr[k].Canonical(), workload[k], segment[k], host[k], process[k])
-		if !behind[k].IsZero() {
-			out[k].Translated = behind[k].String()
-		}
+		out[k].Translated = translated(behind[k])
 		if from[k] != flow.NoName {
 			d.identify(&out[k], identity[k], from[k], silence[k], certainByAddress)
 			continue
@@ -237,11 +241,7 @@ func (d *book) raise(k key, t told, n int64, contacts ...*Contact) *finding {
 	f.Told = t
 	for _, c := range contacts {
 		f.observersOf(&c.Session, d.names)
-		s := sample{Start: c.Start, Record: c.ID}
-		if at, known := slices.BinarySearchFunc(f.Samples, s, func(a, b sample) int { return a.compare(&b) }); !known && at < maxSamples {
-			s.JSON = d.sampleOf(c)
-			f.addSample(s)
-		}
+		f.sampled(c.Start, c.ID, func() []byte { return d.sampleOf(c) })
 	}
 	d.quieten(f, &sighting{Key: k, Span: sp, Told: t})
 	d.touch(f, n, sp)

@@ -38,9 +38,10 @@ type EdgeContribution struct {
 	// nothing is told of that. Over says that they are so for good.
 	First, Last Time
 	Over        bool
-	// Ended, of a session that is over, is what the watermark had passed when its idle time had;
-	// Sent is what its client and its server sent in all. Contributions of what is over come in
-	// the order of Ended.
-	Ended Time
-	Sent  [2]uint64
+	// Session, of a session that is over, is its id; Ended is what the watermark had passed when its
+	// idle time had; Sent is what its client and its server sent in all. Contributions of what is
+	// over come in the order of Ended.
+	Session uint64
+	Ended   Time
+	Sent    [2]uint64
 }

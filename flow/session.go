@@ -299,6 +299,19 @@ func ContradictionID(session uint64, kind Contradictions, server bool) uint64 {
 	return max(fold(session^hash1, v^hash2), 1)
 }
 
+// Translated is the address behind a translation of the server's side or the client's; zero where
+// that was not translated.
+func (s *Session) Translated(server bool) Addr {
+	e, behind := &s.Client, s.NATClient
+	if server {
+		e, behind = &s.Server, s.NATServer
+	}
+	if s.NAT != NATTranslated || behind == e.Addr {
+		return Addr{}
+	}
+	return behind
+}
+
 // AppendService appends the session's service as the policy language writes it; while the
 // session is open the protocol alone.
 func (s *Session) AppendService(b []byte) []byte {

@@ -134,11 +134,7 @@ func (w *partition) takeDigest(ctx context.Context, r *kafka.Record) error {
 	if err != nil {
 		return w.in.dead(ctx, r, err)
 	}
-	fresh := w.kept.Producers.fresh
-	if r.Replayed() {
-		fresh = w.kept.Replayed.fresh
-	}
-	if !fresh(&h, w.pos.Open.At) {
+	if !w.fresh(r, &h) {
 		w.met.duplicates.Inc()
 		return nil
 	}

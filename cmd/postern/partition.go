@@ -171,7 +171,7 @@ type replays []uint64
 const maxReplays = 4096
 
 // fresh takes note of a batch and says whether it is new.
-func (p *replays) fresh(h *kafka.Header, _ flow.Time) bool {
+func (p *replays) fresh(h *kafka.Header) bool {
 	id := sourceID(fmt.Sprintf("%x/%d/%d/%d", h.Producer, h.Epoch, h.Partition, h.Seq))
 	if slices.Contains(*p, id) {
 		return false
@@ -625,6 +625,14 @@ func (w *partition) close(ctx context.Context, next kafka.Position) error {
 	return w.a.Commit(ctx, next)
 }
 
+// fresh takes note of a value of our own topics and says whether it is new.
+func (w *partition) fresh(r *kafka.Record, h *kafka.Header) bool {
+	if r.Replayed() {
+		return w.kept.Replayed.fresh(h)
+	}
+	return w.kept.Producers.fresh(h, w.pos.Open.At)
+}
+
 // takeOwn takes a value of our own topic in.
 func (w *partition) takeOwn(ctx context.Context, r *kafka.Record) error {
 	w.scratch.Reset()
@@ -632,11 +640,7 @@ func (w *partition) takeOwn(ctx context.Context, r *kafka.Record) error {
 	if err != nil {
 		return w.in.dead(ctx, r, err)
 	}
-	fresh := w.kept.Producers.fresh
-	if r.Replayed() {
-		fresh = w.kept.Replayed.fresh
-	}
-	if !fresh(&h, w.pos.Open.At) {
+	if !w.fresh(r, &h) {
 		w.met.duplicates.Inc()
 		w.pipe.repeated(w.scratch)
 		return nil

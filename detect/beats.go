@@ -288,13 +288,7 @@ func near(gap, median uint32) bool { return 4*gap >= 3*median && 4*gap <= 5*medi
 
 // ended takes in how much went over an edge that is followed in a session that is over.
 func (x *beats) ended(e *flow.Over, edges []flow.EdgeContribution) {
-	service := uint32(e.ServerPort)<<8 | uint32(e.Proto)
-	switch {
-	case e.HasICMP:
-		service = uint32(e.ICMPType)<<16 | uint32(e.ICMPCode)<<8 | uint32(e.Proto)
-	case e.ServerPort >= portDynamicLow:
-		service = serviceDynamic | uint32(e.Proto)
-	}
+	service := edgeService(e.Proto, e.ServerPort, e.Open, e.HasICMP, e.ICMPType, e.ICMPCode)
 	if !x.maybe(e.Client, e.Server, service) {
 		return
 	}

@@ -185,15 +185,21 @@ const serviceDynamic = 1 << 24
 // table of edges.
 func edgeServiceOf(s *flow.First, port uint16, mapped bool) (kind class, service uint32) {
 	kind = classOf(s.Proto, port)
-	switch {
-	case s.HasICMP:
-		return kind, uint32(s.ICMPType)<<16 | uint32(s.ICMPCode)<<8 | uint32(s.Proto)
-	case mapped:
-		return classRPC, serviceDynamic | uint32(s.Proto)
-	case s.Open || port >= portDynamicLow:
-		return kind, serviceDynamic | uint32(s.Proto)
+	if mapped {
+		kind = classRPC
 	}
-	return kind, uint32(port)<<8 | uint32(s.Proto)
+	return kind, edgeService(s.Proto, port, mapped || s.Open, s.HasICMP, s.ICMPType, s.ICMPCode)
+}
+
+// edgeService is a service within the table of edges; dynamic: its port says nothing.
+func edgeService(proto uint8, port uint16, dynamic, icmp bool, icmpType, icmpCode uint8) uint32 {
+	switch {
+	case icmp:
+		return uint32(icmpType)<<16 | uint32(icmpCode)<<8 | uint32(proto)
+	case dynamic || port >= portDynamicLow:
+		return serviceDynamic | uint32(proto)
+	}
+	return uint32(port)<<8 | uint32(proto)
 }
 
 // settled takes in one session.

@@ -174,9 +174,7 @@ func (c Contradictions) Texts() []string { return setTexts(uint32(c), contradict
 
 // Session is what all observers together say of one conversation without a gap beyond its
 // protocol's idle time. It is a value of fixed size without pointers. A later version of a
-// session replaces an earlier one.
-//
-// What detectors read of each lies together: they see rows that are in no cache any more.
+// session replaces an earlier one. What detectors read of nearly all of them is in an [Index].
 type Session struct {
 	ID           uint64
 	Conversation uint64 // of the side before translation

@@ -54,10 +54,9 @@ func (j *judging) settle(ctx context.Context, last, final bool) ([]flow.Session,
 		collect = j.sessions.Flush
 	}
 	versions, contradictions := collect()
-	index := j.sessions.Index()
+	edges, index := j.sessions.Edges(), j.sessions.Index()
 	j.detector.Settle(versions, index)
 	j.detector.Contradict(contradictions)
-	edges := j.sessions.Edges()
 	j.contacts.Sessions(versions, edges, index)
 	j.contacts.Untold(j.sessions.Untold())
 	until := j.sessions.Watermark()

@@ -144,6 +144,7 @@ const (
 	outageSends     = 30               // an event that was sent so often waits its turn even after an outage
 	shutdownGrace   = 5 * time.Second  // what attempts under way get when the service stops
 	deadLetterRetry = 10 * time.Second // pause after a dead letter could not be written
+	folderTick      = time.Second      // no file system in use stamps coarser
 )
 
 // Outbox keeps events for one target on disk until they are delivered, in order
@@ -171,6 +172,9 @@ type Outbox struct {
 	write       func(name string, b []byte) error
 
 	putting sync.Mutex // one Put at a time
+	// counting is held shared from before a dead letter is written until it is counted, and alone
+	// while all are counted, or one would be counted twice. It is taken before mu.
+	counting sync.RWMutex
 
 	mu         sync.Mutex
 	lock       *os.File
@@ -839,6 +843,8 @@ func (o *Outbox) finish(e *outboxEntry, body []byte, d *DeliveryError) {
 	}
 	letter := e.letter(o.target, body, now)
 	o.mu.Unlock() // the entry is on its way, so nobody else touches it
+	o.counting.RLock()
+	defer o.counting.RUnlock()
 	size, err := o.writeDead(&letter, e.file)
 	o.mu.Lock()
 	if err != nil {

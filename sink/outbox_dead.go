@@ -150,6 +150,8 @@ func (o *Outbox) takeUp(name string) {
 // scanDead counts the dead letters anew if the folder changed: `postern outbox`
 // moves and removes them beside the running service.
 func (o *Outbox) scanDead() {
+	o.counting.Lock()
+	defer o.counting.Unlock()
 	info, err := os.Stat(o.path(deadFolder))
 	if err != nil {
 		o.met.errors.Inc()
@@ -175,8 +177,12 @@ func (o *Outbox) scanDead() {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	// What changed while counting has made the folder newer than info: it is counted next time.
+	// What changed while counting has made the folder newer than info and is counted next time; so is
+	// what may change in the tick of the file system's clock that info is of.
 	o.deadCount, o.deadBytes, o.deadSeen = count, size, info.ModTime()
+	if time.Since(info.ModTime()) < folderTick {
+		o.deadSeen = time.Time{}
+	}
 }
 
 // The functions below work on an outbox folder from outside: offline, or beside

@@ -793,6 +793,35 @@ func TestOutboxDeadLetters(t *testing.T) {
 	}
 }
 
+// TestOutboxCountsDeadOnce: a dead letter that lies in its folder while all of them
+// are counted, but was not yet counted as a new one, is one letter.
+func TestOutboxCountsDeadOnce(t *testing.T) {
+	o := openTestOutbox(t, t.TempDir(), nil)
+	var scans sync.WaitGroup
+	o.write = func(name string, b []byte) error {
+		err := writeDurably(name, b)
+		if filepath.Base(filepath.Dir(name)) == deadFolder {
+			counted := make(chan struct{})
+			scans.Go(func() { o.scanDead(); close(counted) })
+			select {
+			case <-counted: // it need not wait for the letter to be counted
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+		return err
+	}
+	s := &outboxTarget{answer: func(*Event, int) error { return &DeliveryError{Status: 400, Err: errors.New("never")} }}
+	stop := runOutbox(o, s)
+	putEvents(t, o, revision("a", 1))
+	flushOutbox(t, o)
+	stop()
+	scans.Wait()
+	checkDepth(t, o, 0, 1)
+	if err := o.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestOutboxDamage: damaged files cost what is damaged and nothing else.
 func TestOutboxDamage(t *testing.T) {
 	dir := t.TempDir()

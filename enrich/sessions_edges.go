@@ -109,7 +109,7 @@ func (x *Sessions) count(i int32, was *tally, over bool) {
 	c := x.edge(&s.conv, s.began, now)
 	c.First, c.Last, c.Over = now.first, now.last, over
 	if over {
-		c.Session, c.Ended, c.Sent = s.id, now.last+x.cfg.Idle.of(s.conv.Proto)+1, now.bytes
+		c.Session, c.Ended, c.Sent = s.id, now.last+x.hold(s.conv.Proto)+1, now.bytes
 		x.index.Edge(len(x.edges)-1, c)
 	}
 	add(c, now, 1, !over)

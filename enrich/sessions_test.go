@@ -867,6 +867,30 @@ func TestSessionsLate(t *testing.T) {
 	}
 }
 
+// TestSessionsShortIdle: an idle time shorter than Join does not have a session forgotten that what
+// a host tells may still belong to.
+func TestSessionsShortIdle(t *testing.T) {
+	for late, name := range []string{"the host's log comes at once", "the host's log comes late"} {
+		t.Run(name, func(t *testing.T) {
+			names := flow.NewNames(0)
+			cfg := DefaultSessionsConfig()
+			cfg.Idle.TCP = 7 * time.Second
+			rs := []flow.Record{
+				told(1, "10.0.0.1", 40000, "10.0.1.1", 445, 0, 10),
+				hostTold(names, 2, "b", flow.ReporterDestination, "10.0.0.1", 40000, "10.0.1.1", 445, 29),
+				told(3, "10.0.0.9", 40000, "10.0.1.1", 445, 140, 147), // meanwhile, elsewhere
+			}
+			if late == 1 {
+				rs[1], rs[2] = rs[2], rs[1]
+			}
+			rows, _ := through(newTestSessions(t, cfg, names), rs, 1)
+			if got := lastRows(rows); len(got) != 2 || got[0].ObserversTotal != 2 || got[0].Records != 2 {
+				t.Errorf("%+v, want one session of two observers and another", got)
+			}
+		})
+	}
+}
+
 // TestSessionsCloud: while logs of clouds come in, what is as late as they are is not.
 func TestSessionsCloud(t *testing.T) {
 	names := flow.NewNames(0)

@@ -87,6 +87,10 @@ func (x *Sessions) ready(s *sess) flow.Time {
 	return x.settle + max(s.all.start, s.told-x.lateness)
 }
 
+// hold is how long after its end a session is held: until then something in time may belong to it,
+// a further record within the idle time or what a host's log tells within Join.
+func (x *Sessions) hold(proto uint8) flow.Time { return max(x.cfg.Idle.of(proto), x.join) }
+
 // Tick moves event time on to now, which comes from an injected clock.
 func (x *Sessions) Tick(now flow.Time) { x.clock = max(x.clock, now) }
 
@@ -163,11 +167,11 @@ func (x *Sessions) evict() {
 // step takes the next step of session i; over ends it whatever the time.
 func (x *Sessions) step(i int32, watermark flow.Time, over bool) {
 	s := &x.list[i]
-	idle := x.cfg.Idle.of(s.conv.Proto)
+	hold := x.hold(s.conv.Proto)
 	if s.beforeID != 0 {
 		// It is written as part of the session before the translation, and lasts as long.
 		if p := x.waitsFor(s); p >= 0 && !over {
-			x.queue(i, max(watermark+minute, max(s.all.end, x.list[p].all.end)+idle+1))
+			x.queue(i, max(watermark+minute, max(s.all.end, x.list[p].all.end)+hold+1))
 			return
 		}
 		if s.drawnInto != 0 || s.first < 0 {
@@ -208,7 +212,7 @@ func (x *Sessions) step(i int32, watermark flow.Time, over bool) {
 		end = x.gathered.all.end
 		s.dirty = s.dirty || x.gathered.dirty
 	}
-	if close := end + idle; close < watermark || over {
+	if close := end + hold; close < watermark || over {
 		was := s.tally
 		if s.dirty {
 			x.write(i, true)
@@ -225,7 +229,7 @@ func (x *Sessions) step(i int32, watermark flow.Time, over bool) {
 		x.drop(i)
 		return
 	}
-	next := end + idle
+	next := end + hold
 	if s.dirty {
 		if watermark > s.wroteAt+x.updateEvery {
 			s.wroteAt = watermark

@@ -134,11 +134,13 @@ func (t *beat) stale(now flow.Time) bool {
 
 // beat takes in that an edge was used. fresh says that it was not known before: then it is
 // followed from now on.
-func (c *Contacts) beat(hash uint64, client, server flow.Addr, service uint32, fresh bool, s *flow.First) (r rhythm) {
-	x := &c.beats
+func (c *Contacts) beat(slot *edgeSlot, client, server flow.Addr, service uint32, fresh bool, s *flow.First) (r rhythm) {
+	x, hash := &c.beats, slot.hash
 	t := x.of(hash, s.Start)
+	slot.seen &^= edgeFollowed
 	switch {
 	case t != nil:
+		slot.seen |= edgeFollowed
 		return x.again(t, s.Start)
 	case !fresh || outside(s.Client.Addr, s.Client.Segment, s.Client.Segment == x.internet) || outside(s.Server.Addr, s.Server.Segment, s.Server.Segment == x.internet) || server.Netip().IsMulticast():
 		return r
@@ -151,6 +153,7 @@ func (c *Contacts) beat(hash uint64, client, server flow.Addr, service uint32, f
 	if quota := x.most/homeShare + 1; int(x.homes[prefix]) >= quota {
 		c.pressBeats(prefix, x.makeRoom(quota/8+1, func(t *beat) bool { return prefixOf(t.Client) == prefix }), minute)
 	}
+	slot.seen |= edgeFollowed
 	x.add(&beat{Hash: hash, Client: client, Server: server, Service: service, Held: true, First: s.Start, Last: s.Start, Began: s.Start})
 	return r
 }

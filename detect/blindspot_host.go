@@ -38,7 +38,8 @@ type bareSegment struct {
 
 const (
 	maxNamed = 8
-	// usualTold is of how many sessions an agent must have told for its silence to mean anything.
+	// usualTold is of how many sessions an agent must have told for its silence to mean anything, counted as
+	// in [HostHeard].
 	usualTold = 20
 	// wholeAgents is from how many agents of one format on their common silence is that of the
 	// way their logs take, not of the hosts.
@@ -180,7 +181,7 @@ func (s *spots) missed(b *Behaviour, a *agentHost, k *HostKey, n *HostHeard) {
 	}
 	k2 := s.keyOfHost(b, a, since)
 	out := blindTold(severity, 70, since, minuteTime(end), "The agent of "+what+" is silent",
-		fmt.Sprintf("The agent of %s (%v) has told nothing since %s, while others saw the host answer in %s. It used to tell of such sessions.",
+		fmt.Sprintf("The agent of %s (%v) has told nothing since %s, while others saw the host answer in at least %s. It used to tell of such sessions.",
 			what, a.Source, moment(since), times(int(a.Missed), "session", "sessions")),
 		"Find out whether the agent was stopped, and by whom: whoever takes over a host stops it first. What the host does meanwhile is known from others only.", "T1562.001")
 	s.about(b, a, &out)

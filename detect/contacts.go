@@ -32,7 +32,6 @@ type Contacts struct {
 	repeats map[uint64]uint32 // by edge: sessions under an exception not passed on
 	fresh   map[pair]recently // pairs that lately began to administer
 	doors   map[uint64]uint32 // by edge: the minute at which enforcement stopped somebody there last
-	shut    sieve             // of doors
 	swept   flow.Time
 	failed  failedBudget
 	out     []Contact
@@ -68,7 +67,7 @@ func (c *Contacts) reset() {
 	c.hearing = newHearing(c.hearing.tolerance, c.names.Intern("internet"), c.cfg.MaxHosts)
 	c.edges, c.mappers, c.repeats, c.swept, c.out = newEdgeTable(c.cfg.MaxEdges), map[pair]mapping{}, map[uint64]uint32{}, 0, nil
 	c.failed, c.pressed, c.untold = failedBudget{}, nil, nil
-	c.fresh, c.doors, c.shut = map[pair]recently{}, map[uint64]uint32{}, sieve{}
+	c.fresh, c.doors = map[pair]recently{}, map[uint64]uint32{}
 	c.beats = newBeats(c.cfg, c.hearing.outside)
 }
 
@@ -103,11 +102,12 @@ func (c *Contacts) Sessions(rows []flow.Session, edges []flow.EdgeContribution, 
 	c.m.received.Add(float64(len(index.First)))
 }
 
-// intake is what Sessions takes in; over is what is left of the sessions that are over.
+// intake is what Sessions takes in; the first of the sessions that are over were.
 type intake struct {
 	rows  []flow.Session
 	edges []flow.EdgeContribution
 	over  []flow.Over
+	next  int
 }
 
 // atOnce is how many sessions are looked at together: as many as keep the processor's few
@@ -123,7 +123,11 @@ type asking struct {
 	kind    class
 	service uint32
 	edge    uint64
-	ends    [2]uint64 // hashes of its ends among the hosts that are heard; 0 where that does not count
+	place   uint64 // where its edge was when it was asked for
+	// ways is how its ends count among the hosts that are heard, and ends are their hashes there; 0 where
+	// that was not asked for.
+	ways uint8
+	ends [2]uint64
 }
 
 func (a *asking) ask(s *flow.First) {
@@ -136,11 +140,11 @@ func (a *asking) ask(s *flow.First) {
 // else, for a processor looks ahead by a number of instructions. What they read is summed up and
 // given back so that it is not read for nothing.
 func (c *Contacts) answer(few []asking, in *intake) (sum uint64) {
-	sum = c.edges.ask(few) + c.hearing.ask(few, in.rows) + c.filtered(few)
+	sum = c.edges.ask(few)
+	sum += c.hearing.ask(few, &c.edges, in.rows)
 	for i := range few {
 		a := &few[i]
 		c.endedBefore(a.Settled, in)
-		c.hearing.session(a, in.rows)
 		if a.Client.Own || a.Server.Own {
 			c.hearing.reported(&in.rows[a.Row])
 		}
@@ -149,22 +153,10 @@ func (c *Contacts) answer(few []asking, in *intake) (sum uint64) {
 	return sum
 }
 
-// filtered reads what the filters have of the edges of a few sessions.
-func (c *Contacts) filtered(few []asking) (sum uint64) {
-	x := &c.beats
-	for i := range few {
-		a := &few[i]
-		word, _ := x.bits(a.Client.Addr, a.Server.Addr, a.service)
-		shut, _ := c.shut.bit(a.edge)
-		sum += x.filter[word] + *shut
-	}
-	return sum
-}
-
 // endedBefore takes in the sessions that were over before a time.
 func (c *Contacts) endedBefore(at flow.Time, in *intake) {
-	for ; len(in.over) > 0; in.over = in.over[1:] {
-		o := &in.over[0]
+	for ; in.next < len(in.over); in.next++ {
+		o := &in.over[in.next]
 		if o.Ended >= at {
 			return
 		}
@@ -222,16 +214,19 @@ func (c *Contacts) settled(a *asking, rows []flow.Session) {
 
 	minute := uint32(s.Settled / minuteMillis)
 	prefix := prefixOf(client)
-	slot, held := c.edge(edge, prefix, minute)
+	slot, held := c.edges.near(a.place, edge), true
+	if slot == nil {
+		slot, held = c.edge(edge, prefix, minute)
+	}
 	known := flow.Time(0)
 	if held {
-		known = flow.Time(slot.seen) * minuteMillis
+		known = minuteTime(slot.minute())
 	}
 	var pass, fresh bool
 	if became.failed() {
 		// One attempt an hour; and none where the edge is known to work.
 		fresh = slot.flags&(edgeLearned|edgeFailed|edgeAnswered) == 0
-		pass = slot.flags&edgeFailed == 0 || minute-slot.seen >= 60 || kind.administers() && c.passable(slot, minute)
+		pass = slot.flags&edgeFailed == 0 || minute-slot.minute() >= 60 || kind.administers() && c.passable(slot, minute)
 	} else {
 		fresh = slot.flags&edgeLearned == 0
 		pass = fresh && (slot.flags&edgePassed == 0 || c.passable(slot, minute)) || kind.administers() && c.passable(slot, minute)
@@ -239,7 +234,12 @@ func (c *Contacts) settled(a *asking, rows []flow.Session) {
 	if kind.administers() && !became.failed() {
 		pass = c.together(client, server, s.Settled, fresh) || pass
 	}
-	stopped := (became == fateDenied || c.shut.has(slot.hash)) && c.stopped(s, client, slot.hash, became, minute)
+	if !held {
+		if _, shut := c.doors[edge]; shut { // it was forgotten meanwhile
+			slot.seen |= edgeShut
+		}
+	}
+	stopped := (became == fateDenied || slot.seen&edgeShut != 0) && c.stopped(s, client, slot, became, minute)
 	pass = pass || stopped
 	if !pass && (bad || s.Exception != flow.NoName) {
 		if pass = c.passable(slot, minute); !pass && s.Exception != flow.NoName {
@@ -253,7 +253,7 @@ func (c *Contacts) settled(a *asking, rows []flow.Session) {
 	if fresh && !became.failed() {
 		at, again := c.edge(hashEdge(client, server, 0), prefix, minute)
 		newPair = !again || at.flags&edgeLearned == 0
-		at.seen = max(at.seen, minute)
+		at.touch(minute)
 		at.flags |= edgeAnswered | cross
 		if !bad {
 			at.flags |= edgeLearned
@@ -263,7 +263,8 @@ func (c *Contacts) settled(a *asking, rows []flow.Session) {
 		}
 	}
 	worked := slot.flags&(edgeAnswered|edgeLearned) != 0
-	slot.seen = max(slot.seen, minute)
+	slot.touch(minute)
+	c.heard(a, slot, turn, minute, rows)
 	slot.flags |= cross
 	switch {
 	case became.failed():
@@ -275,8 +276,8 @@ func (c *Contacts) settled(a *asking, rows []flow.Session) {
 		slot.flags &^= edgeFailed
 	}
 	times := rhythm{}
-	if !became.failed() && !mapped && !s.Open && (fresh || c.beats.maybe(client, server, service)) {
-		times = c.beat(slot.hash, client, server, service, fresh, s)
+	if !became.failed() && !mapped && !s.Open && (fresh || slot.seen&edgeFollowed != 0) {
+		times = c.beat(slot, client, server, service, fresh, s)
 	}
 	if !pass {
 		if times.Beats > 0 {
@@ -454,7 +455,6 @@ func (c *Contacts) sweep(now flow.Time) {
 	c.swept = now
 	maps.DeleteFunc(c.fresh, func(_ pair, r recently) bool { return r.until < now })
 	maps.DeleteFunc(c.doors, func(_ uint64, minute uint32) bool { return minute+doorKeeps < uint32(max(now, 0)/minuteMillis) })
-	c.sift()
 	maps.DeleteFunc(c.mappers, func(_ pair, m mapping) bool { return m.until+mapperKeeps+hourMillis < now })
 	c.beats.sweep(now - hourMillis)                                   // what settles from now on began before
 	if day := flow.Time(dayMillis); now/day != (now-hourMillis)/day { // once a day
@@ -464,7 +464,7 @@ func (c *Contacts) sweep(now flow.Time) {
 
 const (
 	contactsMagic   = "postern contacts\n"
-	contactsVersion = 4
+	contactsVersion = 5
 )
 
 // Snapshot is the whole state: what was collected is not part of it.
@@ -582,7 +582,6 @@ func (c *Contacts) read(b []byte) error {
 		c.doors[k] = binary.LittleEndian.Uint32(b)
 		b = b[4:]
 	}
-	c.sift()
 	if n, ok = count(1); !ok {
 		return errContacts
 	}

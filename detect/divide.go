@@ -89,7 +89,7 @@ func DivideContacts(snapshots [][]byte, n int, cfg Config, partition func(a, b f
 			swept = c.swept
 		}
 		for j := range c.edges.slots {
-			newest = max(newest, c.edges.slots[j].seen)
+			newest = max(newest, c.edges.slots[j].minute())
 		}
 	}
 	repeats, doors := map[uint64]uint32{}, map[uint64]uint32{}
@@ -129,9 +129,12 @@ func DivideContacts(snapshots [][]byte, n int, cfg Config, partition func(a, b f
 				continue
 			}
 			// The one seen last is of whom the pair came to; others are left from an earlier division.
-			if at, known, _ := all.use(s.hash, c.edges.votes[s.flags>>homeShift].Prefix, newest); !known || s.seen > at.seen {
+			at, known, _ := all.use(s.hash, c.edges.votes[s.flags>>homeShift].Prefix, newest)
+			keeps := (at.seen | s.seen) & edgeKeeps
+			if !known || s.minute() > at.minute() {
 				*at = *s
 			}
+			at.seen |= keeps
 		}
 	}
 	hearings := make([]*hearing, len(in))

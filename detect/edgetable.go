@@ -38,7 +38,7 @@ type homeVote struct {
 // edgeSlot is one edge; the hash 0 is an empty place.
 type edgeSlot struct {
 	hash   uint64
-	seen   uint32 // minutes since the epoch
+	seen   uint32 // minutes since the epoch, and above that what there is of it elsewhere
 	passed uint16 // the low bits of the minute at which it was last passed on
 	flags  uint16 // what is known of it, and above that its home: a hash of the source's prefix
 }
@@ -54,6 +54,46 @@ const (
 )
 
 const homes = 1 << (16 - homeShift)
+
+// In seen: the minute, as it is until 2097; in which ways its ends were counted in the window of that minute;
+// and whether it is worth looking whether there is more of it.
+const (
+	minuteBits          = 26
+	waysShift           = minuteBits
+	edgeFollowed uint32 = 1 << 30 // its times are followed, or were: see beats
+	edgeShut     uint32 = 1 << 31 // enforcement stopped somebody there: see Contacts.doors
+	edgeKeeps           = edgeFollowed | edgeShut
+)
+
+// minute is when the edge was seen last.
+func (s *edgeSlot) minute() uint32 { return s.seen & (1<<minuteBits - 1) }
+
+// touch notes that the edge was seen in a minute.
+func (s *edgeSlot) touch(minute uint32) {
+	minute = min(minute, 1<<minuteBits-1)
+	switch last := s.minute(); {
+	case minute <= last:
+	case minute/hostWindow == last/hostWindow:
+		s.seen += minute - last
+	default:
+		s.seen = s.seen&edgeKeeps | minute
+	}
+}
+
+// uncounted is how ends of the edge were not counted yet in the window of a minute, of so many ways.
+func (s *edgeSlot) uncounted(ways uint8, minute uint32) uint8 {
+	if minute/hostWindow != s.minute()/hostWindow {
+		return ways
+	}
+	return ways &^ uint8(s.seen>>waysShift)
+}
+
+// counted notes how ends were counted in the window of a minute, unless the edge was seen in a later one.
+func (s *edgeSlot) counted(ways uint8, minute uint32) {
+	if minute/hostWindow == s.minute()/hostWindow {
+		s.seen |= uint32(ways) << waysShift
+	}
+}
 
 // prefixOf is the prefix that a source's address counts for, as its first address: who holds one
 // address of it may hold them all. /24, and of IPv6 /56, what a site is usually given (RFC 6177).
@@ -112,13 +152,23 @@ const (
 
 // at gives the place of a hash: its slot, or the empty one where it would go. It is looked for
 // from the beginning of a line of memory, so that what is near is in that line.
-func (t *edgeTable) at(hash uint64) *edgeSlot {
+func (t *edgeTable) at(hash uint64) *edgeSlot { return &t.slots[t.place(hash)] }
+
+func (t *edgeTable) place(hash uint64) uint64 {
 	mask := uint64(len(t.slots) - 1)
 	for i := hash & mask &^ (edgeLine - 1); ; i = (i + 1) & mask {
 		if s := &t.slots[i]; s.hash == hash || s.hash == 0 {
-			return s
+			return i
 		}
 	}
+}
+
+// near gives the slot of a hash if it is still at a place.
+func (t *edgeTable) near(place, hash uint64) *edgeSlot {
+	if place < uint64(len(t.slots)) && t.slots[place].hash == hash {
+		return &t.slots[place]
+	}
+	return nil
 }
 
 // edgeLine is how many slots are in a line of memory, 64 bytes on all that matters.
@@ -144,7 +194,8 @@ func (t *edgeTable) use(hash uint64, prefix flow.Addr, now uint32) (s *edgeSlot,
 		s = t.at(hash)
 	}
 	home := homeOf(prefix)
-	*s = edgeSlot{hash: hash, seen: now, flags: home << homeShift}
+	*s = edgeSlot{hash: hash, flags: home << homeShift}
+	s.touch(now)
 	t.n++
 	switch v := &t.votes[home]; {
 	case v.Prefix == prefix:
@@ -277,7 +328,7 @@ const ages = 8 * 30
 
 // age is how long ago an edge was seen, in steps.
 func (s *edgeSlot) age(now uint32) int {
-	m := now - min(s.seen, now)
+	m := now - min(s.minute(), now)
 	if m < 8 {
 		return int(m)
 	}
@@ -328,7 +379,7 @@ func (t *edgeTable) forget(before uint32) {
 	size := len(t.slots)
 	n := 0
 	for i := range t.slots {
-		if s := &t.slots[i]; s.hash != 0 && s.seen >= before {
+		if s := &t.slots[i]; s.hash != 0 && s.minute() >= before {
 			n++
 		}
 	}
@@ -338,7 +389,7 @@ func (t *edgeTable) forget(before uint32) {
 	for size > minEdgeSlots && n < size/4 {
 		size /= 2
 	}
-	t.rebuild(size, func(s *edgeSlot) bool { return s.seen >= before })
+	t.rebuild(size, func(s *edgeSlot) bool { return s.minute() >= before })
 }
 
 // appendTo appends the table in the order of its places, 16 bytes an edge.

@@ -48,7 +48,7 @@ func TestEdgeTableFairness(t *testing.T) {
 	add := func(e edge, minute uint32) (lost []loss) {
 		s, _, lost := table.use(e.hash, e.prefix, minute)
 		s.flags |= e.flags
-		s.seen = max(s.seen, minute)
+		s.touch(minute)
 		return lost
 	}
 	// Old ones: 20 prefixes with 100 unanswered edges each, 2000 within a segment, 2000 between segments.
@@ -112,7 +112,7 @@ func TestEdgeTableRestart(t *testing.T) {
 			client := v4(rnd.IntN(40) << 8)
 			s, _, _ := table.use(hashEdge(client, v4(rnd.IntN(3000)), 1), prefixOf(client), uint32(1000+i))
 			s.flags |= [...]uint16{edgeFailed, edgeAnswered, edgeAnswered | edgeCross}[rnd.IntN(3)]
-			s.seen = uint32(1000 + i)
+			s.touch(uint32(1000 + i))
 			if restart > 0 && i%restart == 0 {
 				again := newEdgeTable(1024)
 				if rest, err := again.read(table.appendTo(nil)); err != nil || len(rest) != 0 {
@@ -124,7 +124,7 @@ func TestEdgeTableRestart(t *testing.T) {
 		list = map[uint64]uint32{}
 		for _, s := range table.slots {
 			if s.hash != 0 {
-				list[s.hash] = s.seen
+				list[s.hash] = s.minute()
 			}
 		}
 		return list, table.forgotten

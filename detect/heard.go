@@ -2,6 +2,7 @@ package detect
 
 import (
 	"cmp"
+	"math/bits"
 	"slices"
 
 	"github.com/postern/postern/flow"
@@ -96,8 +97,9 @@ func (k BulkKey) hash() uint64 {
 
 func hashAddr(a flow.Addr, with uint64) uint64 { return flow.Mix(flow.Mix(a.Hi^with) ^ a.Lo) }
 
-// HostHeard is how many of its sessions its own agent told of, and of how many that were
-// answered it did not; as client, as server.
+// HostHeard is of how many sessions its own agent told, and of how many that were answered it did not; as
+// client, as server. Of one edge one of each counts, so that it does not matter how often somebody
+// asks the same.
 type HostHeard struct {
 	Told, Untold [2]uint32
 }
@@ -372,36 +374,60 @@ const (
 	countsUntold = 2
 )
 
-// ask finds out as which hosts the ends of a few sessions count, and reads what was counted of them.
-func (h *hearing) ask(few []asking, rows []flow.Session) (sum uint64) {
-	at := uint32(0)
-	for i := range few {
-		a := &few[i]
-		if i == 0 || a.Settled != few[i-1].Settled {
-			at = h.window(a.Settled)
+// Ways in which an end of a session counts, one bit each: those of countsTold and countsUntold, of
+// clients and of servers.
+const (
+	waysClient uint8 = 1<<countsTold | 1<<countsUntold
+	waysServer       = waysClient << 1
+)
+
+// ways is how the ends of a session count.
+func (h *hearing) ways(a *asking) (ways uint8) {
+	answered := a.Answered && !a.Open && a.NAT == flow.NATNone
+	for side, e := range [...]*flow.FirstEnd{&a.Client, &a.Server} {
+		switch {
+		case e.Own:
+			h.agents = true
+			ways |= 1 << (countsTold + side)
+		case answered && e.Segment != h.outside && (h.agents || e.Segment != flow.NoName):
+			ways |= 1 << (countsUntold + side)
 		}
-		answered := a.Answered && !a.Open && a.NAT == flow.NATNone
-		a.ends = [2]uint64{h.hostHash(a, &a.Client, 0, at, answered, rows), h.hostHash(a, &a.Server, 1, at, answered, rows)}
 	}
+	return ways
+}
+
+// ask finds out how the ends of a few sessions count, and reads what was counted of those that were
+// not counted yet on that edge in that window; of the edges what is read is near already.
+func (h *hearing) ask(few []asking, edges *edgeTable, rows []flow.Session) (sum uint64) {
 	mask := uint64(len(h.hosts.slots) - 1)
 	for i := range few {
-		sum += h.hosts.slots[few[i].ends[0]&mask].hash
-		sum += h.hosts.slots[few[i].ends[1]&mask].hash
+		a := &few[i]
+		a.ends, a.ways, a.place = [2]uint64{}, h.ways(a), edges.place(a.edge)
+		ways := a.ways
+		if slot := &edges.slots[a.place]; slot.hash != 0 {
+			ways = slot.uncounted(ways, uint32(a.Settled/minuteMillis))
+		}
+		for side, of := range [...]uint8{waysClient, waysServer} {
+			if ways&of != 0 {
+				a.ends[side] = h.hostHash(a, side, rows)
+				sum += h.hosts.slots[a.ends[side]&mask].hash
+			}
+		}
 	}
 	return sum
 }
 
-// hostHash is the hash of the host that a side of a session counts as; 0: it does not count.
-func (h *hearing) hostHash(a *asking, e *flow.FirstEnd, side int, at uint32, answered bool, rows []flow.Session) uint64 {
-	switch {
-	case e.Own:
-		h.agents = true
+// hostHash is the hash of the host that a side of a session counts as.
+func (h *hearing) hostHash(a *asking, side int, rows []flow.Session) uint64 {
+	e := &a.Client
+	if side == 1 {
+		e = &a.Server
+	}
+	if e.Own {
 		k := h.hostOf(&rows[a.Row], side)
 		return h.hosts.hash(&k)
-	case !answered || e.Segment == h.outside || !h.agents && e.Segment == flow.NoName:
-		return 0
 	}
-	return h.hosts.hashOf(e.Addr, at, e.Segment, e.Workload, 0)
+	return h.hosts.hashOf(e.Addr, h.window(a.Settled), e.Segment, e.Workload, 0)
 }
 
 // hostOf is the host that a side of a session counts as.
@@ -429,11 +455,29 @@ func ownAgent(s *flow.Session, side int, logsAll bool) (agent flow.Name, source 
 	return agent, source
 }
 
-// session counts whose agent told of a session that settled.
-func (h *hearing) session(a *asking, rows []flow.Session) {
-	for side, hash := range a.ends {
-		if hash == 0 {
+// heard counts whose agent told of a session that settled: of each edge once a window, so that who
+// asks a host every second counts as who asks it now and then. turned: the edge is that of the session
+// turned round.
+func (c *Contacts) heard(a *asking, slot *edgeSlot, turned bool, minute uint32, rows []flow.Session) {
+	ways := a.ways
+	if turned {
+		ways = otherSide(ways)
+	}
+	if ways = slot.uncounted(ways, minute); ways == 0 {
+		return
+	}
+	slot.counted(ways, minute)
+	if turned {
+		ways = otherSide(ways)
+	}
+	h := &c.hearing
+	for side, of := range [...]uint8{waysClient, waysServer} {
+		if ways&of == 0 {
 			continue
+		}
+		hash := a.ends[side]
+		if hash == 0 { // it looked as if it were counted already
+			hash = h.hostHash(a, side, rows)
 		}
 		n := h.hosts.of(hash)
 		if n == nil {
@@ -443,13 +487,12 @@ func (h *hearing) session(a *asking, rows []flow.Session) {
 				continue
 			}
 		}
-		what := countsUntold + side
-		if side == 0 && a.Client.Own || side == 1 && a.Server.Own {
-			what = countsTold + side
-		}
-		h.hosts.count(n, what)
+		h.hosts.count(n, bits.TrailingZeros8(ways&of))
 	}
 }
+
+// otherSide is what counts as client as server, and the other way round.
+func otherSide(ways uint8) uint8 { return ways&waysClient<<1 | ways&waysServer>>1 }
 
 // ended counts what was moved in a session that is over. What goes on between strangers, and what
 // is fetched from them, is nothing that is gathered here. e is of ends that are told apart, of which one

@@ -1,7 +1,10 @@
 package detect
 
 import (
+	"math/rand/v2"
 	"testing"
+
+	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/postern/postern/flow"
 )
@@ -175,4 +178,108 @@ func BenchmarkContactsObserve(b *testing.B) {
 		c.Observe(batch)
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/4096, "ns/record")
+}
+
+// TestHeardOnceAWindow: an end is counted once for each edge and ten minutes, as told of by its own
+// agent and as not told of, whatever comes between, and a restart does not count it again.
+func TestHeardOnceAWindow(t *testing.T) {
+	rng := rand.New(rand.NewPCG(7, 1))
+	type edge struct {
+		client, server flow.Addr
+		port           uint16
+	}
+	for _, restarts := range []bool{false, true} {
+		c := newTestContacts(t)
+		agent, segment := c.names.Intern("agent"), c.names.Intern("hosts")
+		want := map[HostKey]HostHeard{}
+		counted := map[edge]map[HostKey][2]bool{} // told, untold
+		took := 0
+		for i := range 4000 {
+			at := base + flow.Time(i)*2500
+			s := flow.Session{ID: uint64(i) + 1, Proto: flow.ProtoTCP, HasPorts: true, Start: at - 20_000, End: at - 19_000, Settled: at, Answered: at - 19_999,
+				OrientationCertainty: 100, Records: 1, ObserversTotal: 2}
+			e := edge{v4(1 + rng.IntN(3)), v4(256 + rng.IntN(3)), uint16(8000 + rng.IntN(3))}
+			s.Client, s.Server = flow.SessionEnd{Addr: e.client, Port: 40_000, Segment: segment}, flow.SessionEnd{Addr: e.server, Port: e.port, Segment: segment}
+			for side, end := range [...]*flow.SessionEnd{&s.Client, &s.Server} {
+				k := HostKey{At: uint32(at/minuteMillis) / hostWindow * hostWindow, Addr: end.Addr, Segment: segment}
+				if end.Own = rng.IntN(20) == 0; end.Own {
+					s.Observers[side] = flow.SessionObserver{Observer: agent, Source: flow.SourceSysmon, Reporter: flow.Reporter(side + 1)}
+					k.Agent, k.Source = agent, flow.SourceSysmon
+				}
+				if counted[e] == nil {
+					counted[e] = map[HostKey][2]bool{}
+				}
+				way := 1
+				if end.Own {
+					way = 0
+				}
+				ways := counted[e][k]
+				if ways[way] {
+					continue
+				}
+				ways[way] = true
+				counted[e][k] = ways
+				took++
+				n := want[k]
+				if end.Own {
+					n.Told[side]++
+				} else {
+					n.Untold[side]++
+				}
+				want[k] = n
+			}
+			takeIn(c, []flow.Session{s}, nil)
+			if restarts && i%97 == 0 {
+				b, err := c.Snapshot()
+				if err != nil {
+					t.Fatal(err)
+				}
+				names := c.names
+				c = newTestContacts(t)
+				c.names = names
+				c.reset()
+				if err := c.Restore(b); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		got := map[HostKey]HostHeard{}
+		for _, h := range c.hearing.hosts.list() {
+			got[h.Key] = h.N
+		}
+		if diff := gocmp.Diff(want, got); diff != "" {
+			t.Errorf("restarts %v: (-want +got)\n%s", restarts, diff)
+		}
+		if took > 4000 {
+			t.Errorf("%d of 8,000 ends counted: it would not show that most are not", took)
+		}
+	}
+}
+
+// TestEdgeSlotSeen: what is beside the minute of an edge stays as long as it is true.
+func TestEdgeSlotSeen(t *testing.T) {
+	var s edgeSlot
+	s.touch(1007)
+	s.counted(5, 1007)
+	s.seen |= edgeFollowed | edgeShut
+	s.touch(1009)
+	if s.minute() != 1009 || s.uncounted(15, 1009) != 10 {
+		t.Errorf("in the same window: minute %d, %b uncounted", s.minute(), s.uncounted(15, 1009))
+	}
+	if s.uncounted(15, 1010) != 15 || s.uncounted(15, 999) != 15 {
+		t.Error("in other windows all is uncounted")
+	}
+	s.counted(8, 999) // late: of a window that is not the edge's any more
+	s.touch(1003)
+	if s.minute() != 1009 || s.uncounted(15, 1009) != 10 {
+		t.Errorf("by what is late: minute %d, %b uncounted", s.minute(), s.uncounted(15, 1009))
+	}
+	s.touch(1010)
+	if s.minute() != 1010 || s.uncounted(15, 1010) != 15 || s.seen&edgeKeeps != edgeKeeps {
+		t.Errorf("in the next window: minute %d, %b uncounted, %x", s.minute(), s.uncounted(15, 1010), s.seen)
+	}
+	s.touch(1<<32 - 1)
+	if s.minute() != 1<<minuteBits-1 || s.seen&edgeKeeps != edgeKeeps {
+		t.Errorf("at the end of time: %x", s.seen)
+	}
 }

@@ -73,8 +73,12 @@ const (
 // stopped counts a session that enforcement stopped for its source. Of one that was answered it
 // says whether it is one by an edge where enforcement had stopped somebody just before. What the
 // policy permits and enforcement stops all the same is not the source's doing.
-func (c *Contacts) stopped(s *flow.First, client flow.Addr, edge uint64, became fate, minute uint32) bool {
+func (c *Contacts) stopped(s *flow.First, client flow.Addr, slot *edgeSlot, became fate, minute uint32) bool {
+	edge := slot.hash
 	last, known := c.doors[edge]
+	if !known {
+		slot.seen &^= edgeShut
+	}
 	recent := known && minute <= last+doorKeeps
 	if became == fateAnswered && recent {
 		delete(c.doors, edge)
@@ -98,7 +102,7 @@ func (c *Contacts) stopped(s *flow.First, client flow.Addr, edge uint64, became 
 	}
 	if known || len(c.doors) < maxDoors {
 		c.doors[edge] = minute
-		c.shut.add(edge)
+		slot.seen |= edgeShut
 	} else {
 		n = nil
 	}
@@ -107,14 +111,6 @@ func (c *Contacts) stopped(s *flow.First, client flow.Addr, edge uint64, became 
 		c.press(boundDenied, prefixOf(e.Addr), 1, minute)
 	}
 	return false
-}
-
-// sift makes the sieve of doors anew.
-func (c *Contacts) sift() {
-	c.shut = sieve{}
-	for edge := range c.doors {
-		c.shut.add(edge)
-	}
 }
 
 // denials finds sources that enforcement stops far more often than is usual for them, and tells

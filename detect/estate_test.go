@@ -232,6 +232,7 @@ func (e *estate) known(tb testing.TB) (window time.Duration) {
 // long it took to take that in.
 func (e *estate) again(tb testing.TB) (took time.Duration) {
 	e.at += hostWindow*minuteMillis - e.at%(hostWindow*minuteMillis)
+	e.settle() // the window before is over
 	e.learnBy(func(uint64, uint64) bool { return true }, 1, e.hosts*estateEdges, func() {
 		began := cpuTime(tb)
 		e.settle()

@@ -284,12 +284,35 @@ func TestDemoTraffic(t *testing.T) {
 	}
 }
 
+// TestDemoAnyHour: whenever the demo is started, what a pipeline newly reaches it reaches on one day by UTC;
+// on two it would be an administrator, of whom nothing that the demo plants is unusual.
+func TestDemoAnyHour(t *testing.T) {
+	for quarter := range 24 * 4 {
+		start := time.Date(2026, 11, 22, 0, 15*quarter, 7, 0, time.UTC)
+		c := newCompany(1)
+		c.week(start)
+		first := map[string]time.Time{}
+		for _, v := range c.all {
+			if at := start.Add(v.start); v.sport == 22 && strings.HasPrefix(v.client, "10.40.0.") && (first[v.client+v.server].IsZero() || at.Before(first[v.client+v.server])) {
+				first[v.client+v.server] = at
+			}
+		}
+		days := map[string]bool{}
+		for _, at := range first {
+			days[at.Format(time.DateOnly)] = true
+		}
+		if len(first) != 16 || len(days) != 1 {
+			t.Errorf("started at %s: %d ways newly gone on %d days, want 16 on one", start.Format(time.TimeOnly), len(first), len(days))
+		}
+	}
+}
+
 // TestDemoSilent: those of whom the demo says nothing are there, in its last half hour and in the
 // week before.
 func TestDemoSilent(t *testing.T) {
 	live, week := newCompany(1), newCompany(1)
 	live.everyday()
-	week.week()
+	week.week(time.Date(2026, 11, 22, 16, 30, 0, 0, time.UTC))
 	for _, client := range []string{backup, scanner, "10.50.9.9", "10.50.9.10", "10.40.0.21", "10.40.0.22"} {
 		for name, c := range map[string]*company{"half hour": live, "week": week} {
 			n := 0

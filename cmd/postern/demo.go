@@ -191,7 +191,7 @@ func (d *demo) play(ctx context.Context, served chan error) error {
 	if err := d.connect(); err != nil {
 		return err
 	}
-	company.week()
+	company.week(d.start)
 	bySwitch, byFirewall := company.records(d.start)
 	n, err := d.export(ctx, bySwitch, byFirewall)
 	if err != nil {

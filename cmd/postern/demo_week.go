@@ -20,14 +20,14 @@ const (
 	wiki    = "10.10.1.30"
 )
 
-// week adds the ordinary traffic of the days before the last half hour.
-func (c *company) week() {
+// week adds the ordinary traffic of the days before the last half hour, which ends at start.
+func (c *company) week(start time.Time) {
 	for day := demoDays; day >= 1; day-- {
 		morning := -time.Duration(day)*24*time.Hour + time.Hour // so many hours of work from then, the night after
 		for i, desk := range c.desks {
 			c.deskDay(morning, desk, i+day)
 		}
-		c.serversDay(morning)
+		c.serversDay(morning, sameDay(start, morning, buildHour))
 		c.adminsDay(morning, day)
 		c.backups(morning+14*time.Hour, 2*time.Hour)
 		if day == demoDays-1 {
@@ -81,8 +81,22 @@ func (c *company) deskDay(morning time.Duration, desk string, i int) {
 	c.within(logon, 8*time.Hour, 1, desk, "10.80.0."+strconv.Itoa(10+i%40), 9100)
 }
 
-// serversDay is what servers and pipelines do by themselves.
-func (c *company) serversDay(morning time.Duration) {
+// buildHour is for how long pipelines are at work.
+const buildHour = time.Hour
+
+// sameDay is from, or later so that a span of that length lies within one day by UTC. Days are counted on
+// which a host newly reached others, and whoever does so on two of them is an administrator: what
+// the demo finds must not hang on the hour at which it is started.
+func sameDay(start time.Time, from, span time.Duration) time.Duration {
+	began := start.Add(from).UTC()
+	if began.Add(span).Day() != began.Day() {
+		return from + span
+	}
+	return from
+}
+
+// serversDay is what servers and pipelines do by themselves; pipelines deliver from builds on.
+func (c *company) serversDay(morning, builds time.Duration) {
 	const day = 22 * time.Hour
 	c.within(morning, day, 20, "10.30.0.10", "10.20.0.11", 443)
 	c.within(morning, day, 8, "10.30.0.10", "10.20.0.12", 443)
@@ -95,7 +109,7 @@ func (c *company) serversDay(morning time.Duration) {
 		runner := "10.40.0.2" + strconv.Itoa(1+i)
 		c.within(morning, 10*time.Hour, 3, runner, "10.30.0.10", 8443)
 		for k := range 8 { // each build goes to machines of the lab
-			c.within(morning, 10*time.Hour, 1, runner, "10.90.0."+strconv.Itoa(20+k), 22)
+			c.within(builds, buildHour, 1, runner, "10.90.0."+strconv.Itoa(20+k), 22)
 		}
 	}
 }

@@ -273,3 +273,37 @@ func FuzzDecodeDigest(f *testing.F) {
 		}
 	})
 }
+
+// FuzzContactsRestore: no bytes make restoring panic, and what it takes is a state that can be stored again.
+func FuzzContactsRestore(f *testing.F) {
+	names := flow.NewNames(0)
+	c, err := NewContacts(DefaultConfig(), names, nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	rows := settledSessions(rand.New(rand.NewPCG(5, 5)), names, 300)
+	takeIn(c, rows, nil)
+	b, err := c.Snapshot()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Add(b[:len(b)/2])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		names := flow.NewNames(0)
+		c, err := NewContacts(DefaultConfig(), names, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.Restore(b) != nil {
+			return
+		}
+		again, err := c.Snapshot()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Restore(again); err != nil {
+			t.Errorf("what was restored and stored is not read again: %v", err)
+		}
+	})
+}

@@ -102,12 +102,12 @@ func (c *Contacts) Sessions(rows []flow.Session, edges []flow.EdgeContribution, 
 	c.m.received.Add(float64(len(index.First)))
 }
 
-// intake is what Sessions takes in; the first of the sessions that are over were.
+// intake is what Sessions takes in.
 type intake struct {
 	rows  []flow.Session
 	edges []flow.EdgeContribution
 	over  []flow.Over
-	next  int
+	next  int // the first of over that was not taken in yet
 }
 
 // atOnce is how many sessions are looked at together: as many as keep the processor's few

@@ -150,10 +150,11 @@ const (
 	fold4 = 0x589965cc75374cc3
 )
 
-// at gives the place of a hash: its slot, or the empty one where it would go. It is looked for
-// from the beginning of a line of memory, so that what is near is in that line.
+// at gives the slot of a hash, or the empty one where it would go.
 func (t *edgeTable) at(hash uint64) *edgeSlot { return &t.slots[t.place(hash)] }
 
+// place is where that slot is. It is looked for from the beginning of a line of memory, so that what
+// is near is in that line.
 func (t *edgeTable) place(hash uint64) uint64 {
 	mask := uint64(len(t.slots) - 1)
 	for i := hash & mask &^ (edgeLine - 1); ; i = (i + 1) & mask {

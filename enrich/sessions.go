@@ -32,16 +32,16 @@ import (
 //
 // The watermark is event time less the lateness; event time is the latest end seen, capped at
 // receipt plus the tolerance, and what Tick says. A session is written once the watermark has
-// passed its start by Settle, with what records told that began within that time (in steps of a quarter of it): so the first
-// row, which detectors of behaviour read, is the same in whatever order and units records came. It
-// is written again at most every UpdateEvery while it changes, and last when
-// the idle time has passed, or Join if that is longer. The id is made of the conversation and the start at the first
-// writing, when nothing in time can come before it. What ended before the watermark is late:
-// counted and kept out. While logs of clouds come in, which are late by minutes, the lateness
-// is theirs. As long as records come within the lateness of their start, any
-// order of arrival and any cutting into batches end in the same last versions. Sessions that
-// were written apart and turn out to be one (a late record, a clock offset, a translation)
-// are one from then on: the other is written once more with Into.
+// passed its start by Settle, with what records told that began within that time (in steps of a
+// quarter of it): so the first row, which detectors of behaviour read, is the same in whatever
+// order and units records came. It is written again at most every UpdateEvery while it changes,
+// and last when the idle time has passed, or Join if that is longer. The id is made of the
+// conversation and the start at the first writing, when nothing in time can come before it. What
+// ended before the watermark is late: counted and kept out. While logs of clouds come in, which
+// are late by minutes, the lateness is theirs. As long as records come within the lateness of
+// their start, any order of arrival and any cutting into batches end in the same last versions.
+// Sessions that were written apart and turn out to be one (a late record, a clock offset, a
+// translation) are one from then on: the other is written once more with Into.
 //
 // # Who counts
 //

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestDemoOnce: the demo by itself finds exactly what it planted, and says so. That it fails where something is missed or made up is
-// TestDemoCompares of the command.
+// TestDemoOnce: the demo by itself finds exactly what it planted, and says so. That it
+// fails where something is missed or made up is TestDemoCompares of the command.
 func TestDemoOnce(t *testing.T) {
 	postern(t) // built before, or it would be gone with this test's folder
 	t.Setenv("TMPDIR", t.TempDir())

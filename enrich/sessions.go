@@ -68,6 +68,7 @@ type Sessions struct {
 	clock   flow.Time
 	clouds  flow.Time // the newest time in clouds' logs
 	passed  flow.Time // the watermark at the last Collect
+	at      flow.Time // the watermark as of which steps are taken and hosts' records joined
 	list    []sess
 	free    []int32
 	chains  map[uint64]int32 // the sessions of conversations of one id
@@ -280,7 +281,7 @@ func NewSessions(cfg SessionsConfig, domains *flow.Domains, names *flow.Names, r
 }
 
 func (x *Sessions) reset() {
-	x.clouds, x.passed = 0, 0
+	x.clouds, x.passed, x.at = 0, 0, 0
 	x.clock, x.list, x.free, x.obs, x.freeObs, x.due, x.live = 0, nil, nil, nil, nil, nil, 0
 	x.statements, x.freeStatements = nil, nil
 	x.chains, x.hosts, x.agents = map[uint64]int32{}, map[hostKey]*hostClock{}, map[flow.Addr]int64{}
@@ -310,11 +311,14 @@ func (x *Sessions) observe(r *flow.Record) {
 		x.m.apart.Inc()
 		return
 	}
+	x.at = x.passed
 	var o obs
 	o.fill(r, low)
 	if o.at != 0 && len(x.hosts) > 0 {
-		if h := x.hosts[o.host()]; h != nil && h.offset != 0 {
-			o.correct(h.offset)
+		if h := x.hosts[o.host()]; h != nil {
+			if offset := h.inForce(o.first, o.last); offset != 0 {
+				o.correct(offset)
+			}
 		}
 	}
 	t := o.last

@@ -133,15 +133,21 @@ func (x *Sessions) uncount(conv *flow.Conversation, began flow.Time, was *tally,
 	add(x.edge(conv, began, was), was, -1, live)
 }
 
-// keepTally leaves with what waits for a host's clock what is counted of the session that it
-// is all of and that is over, in case it turns out to be part of another.
-func (x *Sessions) keepTally(s *sess) {
+// leaveBehind leaves with what waits for a host's clock what the host told of the session that it
+// stands as, which is over, and what is counted of that session if it is all of it, in case it turns
+// out to be part of another.
+func (x *Sessions) leaveBehind(s *sess) {
 	if x.strays.live == 0 || !s.exported.empty() {
 		return
 	}
+	alone := s.nObs == 1 && len(s.more) == 0
 	x.strays.each(s.cid, func(st *stray) bool {
-		if st.alone && st.sess == s.id {
-			st.tally = s.tally
+		if st.sess == s.id {
+			x.refreshFrom(st, s)
+			st.alone = alone
+			if alone {
+				st.tally = s.tally
+			}
 		}
 		return true
 	})

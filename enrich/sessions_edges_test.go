@@ -154,7 +154,7 @@ func TestEdges(t *testing.T) {
 		cfg := DefaultSessionsConfig()
 		cfg.Idle = SessionIdleConfig{TCP: time.Duration(1+rng.IntN(200)) * time.Second, UDP: 15 * time.Second, ICMP: time.Second, Other: time.Second}
 		cfg.UpdateEvery = time.Duration(1+rng.IntN(120)) * time.Second
-		cfg.AgreeingSessions = maxVotes / 2 // clocks are right here, and chance is not to find another: when one is found hangs on the order
+		cfg.AgreeingSessions = maxVotes / 2 // clocks are right here; where chance finds another, the order decides when
 		names := flow.NewNames(0)
 		rs := chatter(rng, names, 300)
 		var first map[edgeHour]edgeSums

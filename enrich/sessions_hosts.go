@@ -11,8 +11,10 @@ import (
 // joined nothing and an exported session of the same five-tuple vote for the time between
 // them. A five-tuple with a port of the dynamic range is nearly unique, so votes for the true
 // offset agree and others are scattered. Where enough sessions agree, and they are at least
-// half of those that voted, the offset holds from then on and for what still waits. Records
-// that join vote as well, so that a host whose clock is right is not led astray.
+// half of those that voted, the offset holds for what still waits and for what comes; what comes
+// is corrected before anything else once it begins so long after that it cannot have come before
+// in any order (see inForce). Records that join vote as well, so that a host whose clock is right
+// is not led astray.
 //
 // Such a record was judged by its own stamp, before anybody knew that it is off. So its verdict,
 // and what was known of its addresses then, count only where nobody else told of the session.
@@ -29,6 +31,9 @@ const (
 // hostClock is what is known of the clock of a host's log.
 type hostClock struct {
 	offset flow.Time // the host's clock less the exporters'; 0 until found
+	found  flow.Time // the watermark when it was found
+	from   flow.Time // when it comes in force, see inForce
+	before flow.Time // the offset in force until then
 	votes  [maxVotes]vote
 	n      uint32 // votes cast; the newest are kept
 }
@@ -36,6 +41,20 @@ type hostClock struct {
 type vote struct {
 	offset flow.Time
 	cid    uint64
+}
+
+// inForce gives the offset that a record with the host's stamps first and last is corrected by.
+// One that may come before the offset is found in one order and after it in another is not
+// corrected by it in either; it joins its session as those do that wait. That is what began until
+// twice the lateness after the watermark at that time: the watermark was there with something that
+// ended at the lateness after it, and that came within the lateness. Whether the clock is off is
+// not certain, so the record is within that time neither by the host's stamps nor without the
+// offset. What was late already by the host's stamps has nothing to lose.
+func (h *hostClock) inForce(first, last flow.Time) flow.Time {
+	if first-h.offset > h.from && (first > h.from || last < h.found) {
+		return h.offset
+	}
+	return h.before
 }
 
 func (h *hostClock) held() []vote { return h.votes[:min(h.n, maxVotes)] }
@@ -99,9 +118,9 @@ type stray struct {
 	o     obs
 	sess  uint64    // the session it stands as; 0: none, it came too late for one
 	began flow.Time // of that session
-	alone bool      // it is all of that session
 	late  bool
-	tally tally // of that session, once it is over, while this is all of it
+	alone bool  // that session is over, and this was all of it
+	tally tally // of that session then
 	older int64 // the next older one of the conversation; 0 ends them
 	dead  bool
 }
@@ -212,7 +231,7 @@ func (x *Sessions) unjoined(conv *flow.Conversation, cid uint64, o *obs, session
 // unjoinedSession takes in a session that only hosts told of.
 func (x *Sessions) unjoinedSession(i int32) {
 	s := &x.list[i]
-	conv, cid, id, began, alone := s.conv, s.cid, s.id, s.began, s.nObs == 1 && len(s.more) == 0
+	conv, cid, id, began := s.conv, s.cid, s.id, s.began
 	var told [flow.MaxObservers]obs
 	n := 0
 	for k := s.first; k >= 0; k = x.obs[k].next {
@@ -226,11 +245,8 @@ func (x *Sessions) unjoinedSession(i int32) {
 		return 1
 	})
 	for k := range told[:n] {
-		if o := &told[k]; o.at != 0 {
+		if o := &told[k]; o.at != 0 && o.first < x.at { // else it may be known already or not
 			x.unjoined(&conv, cid, o, id, began, false)
-			if st := x.strays.at(x.strays.of[cid]); st != nil && st.sess == id {
-				st.alone = alone
-			}
 		}
 	}
 }
@@ -242,7 +258,7 @@ func (x *Sessions) exportedSession(i int32) {
 	start, cid, conv := s.exported.start, s.cid, s.conv
 	votes := telling(&conv)
 	for k := s.first; k >= 0 && votes; k = x.obs[k].next {
-		if o := &x.obs[k]; o.at != 0 {
+		if o := &x.obs[k]; o.at != 0 && o.first < x.at {
 			if h := x.hostClock(o.host()); h != nil {
 				h.take(vote{o.first + flow.Time(o.skew) - start, cid})
 			}
@@ -284,6 +300,7 @@ func (x *Sessions) match(st *stray, i int32) bool {
 	if h == nil {
 		return false
 	}
+	x.refresh(st)
 	if x.within(st, i, h.offset) {
 		x.adopt(st, i, h.offset)
 		return true
@@ -299,7 +316,8 @@ func (x *Sessions) match(st *stray, i int32) bool {
 	if near := offset - h.offset; near >= -agreement && near <= agreement {
 		return false // it is the one in force
 	}
-	h.offset = offset
+	h.before, h.offset = h.inForce(x.at, x.at), offset
+	h.found, h.from = x.at, x.at+2*x.latenessNow()
 	x.m.offsets.Inc()
 	host, id, gen := st.o.host(), x.list[i].id, x.list[i].gen
 	for n := x.strays.oldest(); n < x.strays.next; n++ {
@@ -312,41 +330,92 @@ func (x *Sessions) match(st *stray, i int32) bool {
 
 // findSession joins a stray to an exported session that is held, if there is one.
 func (x *Sessions) findSession(st *stray, offset flow.Time) {
+	x.refresh(st)
 	i, ok := x.chains[st.cid]
 	for ; ok && i >= 0; i = x.list[i].next {
-		if s := &x.list[i]; s.conv == st.conv && s.id != 0 && !s.exported.empty() && x.within(st, i, offset) {
+		if s := &x.list[i]; s.conv == st.conv && s.id != 0 && s.exported.start < x.at && x.within(st, i, offset) {
 			x.adopt(st, i, offset)
 			return
 		}
 	}
 }
 
-// severalSessions says whether the conversation of session i has another exported session.
+// severalSessions says whether the conversation of session i has another exported session. One
+// that begins only now may be known already or not.
 func (x *Sessions) severalSessions(i int32) bool {
 	s := &x.list[i]
 	for j := x.chains[s.cid]; j >= 0; j = x.list[j].next {
-		if t := &x.list[j]; j != i && t.conv == s.conv && !t.exported.empty() {
+		if t := &x.list[j]; j != i && t.conv == s.conv && t.exported.start < x.at {
 			return true
 		}
 	}
 	return false
 }
 
+// within says whether a stray is of session i by its host's clock: whether it would have become part
+// of it, had it come with its stamps right.
 func (x *Sessions) within(st *stray, i int32, offset flow.Time) bool {
-	return x.list[i].exported.gap(stretch{st.o.first - offset, st.o.last - offset}) <= x.join
+	s := &x.list[i]
+	return x.touches(s, &st.o, stretch{st.o.first - offset, st.o.last - offset}, true, x.cfg.Idle.of(s.conv.Proto))
 }
 
-// adopt makes a stray part of exported session i.
+// refresh takes in what the host told since of the session that a stray stands as.
+func (x *Sessions) refresh(st *stray) {
+	if st.sess == 0 {
+		return
+	}
+	i, ok := x.chains[st.cid]
+	for ; ok && i >= 0; i = x.list[i].next {
+		if s := &x.list[i]; s.id == st.sess {
+			x.refreshFrom(st, s)
+			return
+		}
+	}
+}
+
+func (x *Sessions) refreshFrom(st *stray, s *sess) {
+	for k := s.first; k >= 0; k = x.obs[k].next {
+		if o := &x.obs[k]; o.obsKey == st.o.obsKey {
+			st.o = *o
+			st.o.shift(-flow.Time(o.skew))
+			st.o.next = -1
+			return
+		}
+	}
+}
+
+// adopt makes a stray part of exported session i, and then what the same host told of the
+// conversation before or after and that is within reach of it only now.
 func (x *Sessions) adopt(st *stray, i int32, offset flow.Time) {
-	o := st.o
-	o.correct(offset)
-	o.next = -1
+	host := st.o.host()
+	for range maxWaiting {
+		x.adoptOne(st, i, offset)
+		conv := st.conv
+		st = nil
+		x.strays.each(x.list[i].cid, func(t *stray) bool {
+			if t.conv == conv && t.o.host() == host {
+				if x.refresh(t); x.within(t, i, offset) {
+					st = t
+				}
+			}
+			return st == nil
+		})
+		if st == nil {
+			return
+		}
+	}
+}
+
+func (x *Sessions) adoptOne(st *stray, i int32, offset flow.Time) {
 	x.strays.kill(st)
 	x.m.joined.Inc()
 	id := x.list[i].id
 	if st.sess != 0 && st.sess != id {
 		x.leave(st, id)
 	}
+	o := st.o
+	o.correct(offset)
+	o.next = -1
 	s := &x.list[i]
 	span := stretch{o.first, o.last}
 	s.all.grow(span)

@@ -22,9 +22,10 @@ const (
 	// sessionsVersion rises whenever what a snapshot holds changes its layout or its meaning.
 	// Version 1, which said whether an end had sent and not when, version 2, which did not
 	// say what of a session is in the roll-up, version 3, which did not say by what a session
-	// opened, version 4, which did not say which source an identity is from, and version 5, which said
-	// of agents when they told of what, are read as well.
-	sessionsVersion = 6
+	// opened, version 4, which did not say which source an identity is from, version 5, which said
+	// of agents when they told of what, and version 6, which did not say from when on a clock's offset
+	// is in force, are read as well.
+	sessionsVersion = 7
 )
 
 // coder writes or reads the state, by the same code, so that the two cannot differ.
@@ -347,6 +348,11 @@ func (c *coder) hostKey(k *hostKey) {
 
 func (c *coder) hostClock(h *hostClock) {
 	coded(c, &h.offset)
+	if !c.reading || c.version >= 7 {
+		coded(c, &h.found)
+		coded(c, &h.from)
+		coded(c, &h.before)
+	}
 	coded(c, &h.n)
 	for k := range h.held() {
 		coded(c, &h.votes[k].offset)
@@ -682,8 +688,8 @@ func DivideSessions(snapshots [][]byte, n int, partition func(a, b flow.Addr) in
 				o.votes[o.n%maxVotes] = v
 				o.n++
 			}
-			if o.offset == 0 {
-				o.offset = h.clock.offset
+			if o.offset == 0 && o.before == 0 {
+				o.offset, o.found, o.from, o.before = h.clock.offset, h.clock.found, h.clock.from, h.clock.before
 			}
 			hosts[h.key] = o
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
@@ -334,7 +335,7 @@ func TestSessionsRestoreRefuses(t *testing.T) {
 	}{
 		{"nothing", nil, "it is none"},
 		{"a snapshot of the pairer", []byte(`{"version":1}`), "it is none"},
-		{"another version", append([]byte(sessionsMagic), 99), "version 99; this program reads versions 1 to 6"},
+		{"another version", append([]byte(sessionsMagic), 99), "version 99; this program reads versions 1 to 7"},
 		{"cut", good[:len(good)-3], "ends too early"},
 		{"too long", append(slices.Clone(good), 0), "ends too early or is not"},
 	} {
@@ -782,6 +783,106 @@ func TestSessionsClockOffset(t *testing.T) {
 	}
 }
 
+// TestSessionsClockOrder: that a host's clock is off is found on the way, and which sessions there
+// are in the end does not depend on the order in which records came: within the lateness, or hours
+// late by the host's stamps.
+func TestSessionsClockOrder(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 15))
+	for _, offset := range []float64{-3600, -300, -60, -25, 25, 60} {
+		for round := range 3 {
+			names := flow.NewNames(0)
+			var rs []flow.Record
+			off := map[uint64]bool{}
+			for i := range 400 {
+				at, port := rng.Float64()*1800, uint16(40000+i)
+				if rng.IntN(10) > 0 {
+					rs = append(rs, told(uint64(len(rs)+1), "10.0.0.9", port, "10.0.0.2", 445, at, at+rng.Float64()*30))
+				}
+				if rng.IntN(5) > 0 {
+					r := hostTold(names, uint64(len(rs)+1), "off", flow.ReporterSource, "10.0.0.9", port, "10.0.0.2", 445, at+rng.Float64())
+					off[r.ID] = true
+					rs = append(rs, r)
+				}
+			}
+			var first []flow.Session
+			for turn := range 4 {
+				cfg := DefaultSessionsConfig()
+				within := cfg.Lateness
+				if by := time.Duration(math.Abs(offset)) * time.Second; by < within {
+					within -= by // or the host's stamps would make something late
+				}
+				arrived := arriveWithin(rng, rs, within) // by the time it was
+				for i := range arrived {
+					if r := &arrived[i]; off[r.ID] {
+						r.Start += flow.Time(offset * 1000)
+						r.End = r.Start
+					}
+				}
+				// Event time is known before the first of them comes.
+				arrived = slices.Insert(arrived, 0, told(9999, "10.0.0.8", 40000, "10.0.0.2", 445, -10, 0))
+				rows, _ := through(newTestSessions(t, cfg, names), arrived, 1+rng.IntN(20))
+				last := lastRows(rows)
+				if turn == 0 {
+					first = last
+				} else if diff := gocmp.Diff(first, last); diff != "" {
+					t.Fatalf("a clock that is off by %v s, round %d: another order gives other sessions:\n%s", offset, round, diff)
+				}
+			}
+		}
+	}
+}
+
+// TestSessionsClockOffsetGrown: what a host told of a session after it was written, and after it was
+// over, goes with the rest once its clock is found to be off.
+func TestSessionsClockOffsetGrown(t *testing.T) {
+	for _, over := range []bool{false, true} {
+		names := flow.NewNames(0)
+		cfg := DefaultSessionsConfig()
+		if over {
+			cfg.Idle.TCP = time.Minute
+		}
+		x := newTestSessions(t, cfg, names)
+		var rows []flow.Session
+		id := uint64(0)
+		observe := func(r flow.Record) {
+			x.Observe(batchOf(r))
+			got, _ := x.Collect()
+			rows = append(rows, got...)
+		}
+		const n = 5
+		host := func(i int, at float64) { // 400 s behind, and nothing else to be late by
+			id++
+			observe(hostTold(names, id, "slow", flow.ReporterSource, "10.0.0.9", uint16(50000+i), "10.0.0.2", 445, at-400))
+		}
+		for i := range n {
+			host(i, float64(i))
+		}
+		observe(told(100, "10.0.0.7", 50000, "10.0.0.8", 443, -400+150, -400+150)) // the first are written
+		for i := range n {
+			host(i, 45+float64(i))
+		}
+		for i := range n {
+			observe(told(uint64(200+i), "10.0.0.9", uint16(50000+i), "10.0.0.2", 445, float64(i), float64(i)+60))
+		}
+		observe(told(101, "10.0.0.7", 50001, "10.0.0.8", 443, 200, 200))
+		got, _ := x.Flush()
+		joined := 0
+		for _, s := range lastRows(append(rows, got...)) {
+			if s.Server.Addr == flow.AddrFromNetip(netip.MustParseAddr("10.0.0.2")) {
+				if s.ObserversTotal != 2 || s.Records != 3 {
+					t.Errorf("over %v: a session of %d observers and %d records, want 2 and 3: %+v", over, s.ObserversTotal, s.Records, s)
+				}
+				joined++
+			}
+		}
+		if joined != n {
+			t.Errorf("over %v: %d sessions, want %d", over, joined, n)
+		}
+	}
+}
+
 // TestSessionsChanceOffset: votes that agree by chance lead no clock astray: a host whose
 // records join, and a host of another run.
 func TestSessionsChanceOffset(t *testing.T) {
@@ -1045,7 +1146,7 @@ func TestSessionsSnapshotKnowsAll(t *testing.T) {
 		fields int
 	}{
 		// Each counts what coder codes, and what is made anew when it is read: indexes of memory, hashes.
-		{sess{}, 25}, {learned{}, 8}, {opening{}, 5}, {statement{}, 3}, {obs{}, 19}, {obsKey{}, 6}, {natLinks{}, 6}, {flow.Verdict{}, 15}, {hostClock{}, 3}, {untoldRoom{}, 3}, {stray{}, 10},
+		{sess{}, 25}, {learned{}, 8}, {opening{}, 5}, {statement{}, 3}, {obs{}, 19}, {obsKey{}, 6}, {natLinks{}, 6}, {flow.Verdict{}, 15}, {hostClock{}, 6}, {untoldRoom{}, 3}, {stray{}, 10},
 		{informed{}, 4}, {tally{}, 8}, {tallied{}, 11},
 	} {
 		if n := reflect.TypeOf(c.v).NumField(); n != c.fields {

@@ -139,12 +139,14 @@ func (x *Sessions) collect(watermark flow.Time) ([]flow.Session, []flow.Contradi
 }
 
 // watermark is what event time has certainly passed; it never goes back.
-func (x *Sessions) watermark() flow.Time {
-	lateness := x.lateness
+func (x *Sessions) watermark() flow.Time { return max(x.passed, x.clock-x.latenessNow()) }
+
+// latenessNow is how long records are waited for.
+func (x *Sessions) latenessNow() flow.Time {
 	if x.clouds != 0 && x.clock-x.clouds <= cloudsIdle {
-		lateness = max(lateness, x.cloudLateness)
+		return max(x.lateness, x.cloudLateness)
 	}
-	return max(x.passed, x.clock-lateness)
+	return x.lateness
 }
 
 // cloudsIdle is after how much silence of clouds' logs they are not waited for any more.
@@ -166,6 +168,7 @@ func (x *Sessions) evict() {
 
 // step takes the next step of session i; over ends it whatever the time.
 func (x *Sessions) step(i int32, watermark flow.Time, over bool) {
+	x.at = watermark
 	s := &x.list[i]
 	hold := x.hold(s.conv.Proto)
 	if s.beforeID != 0 {
@@ -225,7 +228,7 @@ func (x *Sessions) step(i int32, watermark flow.Time, over bool) {
 		}
 		x.count(i, &was, true)
 		x.untold(i, watermark)
-		x.keepTally(s)
+		x.leaveBehind(s)
 		x.drop(i)
 		return
 	}

@@ -114,18 +114,18 @@ func (s *spots) host(b *Behaviour, k *HostKey, n *HostHeard) {
 
 // told takes in that a host's own agent told of it.
 func (s *spots) told(b *Behaviour, a *agentHost, k *HostKey, n *HostHeard) {
-	if a.Agent != k.Agent || a.Source != k.Source {
-		if a.Silent != 0 {
-			s.spoken(b, a, k.At)
-		}
+	if a.Silent != 0 {
+		s.spoken(b, a, k.At)
+	}
+	switch {
+	case a.Agent == flow.NoName || !s.sameHost(b, a.Agent, k.Agent):
 		if _, elsewhere := s.spoke[k.Agent]; elsewhere {
 			s.misplaced(b, k)
 		}
 		// Another host has the address, or its agent is new.
 		*a = agentHost{Addr: a.Addr, Agent: k.Agent, Source: k.Source, Segment: k.Segment, Workload: k.Workload, First: k.At, Day: a.Day}
-	}
-	if a.Silent != 0 {
-		s.spoken(b, a, k.At)
+	case k.At > a.Last || k.Source < a.Source:
+		a.Agent, a.Source = k.Agent, k.Source // of several agents on it the one whose format comes first
 	}
 	a.Last, a.Missed, a.MissedFrom = k.At, 0, 0
 	for side := range a.Told {
@@ -137,6 +137,12 @@ func (s *spots) told(b *Behaviour, a *agentHost, k *HostKey, n *HostHeard) {
 		}
 	}
 	s.spoke[k.Agent] = max(s.spoke[k.Agent], k.At)
+}
+
+// sameHost says whether two agents call themselves as one host: agents of two formats on one host may
+// spell its name with the domain and without.
+func (s *spots) sameHost(b *Behaviour, x, y flow.Name) bool {
+	return x == y || strings.EqualFold(flow.HostLabel(b.names.Text(x)), flow.HostLabel(b.names.Text(y)))
 }
 
 // missed takes in sessions that others saw a host answer and its own agent did not tell of.

@@ -3,6 +3,7 @@ package detect
 import (
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
 
@@ -281,5 +282,59 @@ func TestEdgeSlotSeen(t *testing.T) {
 	s.touch(1<<32 - 1)
 	if s.minute() != 1<<minuteBits-1 || s.seen&edgeKeeps != edgeKeeps {
 		t.Errorf("at the end of time: %x", s.seen)
+	}
+}
+
+// TestSilentOfTwoAgents: a host with agents of two formats, which spell its name in two ways, is
+// silent once both are, and not before.
+func TestSilentOfTwoAgents(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		spelt  [2]string
+		second bool // the second goes on
+		wants  int
+	}{
+		{"both", [2]string{"ws1", "WS1.corp.example"}, false, 1},
+		{"both, of one name", [2]string{"ws1", "ws1"}, false, 1},
+		{"one", [2]string{"ws1", "WS1.corp.example"}, true, 0},
+		{"two hosts in turn", [2]string{"ws1", "ws2"}, false, 0},
+	} {
+		names := flow.NewNames(0)
+		cfg := DefaultConfig()
+		cfg.Behaviour.Blind.History = 6 * time.Hour
+		b, err := NewBehaviour(cfg, 1, fakePolicy{names: names}, names, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		first := uint32(base/minuteMillis) / hostWindow * hostWindow
+		key := func(i, k int) HostKey {
+			return HostKey{At: first + uint32(i)*hostWindow, Addr: flow.MustParseAddr("10.0.0.9"), Agent: names.Intern(c.spelt[k]),
+				Source: [...]flow.Source{flow.SourceSysmon, flow.SourceWFP}[k], Segment: names.Intern("farm")}
+		}
+		const day, silent = 6 * 24, 6 * 12 // windows
+		for i := range day + silent {
+			var hosts []Tally[HostKey, HostHeard]
+			for k := range 2 {
+				if i < day && (k == 0 || i%2 == 0) || k == 1 && c.second {
+					hosts = append(hosts, Tally[HostKey, HostHeard]{key(i, k), HostHeard{Told: [2]uint32{0, 5}}})
+				}
+			}
+			if i >= day {
+				k := key(i, 0)
+				k.Agent, k.Source = flow.NoName, 0
+				hosts = append(hosts, Tally[HostKey, HostHeard]{k, HostHeard{Untold: [2]uint32{0, 5}}})
+			}
+			b.Take(0, &Digest{Until: minuteTime(first + uint32(i+2)*hostWindow), Observations: Observations{Hosts: hosts}})
+		}
+		_, events := b.Flush()
+		told := 0
+		for _, f := range events {
+			if f.Type == flow.FindingSilentHost {
+				told++
+			}
+		}
+		if told != c.wants {
+			t.Errorf("%s: %d findings that the host is silent, want %d", c.name, told, c.wants)
+		}
 	}
 }

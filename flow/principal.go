@@ -1,6 +1,7 @@
 package flow
 
 import (
+	"net/netip"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -200,4 +201,14 @@ func lower(s string) string {
 		}
 	}
 	return string(b)
+}
+
+// HostLabel is the first part of a host's name with a domain; of what has none, or is an address of
+// any kind, it is all of it.
+func HostLabel(name string) string {
+	if _, err := netip.ParseAddr(name); err == nil {
+		return name
+	}
+	before, _, _ := strings.Cut(name, ".")
+	return before
 }

@@ -2,7 +2,6 @@ package identity
 
 import (
 	"cmp"
-	"net/netip"
 	"slices"
 	"strings"
 
@@ -36,16 +35,6 @@ func newKnownHosts() *knownHosts {
 func hostFact(f *flow.Fact) flow.Fact {
 	return flow.Fact{Source: f.Source, Addr: f.Addr, Since: f.Since, Until: f.Until, SinceSlack: f.SinceSlack, UntilSlack: f.UntilSlack,
 		Session: f.Session, Workload: strings.ToLower(f.Workload), Device: strings.ToLower(f.Device)}
-}
-
-// label is the first part of a name with a domain; of what is none, an address of any kind,
-// it is all of it.
-func label(name string) string {
-	if _, err := netip.ParseAddr(name); err == nil {
-		return name
-	}
-	before, _, _ := strings.Cut(name, ".")
-	return before
 }
 
 func hostNames(f *flow.Fact) []string {
@@ -92,7 +81,7 @@ func (h *knownHosts) put(f *flow.Fact) {
 	}
 	for _, name := range hostNames(f) {
 		add(h.byName, name)
-		if l := label(name); l != name {
+		if l := flow.HostLabel(name); l != name {
 			add(h.byLabel, l)
 		}
 	}
@@ -109,7 +98,7 @@ func (h *knownHosts) remove(f *flow.Fact) {
 	}
 	for _, name := range hostNames(f) {
 		del(h.byName, name)
-		if l := label(name); l != name {
+		if l := flow.HostLabel(name); l != name {
 			del(h.byLabel, l)
 		}
 	}
@@ -126,7 +115,7 @@ func (h *knownHosts) of(name string) (out []flow.Fact) {
 		}
 	}
 	add(h.byName[name])
-	if l := label(name); l != name {
+	if l := flow.HostLabel(name); l != name {
 		add(h.byName[l])
 	} else if full := h.fullName(name); full != "" {
 		add(h.byName[full])
@@ -142,7 +131,7 @@ func (h *knownHosts) fullName(l string) (full string) {
 	for key := range h.byLabel[l] {
 		f := h.facts[key]
 		for _, name := range hostNames(&f) {
-			if label(name) != l || name == l {
+			if flow.HostLabel(name) != l || name == l {
 				continue
 			}
 			if full != "" && full != name {

@@ -262,7 +262,7 @@ func (st *sessionState) merge(g *sessionGroup, s *session, ev *agent.SessionEven
 	if ev.On != "" && s.On == "" {
 		s.On = ev.On
 		index(st.byOn, s.On, g)
-		index(st.byOn, label(s.On), g)
+		index(st.byOn, flow.HostLabel(s.On), g)
 	}
 	switch {
 	case ev.Kind == agent.SessionAway:
@@ -633,7 +633,7 @@ func (st *sessionState) forget(now flow.Time) {
 
 // on gives the groups whose users are on a host, some of them twice.
 func (st *sessionState) on(host string, each func(*sessionGroup)) {
-	for _, name := range [...]string{host, label(host)} {
+	for _, name := range [...]string{host, flow.HostLabel(host)} {
 		for g := range st.byOn[name] {
 			each(g)
 		}
@@ -779,7 +779,7 @@ func (g *sessionGroup) left(fact *flow.Fact) {
 func (st *sessionState) indexSession(g *sessionGroup, s *session) {
 	if s.On != "" {
 		index(st.byOn, s.On, g)
-		index(st.byOn, label(s.On), g)
+		index(st.byOn, flow.HostLabel(s.On), g)
 	}
 	for f := range s.Stays {
 		for k := range s.Stays[f] {
@@ -793,7 +793,7 @@ func (st *sessionState) indexSession(g *sessionGroup, s *session) {
 func (st *sessionState) unindexSession(g *sessionGroup, s *session) {
 	if s.On != "" {
 		unindex(st.byOn, s.On, g)
-		unindex(st.byOn, label(s.On), g)
+		unindex(st.byOn, flow.HostLabel(s.On), g)
 	}
 	for f := range s.Stays {
 		for k := range s.Stays[f] {

@@ -182,7 +182,9 @@ func (d *floods) tell(b *Behaviour, v *visit, g groupKey, f *flood, t *told) {
 	s.Sentence = fmt.Sprintf("%s gave rise to %d findings of %s on %s, at %s. Those beyond the first %d or so are stored and are not told by themselves, unless they are critical.",
 		who(g.Client, a.Workload, a.Segment, "", ""), len(f.edges), g.Type, flow.Time(g.Day*dayMillis).Std().Format("2006-01-02"),
 		times(len(f.hosts), "host", "hosts"), b.cfg.TellEach)
-	s.Next = "Look at what " + g.Client.String() + " does before looking at any single one: they have one cause. And look at what else came meanwhile: a flood may be there to hide it."
+	k := floodKey(g)
+	s.Next = "Look at what " + g.Client.String() + " does before looking at any single one: they have one cause. And look at what else came meanwhile: a flood may be there to hide it. " +
+		"`postern finding list --grouped-by " + k.id() + "` lists those that are not told by themselves."
 	for _, e := range f.edges[len(f.edges)-first:] {
 		edge := flow.Edge{Source: g.Client.String(), Destination: e.Server.String(), Port: e.Port, Protocol: string(flow.AppendProto(nil, e.Proto))}
 		if e.Proto == flow.ProtoICMP || e.Proto == flow.ProtoICMPv6 {
@@ -192,7 +194,7 @@ func (d *floods) tell(b *Behaviour, v *visit, g groupKey, f *flood, t *told) {
 	}
 	out := told{Severity: f.worst, Confidence: 100, Start: v.Start, Record: v.ID, Reason: t.Reason, Expected: t.Expected, Observed: t.Observed, Outcome: t.Outcome,
 		PolicyVersion: t.PolicyVersion, SrcSegment: t.SrcSegment, SrcWorkload: t.SrcWorkload, Story: s}
-	b.raise(floodKey(g), out, int64(first), v.Contact)
+	b.raise(k, out, int64(first), v.Contact)
 }
 
 // tend forgets days that are over.

@@ -14,7 +14,7 @@ import (
 
 const contributionColumns = "id, revision, sessions, batch_first_seen, batch_last_seen, schema_version, type, title, severity, confidence, " +
 	"client, server, orientation, service, src_segment, dst_segment, observed, expected, reason, outcome, failed, missing, rule, exception, " +
-	"ticket, owner, requester, approver, policy_version, techniques, continues, edges, edges_total, samples, sentence, next, suppressed_by, suppressed, " +
+	"ticket, owner, requester, approver, policy_version, techniques, continues, edges, edges_total, samples, sentence, next, suppressed_by, suppressed, grouped_by, " +
 	"subject, score, score_parts, ends, hops, exporters, observers, query, policy_commit, policy_since, " +
 	"batch_ordinal, input, inserted_at"
 
@@ -37,7 +37,7 @@ func (db *ClickHouse) InsertContributions(ctx context.Context, ins Insert, cs []
 			f.Severity.String(), f.Confidence, f.Client, f.Server, f.Orientation, f.Service, f.SrcSegment, f.DstSegment,
 			f.Observed, f.Expected, f.Reason, f.Outcome, list(f.Failed), list(f.Missing), f.Rule, f.Exception,
 			f.Ticket, f.Owner, f.Requester, f.Approver, f.PolicyVersion, list(f.Techniques), f.Continues, edges,
-			uint64(max(f.EdgesTotal, 0)), samples, f.Sentence, f.Next, f.SuppressedBy, f.Suppressed,
+			uint64(max(f.EdgesTotal, 0)), samples, f.Sentence, f.Next, f.SuppressedBy, f.Suppressed, f.GroupedBy,
 			f.Subject, f.Score, jsonList(f.ScoreParts), jsonList(f.Ends), jsonList(f.Hops), list(f.Exporters), list(f.Observers), f.Query,
 			f.PolicyCommit, unless0(f.PolicySince), uint32(i), ins.Input, at}
 	})

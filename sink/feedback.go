@@ -69,7 +69,9 @@ type FindingFilter struct {
 	Unjudged bool // only those that nobody judged
 	// SuppressedBy is the suppression that holds them back; "*" is any.
 	SuppressedBy string
-	Limit        int // at most so many, those seen last first; 0: no limit
+	// GroupedBy is the id of the finding that tells of them together, or its beginning; "*" is any.
+	GroupedBy string
+	Limit     int // at most so many, those seen last first; 0: no limit
 }
 
 // Findings gives the findings that a filter asks for, those seen last first.
@@ -99,6 +101,11 @@ func (db *ClickHouse) Findings(ctx context.Context, q FindingFilter) ([]JudgedFi
 		also("suppressed_by != ''")
 	} else if q.SuppressedBy != "" {
 		also("suppressed_by = ?", q.SuppressedBy)
+	}
+	if q.GroupedBy == "*" {
+		also("grouped_by != ''")
+	} else if q.GroupedBy != "" {
+		also("startsWith(grouped_by, ?)", q.GroupedBy)
 	}
 	sql := "SELECT * FROM " + db.cfg.Database + ".judged_findings WHERE " + strings.Join(where, " AND ") + " ORDER BY last_seen DESC, id"
 	if q.Limit > 0 {

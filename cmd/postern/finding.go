@@ -98,16 +98,16 @@ func (e invalidError) Unwrap() error { return e.error }
 
 // findingQuery is which findings are asked for, as people write it.
 type findingQuery struct {
-	since, severity, typ, owner, suppressedBy string
-	unjudged                                  bool
-	limit                                     int
+	since, severity, typ, owner, suppressedBy, groupedBy string
+	unjudged                                             bool
+	limit                                                int
 }
 
 // maxListed bounds an answer: 1,000 findings of at most 20 kB each.
 const maxListed = 1000
 
 func (q *findingQuery) filter(now flow.Time) (f sink.FindingFilter, err error) {
-	f = sink.FindingFilter{Type: q.typ, Owner: q.owner, Unjudged: q.unjudged, SuppressedBy: q.suppressedBy, Limit: q.limit}
+	f = sink.FindingFilter{Type: q.typ, Owner: q.owner, Unjudged: q.unjudged, SuppressedBy: q.suppressedBy, GroupedBy: q.groupedBy, Limit: q.limit}
 	if q.since != "" {
 		if f.Since, err = sinceOf(q.since, now); err != nil {
 			return f, invalid(err)
@@ -232,6 +232,7 @@ func findingListCommand(at atDesk) *cobra.Command {
 	f.StringVar(&q.owner, "owner", "", "only this owner's")
 	f.BoolVar(&q.unjudged, "unjudged", false, "only those that nobody judged")
 	f.StringVar(&q.suppressedBy, "suppressed-by", "", "only those that this suppression holds back; * is any")
+	f.StringVar(&q.groupedBy, "grouped-by", "", "only those that the finding of this id tells of together (a finding-flood); * is any")
 	f.IntVar(&q.limit, "limit", 100, "at most so many")
 	f.BoolVar(&asJSON, "json", false, "print each as JSON, a line each")
 	return cmd
@@ -252,6 +253,8 @@ func findingTable(list []sink.JudgedFinding) string {
 			judged = f.Judgment.Judgment + " by " + f.Judgment.By
 		} else if f.SuppressedBy != "" {
 			judged = "(suppressed by " + f.SuppressedBy + ")"
+		} else if f.GroupedBy != "" {
+			judged = "(told with others by " + f.GroupedBy[:min(idShown, len(f.GroupedBy))] + ")"
 		}
 		t.AppendRow(table.Row{f.ID[:min(idShown, len(f.ID))], f.Severity, f.Type, f.LastSeen, f.Count, sink.Visible(whatOf(&f.Finding)),
 			sink.Visible(f.Owner), sink.Visible(judged)})

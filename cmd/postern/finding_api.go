@@ -51,7 +51,7 @@ func (a *allRoles) database() (*sink.ClickHouse, error) {
 
 // findings adds what `postern finding` does to the admin address:
 //
-//	GET  /findings?since=&severity=&type=&owner=&suppressed-by=&unjudged=&limit=
+//	GET  /findings?since=&severity=&type=&owner=&suppressed-by=&grouped-by=&unjudged=&limit=
 //	GET  /findings/ID
 //	POST /findings/ID/ack, /true, /false-positive    {"by": …, "reason": …}
 //	POST /findings/ID/suppress                       and {"ticket": …, "owner": …, "days": …}; answers with YAML
@@ -182,12 +182,12 @@ func answerJSON(w http.ResponseWriter, v any) error {
 
 func serveFindings(w http.ResponseWriter, r *http.Request, d *desk) error {
 	v := r.URL.Query()
-	q := findingQuery{since: v.Get("since"), severity: v.Get("severity"), typ: v.Get("type"), owner: v.Get("owner"), suppressedBy: v.Get("suppressed-by"), limit: defaultListed}
+	q := findingQuery{since: v.Get("since"), severity: v.Get("severity"), typ: v.Get("type"), owner: v.Get("owner"), suppressedBy: v.Get("suppressed-by"), groupedBy: v.Get("grouped-by"), limit: defaultListed}
 	for key := range v {
 		switch key {
-		case "since", "severity", "type", "owner", "suppressed-by", "unjudged", "limit":
+		case "since", "severity", "type", "owner", "suppressed-by", "grouped-by", "unjudged", "limit":
 		default:
-			return invalid(fmt.Errorf("%.80q is no filter; write since, severity, type, owner, suppressed-by, unjudged or limit", key))
+			return invalid(fmt.Errorf("%.80q is no filter; write since, severity, type, owner, suppressed-by, grouped-by, unjudged or limit", key))
 		}
 	}
 	var err error

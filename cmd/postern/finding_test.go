@@ -47,7 +47,7 @@ func findingStore(t *testing.T) (config string, db *sink.ClickHouse, stored []*f
 	var cs []flow.Contribution
 	for i, f := range []*flow.Finding{
 		{ID: "aaaa1000000000000000000000000001", Type: flow.FindingDenied, Severity: flow.High, Rule: "no-rdp", Owner: "team-a",
-			Client: "10.50.1.23", Server: "10.20.0.11", Service: "tcp/3389", LastSeen: now - 1000},
+			Client: "10.50.1.23", Server: "10.20.0.11", Service: "tcp/3389", LastSeen: now - 1000, GroupedBy: "dddd0000000000000000000000000005"},
 		{ID: "aaaa2000000000000000000000000002", Type: flow.FindingExpired, Severity: flow.Medium, Rule: "no-rdp", Exception: "EX-1", Owner: "team-b",
 			Client: "10.50.1.24", Server: "10.20.0.11", Service: "tcp/443", LastSeen: now - 2000, SuppressedBy: "SUP-9", Suppressed: 4},
 		{ID: "bbbb0000000000000000000000000003", Type: flow.FindingMisblocked, Severity: flow.Low, Rule: "\x1b[2Jboo\u202e", Owner: "team-a",
@@ -89,6 +89,9 @@ func TestFindingList(t *testing.T) {
 		{"--suppressed-by *", []int{1}},
 		{"--suppressed-by SUP-9", []int{1}},
 		{"--suppressed-by SUP-8", nil},
+		{"--grouped-by *", []int{0}},
+		{"--grouped-by dddd", []int{0}},
+		{"--grouped-by eeee", nil},
 		{"--unjudged", []int{0, 1, 3}},
 		{"--limit 2", []int{0, 1}},
 		{"--since 1500ms", []int{0}},
@@ -125,7 +128,7 @@ func TestFindingList(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"aaaa10000000", "high", "policy-violation", "10.50.1.23 → 10.20.0.11 tcp/3389 against no-rdp", "team-b", "by EX-1",
-		"(suppressed by SUP-9)", "10.50.1.25 ↔ 2001:db8::1", `\x1b[2Jboo\u202e`} {
+		"(suppressed by SUP-9)", "(told with others by dddd00000000)", "10.50.1.25 ↔ 2001:db8::1", `\x1b[2Jboo\u202e`} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the table lacks %q:\n%s", want, out)
 		}

@@ -101,7 +101,10 @@ func findingText(w io.Writer, s *shownFinding) error {
 	if f.Suppressed > 0 {
 		line("", "%d records came while a suppression held", f.Suppressed)
 	}
-	say("suppressed_by", "suppressed")
+	if f.GroupedBy != "" {
+		line("told", "with many others by finding %s", f.GroupedBy)
+	}
+	say("suppressed_by", "suppressed", "grouped_by")
 	switch {
 	case s.Judgment == nil:
 		line("judged", "by nobody")

@@ -11,10 +11,8 @@ import (
 // joined nothing and an exported session of the same five-tuple vote for the time between
 // them. A five-tuple with a port of the dynamic range is nearly unique, so votes for the true
 // offset agree and others are scattered. Where enough sessions agree, and they are at least
-// half of those that voted, the offset holds for what still waits and for what comes; what comes
-// is corrected before anything else once it begins so long after that it cannot have come before
-// in any order (see inForce). Records that join vote as well, so that a host whose clock is right
-// is not led astray.
+// half of those that voted, the offset holds for what still waits and for what comes (from when on,
+// says inForce). Records that join vote as well, so that a host whose clock is right is not led astray.
 //
 // Such a record was judged by its own stamp, before anybody knew that it is off. So its verdict,
 // and what was known of its addresses then, count only where nobody else told of the session.
@@ -32,7 +30,7 @@ const (
 type hostClock struct {
 	offset flow.Time // the host's clock less the exporters'; 0 until found
 	found  flow.Time // the watermark when it was found
-	from   flow.Time // when it comes in force, see inForce
+	from   flow.Time // when it comes in force, see inForce; 0: at once
 	before flow.Time // the offset in force until then
 	votes  [maxVotes]vote
 	n      uint32 // votes cast; the newest are kept
@@ -44,12 +42,16 @@ type vote struct {
 }
 
 // inForce gives the offset that a record with the host's stamps first and last is corrected by.
-// One that may come before the offset is found in one order and after it in another is not
-// corrected by it in either; it joins its session as those do that wait. That is what began until
-// twice the lateness after the watermark at that time: the watermark was there with something that
-// ended at the lateness after it, and that came within the lateness. Whether the clock is off is
-// not certain, so the record is within that time neither by the host's stamps nor without the
-// offset. What was late already by the host's stamps has nothing to lose.
+//
+// Where the clock is behind by more than the lateness, records were late until the offset was found
+// and are in time after. One that may come before it in one order and after it in another is corrected
+// in neither, and joins its session as those do that wait. That is what began until twice the
+// lateness after the watermark at that time: the watermark came there with something that ended at
+// the lateness after it and that came within the lateness. Whether the clock is off is not certain,
+// so the record must be beyond that by the host's stamps as well, unless these make it late anyway.
+//
+// Any other offset is in force at once. What was not late was a session at the wrong time, and the
+// fewer of these the better, though it then hangs on the order which there are.
 func (h *hostClock) inForce(first, last flow.Time) flow.Time {
 	if first-h.offset > h.from && (first > h.from || last < h.found) {
 		return h.offset
@@ -317,7 +319,10 @@ func (x *Sessions) match(st *stray, i int32) bool {
 		return false // it is the one in force
 	}
 	h.before, h.offset = h.inForce(x.at, x.at), offset
-	h.found, h.from = x.at, x.at+2*x.latenessNow()
+	h.found, h.from = x.at, 0
+	if lateness := x.latenessNow(); offset < -lateness {
+		h.from = x.at + 2*lateness
+	}
 	x.m.offsets.Inc()
 	host, id, gen := st.o.host(), x.list[i].id, x.list[i].gen
 	for n := x.strays.oldest(); n < x.strays.next; n++ {

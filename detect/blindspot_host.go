@@ -12,10 +12,10 @@ import (
 // since the epoch. It is a value of fixed size without pointers.
 type agentHost struct {
 	Addr     flow.Addr
-	Agent    flow.Name // the agent's name; NoName while none has told
+	Agent    flow.Name // what the agent calls itself; some do not say
 	Segment  flow.Name
 	Workload flow.Name
-	Source   flow.Source // of the agent
+	Source   flow.Source // of the agent; 0 while none has told
 	// First and Last are when its agent told first and last; of a host without any, when it was seen.
 	First, Last uint32
 	// How many of its sessions its agent told of, and of how many not, while it told of any; as
@@ -69,7 +69,7 @@ func (s *spots) forgetHosts(b *Behaviour, old uint32) {
 		}
 	}
 	s.agents = slices.DeleteFunc(s.agents, func(a agentHost) bool {
-		return max(a.Last, a.MissedFrom) < old || a.Agent == flow.NoName && a.Last < bare
+		return max(a.Last, a.MissedFrom) < old || a.Source == 0 && a.Last < bare
 	})
 	if len(s.agents) != n {
 		s.adoptHosts()
@@ -101,7 +101,7 @@ func (s *spots) host(b *Behaviour, k *HostKey, n *HostHeard) {
 		s.told(b, a, k, n)
 		return
 	}
-	if a.Agent == flow.NoName {
+	if a.Source == 0 {
 		a.Last = k.At
 		s.unmanned(b, a, k, n)
 		return
@@ -118,8 +118,8 @@ func (s *spots) told(b *Behaviour, a *agentHost, k *HostKey, n *HostHeard) {
 		s.spoken(b, a, k.At)
 	}
 	switch {
-	case a.Agent == flow.NoName || !s.sameHost(b, a.Agent, k.Agent):
-		if _, elsewhere := s.spoke[k.Agent]; elsewhere {
+	case a.Source == 0 || !s.sameHost(b, a.Agent, k.Agent):
+		if _, elsewhere := s.spoke[k.Agent]; elsewhere && k.Agent != flow.NoName {
 			s.misplaced(b, k)
 		}
 		// Another host has the address, or its agent is new.
@@ -136,7 +136,9 @@ func (s *spots) told(b *Behaviour, a *agentHost, k *HostKey, n *HostHeard) {
 			a.Untold[side] /= 2
 		}
 	}
-	s.spoke[k.Agent] = max(s.spoke[k.Agent], k.At)
+	if k.Agent != flow.NoName {
+		s.spoke[k.Agent] = max(s.spoke[k.Agent], k.At)
+	}
 }
 
 // sameHost says whether two agents call themselves as one host: agents of two formats on one host may
@@ -147,7 +149,7 @@ func (s *spots) sameHost(b *Behaviour, x, y flow.Name) bool {
 
 // missed takes in sessions that others saw a host answer and its own agent did not tell of.
 func (s *spots) missed(b *Behaviour, a *agentHost, k *HostKey, n *HostHeard) {
-	if a.Silent != 0 {
+	if a.Silent != 0 || a.Agent == flow.NoName { // without a name it could speak from elsewhere
 		return
 	}
 	for side := range n.Untold {
@@ -217,7 +219,7 @@ func (s *spots) spoken(b *Behaviour, a *agentHost, at uint32) {
 // ofHost fills in which host a blind spot is about.
 func (s *spots) ofHost(b *Behaviour, a *agentHost, n flow.BlindSpot) flow.BlindSpot {
 	n.Subject, n.About, n.Address, n.Segment, n.Name = flow.BlindHost, a.Addr.String(), a.Addr, b.names.Text(a.Segment), b.names.Text(a.Agent)
-	if a.Agent != flow.NoName {
+	if a.Source != 0 {
 		n.Source = a.Source.String()
 	}
 	return n
@@ -248,7 +250,7 @@ func (s *spots) wayIsSilent(a *agentHost) bool {
 	n := 0
 	for i := range s.agents {
 		o := &s.agents[i]
-		if o.Source != a.Source || o.Agent == flow.NoName {
+		if o.Source != a.Source {
 			continue
 		}
 		if o.Last > a.Last {
@@ -269,7 +271,7 @@ func (s *spots) ofFewAgents(t *teller) bool {
 	}
 	n := 0
 	for i := range s.agents {
-		if o := &s.agents[i]; o.Source == t.Key.Source && o.Agent != flow.NoName && o.Last+24*60 > t.Last {
+		if o := &s.agents[i]; o.Source == t.Key.Source && o.Last+24*60 > t.Last {
 			n++
 		}
 	}

@@ -338,3 +338,40 @@ func TestSilentOfTwoAgents(t *testing.T) {
 		}
 	}
 }
+
+// requiring is a policy that asks for an agent everywhere.
+type requiring struct{ fakePolicy }
+
+func (requiring) AgentRequired(flow.Time, flow.Name) bool { return true }
+
+// TestAgentWithoutName: a host whose agent does not say what it calls itself has one, though others
+// see sessions that it does not tell of; one of which none tells has none.
+func TestAgentWithoutName(t *testing.T) {
+	for source, want := range map[flow.Source]int{flow.SourceOCSF: 0, 0: 1} {
+		names := flow.NewNames(0)
+		b, err := NewBehaviour(DefaultConfig(), 1, requiring{fakePolicy{names: names}}, names, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		first := uint32(base/minuteMillis) / hostWindow * hostWindow
+		for i := range uint32(12) {
+			k := HostKey{At: first + i*hostWindow, Addr: flow.MustParseAddr("10.0.0.9"), Segment: names.Intern("farm")}
+			hosts := []Tally[HostKey, HostHeard]{{k, HostHeard{Untold: [2]uint32{0, 5}}}}
+			if source != 0 && i == 0 {
+				k.Source = source
+				hosts = append(hosts, Tally[HostKey, HostHeard]{k, HostHeard{Told: [2]uint32{0, 5}}})
+			}
+			b.Take(0, &Digest{Until: minuteTime(k.At + 2*hostWindow), Observations: Observations{Hosts: hosts}})
+		}
+		_, events := b.Flush()
+		missing := 0
+		for _, f := range events {
+			if f.Type == flow.FindingAgentMissing {
+				missing++
+			}
+		}
+		if missing != want {
+			t.Errorf("an agent of source %v: %d findings that agents are missing, want %d", source, missing, want)
+		}
+	}
+}

@@ -74,7 +74,7 @@ type spots struct {
 
 	agents []agentHost
 	byHost map[flow.Addr]int32
-	spoke  map[flow.Name]uint32 // agents by name: when they told of something last, wherever
+	spoke  map[flow.Name]uint32 // agents that have a name, by it: when they told of something last, wherever
 	bare   []bareSegment
 
 	drift drift

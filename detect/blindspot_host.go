@@ -119,7 +119,7 @@ func (s *spots) told(b *Behaviour, a *agentHost, k *HostKey, n *HostHeard) {
 	}
 	switch {
 	case a.Source == 0 || !s.sameHost(b, a.Agent, k.Agent):
-		if _, elsewhere := s.spoke[k.Agent]; elsewhere && k.Agent != flow.NoName {
+		if _, elsewhere := s.spoke[k.Agent]; elsewhere {
 			s.misplaced(b, k)
 		}
 		// Another host has the address, or its agent is new.

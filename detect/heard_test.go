@@ -23,6 +23,16 @@ func someRecords(n int) *flow.Batch {
 	return b
 }
 
+// countOf is how many of some findings are of a type.
+func countOf(events []*flow.Finding, typ string) (n int) {
+	for _, f := range events {
+		if f.Type == typ {
+			n++
+		}
+	}
+	return n
+}
+
 // TestObserveAllocates: counting who is heard costs no allocation a record once it is known.
 func TestObserveAllocates(t *testing.T) {
 	c := newTestContacts(t)
@@ -62,13 +72,7 @@ func TestSplit(t *testing.T) {
 			{RuleKey{At: minute, Rule: rule, Source: c.b, Addr: flow.MustParseAddr("192.0.2.1")}, other},
 		}}})
 		_, events := b.Flush()
-		n := 0
-		for _, f := range events {
-			if f.Type == flow.FindingSplit {
-				n++
-			}
-		}
-		if n != c.wants {
+		if n := countOf(events, flow.FindingSplit); n != c.wants {
 			t.Errorf("%s: %d findings of a split, want %d: %v", c.name, n, c.wants, events)
 		}
 	}
@@ -327,13 +331,7 @@ func TestSilentOfTwoAgents(t *testing.T) {
 			b.Take(0, &Digest{Until: minuteTime(first + uint32(i+2)*hostWindow), Observations: Observations{Hosts: hosts}})
 		}
 		_, events := b.Flush()
-		told := 0
-		for _, f := range events {
-			if f.Type == flow.FindingSilentHost {
-				told++
-			}
-		}
-		if told != c.wants {
+		if told := countOf(events, flow.FindingSilentHost); told != c.wants {
 			t.Errorf("%s: %d findings that the host is silent, want %d", c.name, told, c.wants)
 		}
 	}
@@ -364,13 +362,7 @@ func TestAgentWithoutName(t *testing.T) {
 			b.Take(0, &Digest{Until: minuteTime(k.At + 2*hostWindow), Observations: Observations{Hosts: hosts}})
 		}
 		_, events := b.Flush()
-		missing := 0
-		for _, f := range events {
-			if f.Type == flow.FindingAgentMissing {
-				missing++
-			}
-		}
-		if missing != want {
+		if missing := countOf(events, flow.FindingAgentMissing); missing != want {
 			t.Errorf("an agent of source %v: %d findings that agents are missing, want %d", source, missing, want)
 		}
 	}

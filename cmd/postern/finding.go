@@ -241,6 +241,8 @@ func findingListCommand(at atDesk) *cobra.Command {
 // idShown is how much of an id tables show: 48 bits tell any two of a company's findings apart.
 const idShown = 12
 
+func shortID(id string) string { return id[:min(idShown, len(id))] }
+
 func findingTable(list []sink.JudgedFinding) string {
 	t := table.NewWriter()
 	t.SetStyle(table.StyleLight)
@@ -254,9 +256,9 @@ func findingTable(list []sink.JudgedFinding) string {
 		} else if f.SuppressedBy != "" {
 			judged = "(suppressed by " + f.SuppressedBy + ")"
 		} else if f.GroupedBy != "" {
-			judged = "(told with others by " + f.GroupedBy[:min(idShown, len(f.GroupedBy))] + ")"
+			judged = "(told with others by " + shortID(f.GroupedBy) + ")"
 		}
-		t.AppendRow(table.Row{f.ID[:min(idShown, len(f.ID))], f.Severity, f.Type, f.LastSeen, f.Count, sink.Visible(whatOf(&f.Finding)),
+		t.AppendRow(table.Row{shortID(f.ID), f.Severity, f.Type, f.LastSeen, f.Count, sink.Visible(whatOf(&f.Finding)),
 			sink.Visible(f.Owner), sink.Visible(judged)})
 	}
 	return t.Render()

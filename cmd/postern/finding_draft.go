@@ -82,7 +82,7 @@ func draftOf(f *flow.Finding, r draftRequest, now flow.Time) (string, error) {
 		Approved  []string `yaml:"approved,flow"`
 		Expires   string   `yaml:"expires"`
 	}
-	s := suppression{ID: "SUP-" + f.ID[:min(idShown, len(f.ID))], Detector: f.Type, UpTo: f.Severity.String(), Ticket: strings.TrimSpace(r.Ticket), Owner: r.Owner,
+	s := suppression{ID: "SUP-" + shortID(f.ID), Detector: f.Type, UpTo: f.Severity.String(), Ticket: strings.TrimSpace(r.Ticket), Owner: r.Owner,
 		Reason: r.Reason, Requested: who{r.By, asked.Format(time.RFC3339)}, Approved: []string{},
 		Expires: asked.AddDate(0, 0, r.Days).Format(time.RFC3339)}
 	s.Key.Client, s.Key.Server, s.Key.Service, s.Key.Rule, s.Key.Exception = k.Client, k.Server, k.Service, k.Rule, k.Exception

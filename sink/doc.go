@@ -1,6 +1,6 @@
 // Package sink makes what the pipeline found out last: judged flows, findings,
-// policy versions, exporters and the ledgers in ClickHouse, and findings in the
-// systems that people watch.
+// policy versions, exporters and the ledgers, in ClickHouse. Package sink/siem tells
+// findings to the systems that people watch.
 //
 // ClickHouse is reached by clickhouse-go/v2, whether it is a server or the engine
 // embedded in this process (package sink/embedded, which speaks the same HTTP

@@ -21,7 +21,7 @@ import (
 	"time"
 
 	"github.com/postern/postern/flow"
-	"github.com/postern/postern/sink"
+	"github.com/postern/postern/sink/siem"
 )
 
 // binary builds the real command once a test process and gives its path.
@@ -339,7 +339,7 @@ func newReceiver(t testing.TB) *receiver {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &receiver{secret: sink.NewWebhookSecret(), addr: l.Addr().String(), events: map[string]json.RawMessage{}, newest: map[string]uint64{}}
+	r := &receiver{secret: siem.NewWebhookSecret(), addr: l.Addr().String(), events: map[string]json.RawMessage{}, newest: map[string]uint64{}}
 	r.Server = &http.Server{Handler: http.HandlerFunc(r.receive), ReadHeaderTimeout: time.Second}
 	go func() { _ = r.Serve(l) }() // ends with Close
 	t.Cleanup(func() { _ = r.Close() })
@@ -361,7 +361,7 @@ func (r *receiver) section() string {
 func (r *receiver) receive(w http.ResponseWriter, req *http.Request) {
 	body, err := io.ReadAll(io.LimitReader(req.Body, 64<<10))
 	if err == nil {
-		err = sink.Verify([]string{r.secret}, req.Header, body, time.Minute, time.Now())
+		err = siem.Verify([]string{r.secret}, req.Header, body, time.Minute, time.Now())
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -18,7 +18,7 @@ import (
 
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/policy"
-	"github.com/postern/postern/sink"
+	"github.com/postern/postern/sink/siem"
 )
 
 // command runs a command in this process and gives what it printed and its status.
@@ -331,7 +331,7 @@ func TestDemoSilent(t *testing.T) {
 // TestHeadersAreNoSecrets: a header's value may be a reference and need not be.
 func TestHeadersAreNoSecrets(t *testing.T) {
 	t.Setenv("POSTERN_TEST_SECRET", "hush")
-	w := sink.DefaultWebhookConfig()
+	w := siem.DefaultWebhookConfig()
 	w.Secrets, w.Headers = []string{"env:POSTERN_TEST_SECRET"}, map[string]string{"X-Team": "soc", "Authorization": "env:POSTERN_TEST_SECRET"}
 	got, err := w.Resolve(resolveSecret)
 	if err != nil || got.Headers["X-Team"] != "soc" || got.Headers["Authorization"] != "hush" || got.Secrets[0] != "hush" {

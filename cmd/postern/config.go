@@ -17,6 +17,7 @@ import (
 	"github.com/postern/postern/policy"
 	"github.com/postern/postern/sink"
 	"github.com/postern/postern/sink/embedded"
+	"github.com/postern/postern/sink/siem"
 )
 
 // config is postern.yaml: each package's own configuration under one roof.
@@ -44,9 +45,9 @@ type config struct {
 	// Embedded is the ClickHouse engine inside this process, used while clickhouse.url is `embedded`.
 	Embedded embedded.Config `yaml:"embedded"`
 	// Webhooks are the receivers of findings.
-	Webhooks []sink.WebhookConfig `yaml:"webhooks"`
+	Webhooks []siem.WebhookConfig `yaml:"webhooks"`
 	// Outbox bounds what waits for each receiver.
-	Outbox sink.OutboxConfig `yaml:"outbox"`
+	Outbox siem.OutboxConfig `yaml:"outbox"`
 	// Admin is the address for operators.
 	Admin adminConfig `yaml:"admin"`
 	// Shutdown is how long a stop may take to work through what was received already.
@@ -97,7 +98,7 @@ func defaultConfig() config {
 		Detect:     detect.DefaultConfig(),
 		ClickHouse: sink.DefaultClickHouseConfig(),
 		Embedded:   embedded.DefaultConfig(),
-		Outbox:     sink.DefaultOutboxConfig(),
+		Outbox:     siem.DefaultOutboxConfig(),
 		Admin:      adminConfig{Listen: "127.0.0.1:9464"},
 		// Working through a second of spool takes well below a second; the rest is
 		// for a ClickHouse that is slow. What is left stays in the spool.
@@ -133,8 +134,8 @@ func loadConfig(path string) (config, error) {
 }
 
 // fillWebhook gives a receiver the defaults of what its entry does not say.
-func fillWebhook(w *sink.WebhookConfig) {
-	d := sink.DefaultWebhookConfig()
+func fillWebhook(w *siem.WebhookConfig) {
+	d := siem.DefaultWebhookConfig()
 	if w.MinSeverity == "" {
 		w.MinSeverity = d.MinSeverity
 	}

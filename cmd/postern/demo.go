@@ -27,7 +27,7 @@ import (
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest/exporter"
 	"github.com/postern/postern/ingest/identity"
-	"github.com/postern/postern/sink"
+	"github.com/postern/postern/sink/siem"
 )
 
 func demoCommand() *cobra.Command {
@@ -134,7 +134,7 @@ func (d *demo) prepare(dir string) error {
 		return err
 	}
 	secret := filepath.Join(dir, "webhook.secret")
-	d.receiver = &demoReceiver{secret: sink.NewWebhookSecret(), findings: map[string]*flow.Finding{}}
+	d.receiver = &demoReceiver{secret: siem.NewWebhookSecret(), findings: map[string]*flow.Finding{}}
 	if err := os.WriteFile(secret, []byte(d.receiver.secret), 0o600); err != nil {
 		return err
 	}
@@ -142,10 +142,10 @@ func (d *demo) prepare(dir string) error {
 	if d.receiver.listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 		return err
 	}
-	w := sink.DefaultWebhookConfig()
+	w := siem.DefaultWebhookConfig()
 	w.Name, w.URL = "demo", "http://"+d.receiver.listener.Addr().String()+"/findings"
 	w.Secrets, w.AllowPrivate, w.AllowInsecure, w.MinSeverity = []string{"file:" + secret}, true, true, flow.Low.String() // what is merely to be known is in the database
-	d.cfg.Webhooks = []sink.WebhookConfig{w}
+	d.cfg.Webhooks = []siem.WebhookConfig{w}
 	if err := d.cfg.validate(); err != nil {
 		return err
 	}
@@ -434,7 +434,7 @@ func (r *demoReceiver) serve(ctx context.Context) {
 func (r *demoReceiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	body, err := io.ReadAll(io.LimitReader(req.Body, 64<<10))
 	if err == nil {
-		err = sink.Verify([]string{r.secret}, req.Header, body, 5*time.Minute, time.Now())
+		err = siem.Verify([]string{r.secret}, req.Header, body, 5*time.Minute, time.Now())
 	}
 	var f flow.Finding
 	if err == nil {

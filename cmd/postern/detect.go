@@ -27,6 +27,7 @@ import (
 	"github.com/postern/postern/ingest/kafka"
 	"github.com/postern/postern/policy"
 	"github.com/postern/postern/sink"
+	"github.com/postern/postern/sink/siem"
 )
 
 func detectCommand() *cobra.Command {
@@ -405,7 +406,7 @@ func (s *findingsTopic) findings(ctx context.Context, ins sink.Insert, contribs 
 		return err
 	}
 	for _, f := range events {
-		e, err := sink.NewEvent(f)
+		e, err := siem.NewEvent(f)
 		if err != nil {
 			return err
 		}

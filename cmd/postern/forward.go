@@ -18,7 +18,7 @@ import (
 
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest/kafka"
-	"github.com/postern/postern/sink"
+	"github.com/postern/postern/sink/siem"
 )
 
 func forwardCommand() *cobra.Command {
@@ -244,7 +244,7 @@ func noticeOf(r *kafka.Record) (notice, error) {
 	if err != nil {
 		return notice{}, err
 	}
-	n := notice{event: sink.Event{ID: string(id), Key: string(r.Key), Body: r.Value}}
+	n := notice{event: siem.Event{ID: string(id), Key: string(r.Key), Body: r.Value}}
 	if err := n.severity.UnmarshalText(severity); err != nil {
 		return notice{}, fmt.Errorf("the header %q: %w", headerSeverity, err)
 	}

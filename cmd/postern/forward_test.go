@@ -19,14 +19,14 @@ import (
 
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/ingest/kafka"
-	"github.com/postern/postern/sink"
+	"github.com/postern/postern/sink/siem"
 	"github.com/postern/postern/test/broker"
 )
 
 // eventMessage is an event as a detector puts it on the findings topic.
 func eventMessage(t testing.TB, id string, revision uint64, severity flow.Severity) kafka.Message {
 	t.Helper()
-	e, err := sink.NewEvent(&flow.Finding{ID: id, SchemaVersion: flow.FindingSchema, Revision: revision, Severity: severity, LastSeen: flow.Time(1_700_000_000_000 + revision)})
+	e, err := siem.NewEvent(&flow.Finding{ID: id, SchemaVersion: flow.FindingSchema, Revision: revision, Severity: severity, LastSeen: flow.Time(1_700_000_000_000 + revision)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +55,7 @@ func TestNoticeOf(t *testing.T) {
 		"id of a space":     {func(m *kafka.Message) { m.Headers[0].Value = []byte("f1 :3") }, "printable ASCII"},
 		"empty id":          {func(m *kafka.Message) { m.Headers[0].Value = nil }, "at least one"},
 		"long id":           {func(m *kafka.Message) { m.Headers[0].Value = []byte(strings.Repeat("f", 201)) }, "200 bytes"},
-		"long body":         {func(m *kafka.Message) { m.Value = make([]byte, sink.MaxMessage) }, "less than"},
+		"long body":         {func(m *kafka.Message) { m.Value = make([]byte, siem.MaxMessage) }, "less than"},
 		"body cut":          {func(m *kafka.Message) { m.Value = m.Value[:len(m.Value)-1] }, "no finding"},
 		"body of something": {func(m *kafka.Message) { m.Value = []byte(`[1]`) }, "no finding"},
 		"no body":           {func(m *kafka.Message) { m.Value = nil }, "no finding"},
@@ -96,8 +96,8 @@ func TestForwardRefuses(t *testing.T) {
 	}
 }
 
-// siem is a receiver of webhooks that keeps what it got in order.
-type siem struct {
+// soc is a receiver of webhooks that keeps what it got in order.
+type soc struct {
 	*httptest.Server
 	t      *testing.T
 	secret string
@@ -107,23 +107,23 @@ type siem struct {
 	ids    []string
 }
 
-func newSIEM(t *testing.T, secret string) *siem {
-	s := &siem{t: t, secret: secret}
+func newSIEM(t *testing.T, secret string) *soc {
+	s := &soc{t: t, secret: secret}
 	s.Server = httptest.NewServer(http.HandlerFunc(s.receive))
 	t.Cleanup(s.Close)
 	return s
 }
 
-func (s *siem) receive(w http.ResponseWriter, r *http.Request) {
+func (s *soc) receive(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	if err == nil {
-		err = sink.Verify([]string{s.secret}, r.Header, body, sink.WebhookTolerance, time.Now())
+		err = siem.Verify([]string{s.secret}, r.Header, body, siem.WebhookTolerance, time.Now())
 	}
 	var f flow.Finding
 	if err == nil {
 		err = json.Unmarshal(body, &f)
 	}
-	id := r.Header.Get(sink.HeaderWebhookID)
+	id := r.Header.Get(siem.HeaderWebhookID)
 	if err != nil || f.EventID() != id || f.LastSeen != flow.Time(1_700_000_000_000+f.Revision) {
 		s.t.Errorf("%s: %v, body %s", id, err, body)
 	}
@@ -136,25 +136,25 @@ func (s *siem) receive(w http.ResponseWriter, r *http.Request) {
 	s.ids = append(s.ids, id)
 }
 
-func (s *siem) got() []string {
+func (s *soc) got() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return append([]string(nil), s.ids...)
 }
 
 // forwardConfig is a cluster with our topics, and a receiver of everything from low on.
-func forwardConfig(t *testing.T, b *broker.Broker) (config, *kafka.Client, *siem) {
+func forwardConfig(t *testing.T, b *broker.Broker) (config, *kafka.Client, *soc) {
 	t.Helper()
 	cfg := defaultConfig()
 	cfg.Data, cfg.Admin.Listen = t.TempDir(), ""
 	cfg.Kafka.Brokers, cfg.Kafka.Prefix, cfg.Kafka.Partitions, cfg.Kafka.Replication = []string{b.Addr()}, b.Topic(t, "forward"), 2, 1
 	cfg.Kafka.Group = b.Topic(t, "group")
-	secret := sink.NewWebhookSecret()
+	secret := siem.NewWebhookSecret()
 	t.Setenv("POSTERN_TEST_SECRET", secret)
 	hook := newSIEM(t, secret)
-	w := sink.DefaultWebhookConfig()
+	w := siem.DefaultWebhookConfig()
 	w.Name, w.URL, w.Secrets, w.AllowPrivate, w.AllowInsecure = "soc", hook.URL, []string{"env:POSTERN_TEST_SECRET"}, true, true
-	cfg.Webhooks = []sink.WebhookConfig{w}
+	cfg.Webhooks = []siem.WebhookConfig{w}
 	cfg.Outbox.Reserve = 0
 	client, err := kafka.Open(cfg.Kafka, nil, kafka.Options{})
 	if err != nil {
@@ -326,7 +326,7 @@ func TestForwardHolds(t *testing.T) {
 	}
 	f, stop := forwarding(t, cfg)
 	defer stop()
-	eventually(t, "the outbox to fill", func() bool { return errors.Is(f.ready(), sink.ErrOutboxFull) })
+	eventually(t, "the outbox to fill", func() bool { return errors.Is(f.ready(), siem.ErrOutboxFull) })
 	if n := f.metric(t, "postern_outbox_events"); n != 3 {
 		t.Errorf("%v events wait in an outbox of 3", n)
 	}
@@ -351,9 +351,9 @@ func TestForwardHolds(t *testing.T) {
 }
 
 // sendFunc is a receiver that is a function.
-type sendFunc func(*sink.Event) error
+type sendFunc func(*siem.Event) error
 
-func (f sendFunc) Send(_ context.Context, e *sink.Event) error { return f(e) }
+func (f sendFunc) Send(_ context.Context, e *siem.Event) error { return f(e) }
 
 // TestForwardThreeDaysAway is scenario 38 for what comes by the findings topic: a
 // receiver that is away for three days, over restarts of the forwarder that read part
@@ -362,15 +362,15 @@ func TestForwardThreeDaysAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := defaultConfig()
 		cfg.Data, cfg.Kafka.Brokers, cfg.Outbox.Reserve = t.TempDir(), []string{"127.0.0.1:9"}, 0
-		t.Setenv("POSTERN_TEST_SECRET", sink.NewWebhookSecret())
-		w := sink.DefaultWebhookConfig()
+		t.Setenv("POSTERN_TEST_SECRET", siem.NewWebhookSecret())
+		w := siem.DefaultWebhookConfig()
 		w.Name, w.URL, w.Secrets = "soc", "https://siem.example.net/", []string{"env:POSTERN_TEST_SECRET"}
-		cfg.Webhooks = []sink.WebhookConfig{w}
+		cfg.Webhooks = []siem.WebhookConfig{w}
 		const findings, revisions = 20, 6
 		back := time.Now().Add(72 * time.Hour)
 		var mu sync.Mutex
 		newest := map[string]uint64{}
-		receive := sendFunc(func(e *sink.Event) error {
+		receive := sendFunc(func(e *siem.Event) error {
 			mu.Lock()
 			defer mu.Unlock()
 			if time.Now().Before(back) {

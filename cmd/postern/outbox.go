@@ -9,7 +9,7 @@ import (
 	"github.com/jedib0t/go-pretty/v6/text"
 	"github.com/spf13/cobra"
 
-	"github.com/postern/postern/sink"
+	"github.com/postern/postern/sink/siem"
 )
 
 func outboxCommand() *cobra.Command {
@@ -32,7 +32,7 @@ running service, which notices a replay by itself.`,
 		if err != nil {
 			return err
 		}
-		targets, err := sink.OutboxTargets(outboxDir(cfg))
+		targets, err := siem.OutboxTargets(outboxDir(cfg))
 		if err != nil {
 			return err
 		}
@@ -59,14 +59,14 @@ running service, which notices a replay by itself.`,
 			t.Style().Format.Header = text.FormatDefault
 			t.AppendHeader(table.Row{"receiver", "event", "state", "since", "attempts", "last answer"})
 			err := each(func(dir, name string) error {
-				queued, err := sink.QueuedEvents(dir, name)
+				queued, err := siem.QueuedEvents(dir, name)
 				if err != nil {
 					return err
 				}
 				for _, q := range queued {
 					t.AppendRow(table.Row{name, q.ID, "waiting", q.Time, q.Attempts, q.Reason})
 				}
-				dead, err := sink.ListDeadLetters(dir, name)
+				dead, err := siem.ListDeadLetters(dir, name)
 				if err != nil {
 					return err
 				}
@@ -88,7 +88,7 @@ running service, which notices a replay by itself.`,
 			enc := json.NewEncoder(cmd.OutOrStdout())
 			enc.SetIndent("", "  ")
 			return each(func(dir, name string) error {
-				dead, err := sink.ListDeadLetters(dir, name, ids...)
+				dead, err := siem.ListDeadLetters(dir, name, ids...)
 				for i := range dead {
 					err = errors.Join(err, enc.Encode(dead[i]))
 				}
@@ -97,8 +97,8 @@ running service, which notices a replay by itself.`,
 		},
 	}
 	cmd.AddCommand(list, show,
-		deadLetterCommand("replay", "Put dead letters back in line; without ids, all of them", each, sink.ReplayDeadLetters),
-		deadLetterCommand("drop", "Delete dead letters; --all for all of them", each, sink.DropDeadLetters))
+		deadLetterCommand("replay", "Put dead letters back in line; without ids, all of them", each, siem.ReplayDeadLetters),
+		deadLetterCommand("drop", "Delete dead letters; --all for all of them", each, siem.DropDeadLetters))
 	return cmd
 }
 

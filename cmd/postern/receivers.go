@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/postern/postern/flow"
-	"github.com/postern/postern/sink"
+	"github.com/postern/postern/sink/siem"
 )
 
 // receivers are all who are told of findings, each with what waits for it.
@@ -30,14 +30,14 @@ type receivers struct {
 // receiver is one of them.
 type receiver struct {
 	min     flow.Severity
-	webhook *sink.Webhook
-	outbox  *sink.Outbox
+	webhook *siem.Webhook
+	outbox  *siem.Outbox
 }
 
 // notice is an event to tell, with what decides who wants it.
 type notice struct {
 	severity flow.Severity
-	event    sink.Event
+	event    siem.Event
 }
 
 // newReceivers makes the receivers of a configuration; it opens nothing.
@@ -48,7 +48,7 @@ func newReceivers(cfg config, log *slog.Logger, reg prometheus.Registerer) (*rec
 		if err != nil {
 			return nil, err
 		}
-		hook, err := sink.NewWebhook(resolved, log, reg, nil)
+		hook, err := siem.NewWebhook(resolved, log, reg, nil)
 		if err != nil {
 			return nil, err
 		}
@@ -66,7 +66,7 @@ func outboxDir(cfg config) string { return filepath.Join(cfg.Data, "outbox") }
 // open takes the outboxes.
 func (r *receivers) open() (err error) {
 	for i, w := range r.cfg.Webhooks {
-		r.list[i].outbox, err = sink.OpenOutbox(outboxDir(r.cfg), w.Name, w.MaxAttempts, r.cfg.Outbox, r.log, r.reg, nil)
+		r.list[i].outbox, err = siem.OpenOutbox(outboxDir(r.cfg), w.Name, w.MaxAttempts, r.cfg.Outbox, r.log, r.reg, nil)
 		if err != nil {
 			return errors.Join(err, r.close())
 		}
@@ -107,7 +107,7 @@ func (r *receivers) flush(ctx context.Context) error {
 func (r *receivers) tell(ctx context.Context, findings []*flow.Finding) error {
 	var notices []notice
 	for _, f := range findings {
-		e, err := sink.NewEvent(f)
+		e, err := siem.NewEvent(f)
 		if err != nil {
 			return err
 		}
@@ -119,7 +119,7 @@ func (r *receivers) tell(ctx context.Context, findings []*flow.Finding) error {
 // put puts events into the outbox of every receiver that wants them, and waits
 // while one is full: findings are never dropped. Nobody waits for another's outbox.
 func (r *receivers) put(ctx context.Context, notices []notice) error {
-	wanted := make([][]sink.Event, len(r.list))
+	wanted := make([][]siem.Event, len(r.list))
 	for i, one := range r.list {
 		for _, n := range notices {
 			if n.severity >= one.min {

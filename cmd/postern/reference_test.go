@@ -22,7 +22,7 @@ import (
 
 	"github.com/goccy/go-yaml"
 	"github.com/postern/postern/flow"
-	"github.com/postern/postern/sink"
+	"github.com/postern/postern/sink/siem"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 )
@@ -271,10 +271,10 @@ func everyMetric(t *testing.T) []metricDoc {
 	cfg := defaultConfig()
 	cfg.Data = t.TempDir()
 	cfg.Ingest.NetFlow.Listen, cfg.Ingest.SFlow.Listen, cfg.Admin.Listen = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
-	t.Setenv("POSTERN_TEST_SECRET", sink.NewWebhookSecret())
-	w := sink.DefaultWebhookConfig()
+	t.Setenv("POSTERN_TEST_SECRET", siem.NewWebhookSecret())
+	w := siem.DefaultWebhookConfig()
 	w.Name, w.URL, w.Secrets = "soc", "https://siem.example.net/", []string{"env:POSTERN_TEST_SECRET"}
-	cfg.Webhooks = []sink.WebhookConfig{w}
+	cfg.Webhooks = []siem.WebhookConfig{w}
 	s, err := newService(cfg, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)

@@ -1,4 +1,4 @@
-package sink
+package siem
 
 import (
 	"bytes"
@@ -15,7 +15,7 @@ import (
 // docBlock is the first block of a language in docs/webhooks.md.
 func docBlock(t *testing.T, language string) string {
 	t.Helper()
-	page, err := os.ReadFile(filepath.Join("..", "docs", "webhooks.md"))
+	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "webhooks.md"))
 	if err != nil {
 		t.Fatal(err)
 	}

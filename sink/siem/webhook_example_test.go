@@ -1,4 +1,4 @@
-package sink_test
+package siem_test
 
 import (
 	"encoding/json"
@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/postern/postern/flow"
-	"github.com/postern/postern/sink"
+	"github.com/postern/postern/sink/siem"
 )
 
 // A receiver in Go. docs/webhooks.md shows the same code; a test keeps them alike.
@@ -19,15 +19,15 @@ func ExampleVerify() {
 	seen := map[string]bool{} // keep it in a database, for at least four days
 
 	http.HandleFunc("POST /postern", func(w http.ResponseWriter, r *http.Request) {
-		body, err := io.ReadAll(io.LimitReader(r.Body, sink.MaxMessage))
+		body, err := io.ReadAll(io.LimitReader(r.Body, siem.MaxMessage))
 		if err != nil {
 			return
 		}
-		if err := sink.Verify(secrets, r.Header, body, sink.WebhookTolerance, time.Now()); err != nil {
+		if err := siem.Verify(secrets, r.Header, body, siem.WebhookTolerance, time.Now()); err != nil {
 			http.Error(w, "not from postern", http.StatusUnauthorized)
 			return
 		}
-		if id := r.Header.Get(sink.HeaderWebhookID); seen[id] {
+		if id := r.Header.Get(siem.HeaderWebhookID); seen[id] {
 			return // 200: we have it already
 		} else {
 			seen[id] = true

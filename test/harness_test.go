@@ -348,13 +348,14 @@ func newReceiver(t testing.TB) *receiver {
 }
 
 func (r *receiver) section() string {
-	return fmt.Sprintf(`webhooks:
+	return fmt.Sprintf(`targets:
   - name: test
-    url: http://%s/
-    secrets: [env:POSTERN_TEST_WEBHOOK]
     minSeverity: informational
-    allowPrivate: true
-    allowInsecure: true
+    webhook:
+      url: http://%s/
+      secrets: [env:POSTERN_TEST_WEBHOOK]
+      allowPrivate: true
+      allowInsecure: true
 `, r.addr)
 }
 

@@ -18,7 +18,6 @@ import (
 
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/policy"
-	"github.com/postern/postern/sink/siem"
 )
 
 // command runs a command in this process and gives what it printed and its status.
@@ -75,7 +74,7 @@ func TestCheck(t *testing.T) {
 		"out of range":       {"config", "detect:\n  updateEvery: 1ms\n", `postern.yaml:2:\d+: .*write a duration`},
 		"too soon for pairs": {"config", "enrich:\n  window: 15s\nsessions:\n  lateness: 12s\n", `postern.yaml:4:\d+: .*shorter than enrich.window \(15s\)`},
 		"off loopback":       {"config", "ingest:\n  netflow:\n    listen: 0.0.0.0:2055\n", `postern.yaml:3:\d+: .*allow-list; write exporters`},
-		"secret itself":      {"config", "webhooks:\n  - name: siem\n    url: https://siem.example/\n    secrets: [\"whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0\"]\n", `postern.yaml:\d+:\d+: .*env:NAME or file:PATH`},
+		"secret itself":      {"config", "targets:\n  - name: siem\n    webhook:\n      url: https://siem.example/\n      secrets: [\"whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0\"]\n", `postern.yaml:\d+:\d+: .*env:NAME or file:PATH`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -325,17 +324,6 @@ func TestDemoSilent(t *testing.T) {
 				t.Errorf("%s began %d conversations in the %s", client, n, name)
 			}
 		}
-	}
-}
-
-// TestHeadersAreNoSecrets: a header's value may be a reference and need not be.
-func TestHeadersAreNoSecrets(t *testing.T) {
-	t.Setenv("POSTERN_TEST_SECRET", "hush")
-	w := siem.DefaultWebhookConfig()
-	w.Secrets, w.Headers = []string{"env:POSTERN_TEST_SECRET"}, map[string]string{"X-Team": "soc", "Authorization": "env:POSTERN_TEST_SECRET"}
-	got, err := w.Resolve(resolveSecret)
-	if err != nil || got.Headers["X-Team"] != "soc" || got.Headers["Authorization"] != "hush" || got.Secrets[0] != "hush" {
-		t.Errorf("%+v, %v", got, err)
 	}
 }
 

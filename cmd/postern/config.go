@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"time"
 
 	"github.com/postern/postern/detect"
@@ -44,9 +46,9 @@ type config struct {
 	ClickHouse sink.ClickHouseConfig `yaml:"clickhouse"`
 	// Embedded is the ClickHouse engine inside this process, used while clickhouse.url is `embedded`.
 	Embedded embedded.Config `yaml:"embedded"`
-	// Webhooks are the receivers of findings.
-	Webhooks []siem.WebhookConfig `yaml:"webhooks"`
-	// Outbox bounds what waits for each receiver.
+	// Targets are who is told of findings.
+	Targets []siem.TargetConfig `yaml:"targets"`
+	// Outbox bounds what waits for each target.
 	Outbox siem.OutboxConfig `yaml:"outbox"`
 	// Admin is the address for operators.
 	Admin adminConfig `yaml:"admin"`
@@ -121,8 +123,8 @@ func loadConfig(path string) (config, error) {
 	if err := parseYAML(path, raw, &c); err != nil {
 		return c, err
 	}
-	for i := range c.Webhooks {
-		fillWebhook(&c.Webhooks[i])
+	for i := range c.Targets {
+		c.Targets[i].Fill()
 	}
 	if err := c.validate(); err != nil {
 		return c, locate(path, raw, err)
@@ -131,20 +133,6 @@ func loadConfig(path string) (config, error) {
 		return c, locate(path, raw, keyError{"ingest.logs.decode", err})
 	}
 	return c, nil
-}
-
-// fillWebhook gives a receiver the defaults of what its entry does not say.
-func fillWebhook(w *siem.WebhookConfig) {
-	d := siem.DefaultWebhookConfig()
-	if w.MinSeverity == "" {
-		w.MinSeverity = d.MinSeverity
-	}
-	if w.Timeout == 0 {
-		w.Timeout = d.Timeout
-	}
-	if w.MaxAttempts == 0 {
-		w.MaxAttempts = d.MaxAttempts
-	}
 }
 
 // keyError is something wrong below a key of the configuration.
@@ -229,17 +217,18 @@ func (c *config) validate() error {
 	secret("ingest.logs.http.token", c.Ingest.Logs.HTTP.Token)
 	secret("kafka.sasl.password", c.Kafka.SASL.Password)
 	names := map[string]bool{}
-	for i := range c.Webhooks {
-		w := &c.Webhooks[i]
-		key := fmt.Sprintf("webhooks[%d]", i)
-		check(key, w.Validate())
-		for j, ref := range w.Secrets {
-			check(fmt.Sprintf("%s.secrets[%d]", key, j), checkReference(ref))
+	for i := range c.Targets {
+		t := &c.Targets[i]
+		key := fmt.Sprintf("targets[%d]", i)
+		check(key, t.Validate())
+		refs := t.References()
+		for _, k := range slices.Sorted(maps.Keys(refs)) {
+			check(key+"."+k, checkReference(refs[k]))
 		}
-		if names[w.Name] {
-			check(key+".name", fmt.Errorf("%q is used twice; each receiver has an outbox of its own", w.Name))
+		if names[t.Name] {
+			check(key+".name", fmt.Errorf("%q is used twice; each target has an outbox of its own", t.Name))
 		}
-		names[w.Name] = true
+		names[t.Name] = true
 	}
 	if c.Shutdown <= 0 {
 		check("shutdown", errors.New("must be above zero, such as 20s"))

@@ -142,10 +142,11 @@ func (d *demo) prepare(dir string) error {
 	if d.receiver.listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 		return err
 	}
-	w := siem.DefaultWebhookConfig()
-	w.Name, w.URL = "demo", "http://"+d.receiver.listener.Addr().String()+"/findings"
-	w.Secrets, w.AllowPrivate, w.AllowInsecure, w.MinSeverity = []string{"file:" + secret}, true, true, flow.Low.String() // what is merely to be known is in the database
-	d.cfg.Webhooks = []siem.WebhookConfig{w}
+	w := siem.WebhookConfig{Secrets: []string{"file:" + secret}}
+	w.URL, w.AllowPrivate, w.AllowInsecure = "http://"+d.receiver.listener.Addr().String()+"/findings", true, true
+	told := siem.TargetConfig{Name: "demo", Webhook: &w}
+	told.Fill() // from severity low on: what is merely to be known is in the database
+	d.cfg.Targets = []siem.TargetConfig{told}
 	if err := d.cfg.validate(); err != nil {
 		return err
 	}

@@ -15,7 +15,7 @@ func TestExampleConfiguration(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(cfg.Webhooks) != 1 || cfg.Webhooks[0].Timeout == 0 || len(cfg.Ingest.NetFlow.Exporters) == 0 {
+	if len(cfg.Targets) != 1 || cfg.Targets[0].Webhook.Timeout == 0 || len(cfg.Ingest.NetFlow.Exporters) == 0 {
 		t.Errorf("the example does not say what it seems to say: %+v", cfg)
 	}
 }
@@ -27,7 +27,7 @@ func TestExampleWithKafka(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(cfg.Kafka.Brokers) != 3 || cfg.Kafka.SASL.Mechanism == "" || len(cfg.Webhooks) != 1 {
+	if len(cfg.Kafka.Brokers) != 3 || cfg.Kafka.SASL.Mechanism == "" || len(cfg.Targets) != 1 {
 		t.Errorf("the example does not say what it seems to say: %+v", cfg.Kafka)
 	}
 }

@@ -128,7 +128,7 @@ func newDetection(cfg config, log *slog.Logger) (*detection, error) {
 		return nil, err
 	}
 	rows := cfg
-	rows.Webhooks = nil // told by whoever forwards
+	rows.Targets = nil // told by whoever forwards
 	db, err := newDurableStore(rows, d.names, log, d.registry)
 	if err != nil {
 		return nil, err

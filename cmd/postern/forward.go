@@ -22,17 +22,19 @@ import (
 )
 
 func forwardCommand() *cobra.Command {
-	return roleCommand(&cobra.Command{
+	cmd := roleCommand(&cobra.Command{
 		Use:   "forward -c postern.yaml",
 		Short: "Tell the receivers what detectors found",
-		Long: `Reads the findings topic and delivers each event to every webhook whose minSeverity wants it. An event
-waits in the outbox of its receiver, in the data directory, before the topic's offset is committed;
+		Long: `Reads the findings topic and delivers each event to every target that wants it. An event
+waits in the outbox of its target, in the data directory, before the topic's offset is committed;
 while an outbox is full, the rest waits on the topic. What is no event goes to the dead-letter topic.
 
 The revisions of a finding are delivered in order. A second forwarder takes the partitions of one that is
 away, with an outbox of its own: what waits in the outbox of the first is delivered when that is back, and
 then possibly behind later revisions.`,
 	}, func(cfg config, log *slog.Logger) (role, error) { return newForwarder(cfg, log) })
+	cmd.AddCommand(forwardTestCommand())
+	return cmd
 }
 
 // forwarder is `postern forward`.
@@ -50,14 +52,14 @@ type forwarder struct {
 }
 
 // errNoReceiver is a forwarder that has nobody to tell.
-var errNoReceiver = errors.New("webhooks is empty, so there is nobody to forward findings to; configure at least one receiver, with name, url and secrets")
+var errNoReceiver = errors.New("targets is empty, so there is nobody to forward findings to; configure at least one")
 
 // newForwarder puts the parts together. It opens nothing and starts nothing.
 func newForwarder(cfg config, log *slog.Logger) (*forwarder, error) {
 	if !cfg.Kafka.Enabled() {
 		return nil, errNoKafka
 	}
-	if len(cfg.Webhooks) == 0 {
+	if len(cfg.Targets) == 0 {
 		return nil, errNoReceiver
 	}
 	f := &forwarder{cfg: cfg, log: log, registry: newRegistry(), topic: cfg.Kafka.Topic(kafka.TopicFindings),
@@ -108,7 +110,7 @@ func (f *forwarder) begin(ctx context.Context) error {
 		return err
 	}
 	f.begun.Store(true)
-	f.log.Info("forwarding", "topic", f.topic, "partitions", n, "receivers", len(f.cfg.Webhooks), "version", versionText())
+	f.log.Info("forwarding", "topic", f.topic, "partitions", n, "targets", len(f.cfg.Targets), "version", versionText())
 	return nil
 }
 
@@ -245,7 +247,8 @@ func noticeOf(r *kafka.Record) (notice, error) {
 		return notice{}, err
 	}
 	n := notice{event: siem.Event{ID: string(id), Key: string(r.Key), Body: r.Value}}
-	if err := n.severity.UnmarshalText(severity); err != nil {
+	var told flow.Severity
+	if err := told.UnmarshalText(severity); err != nil {
 		return notice{}, fmt.Errorf("the header %q: %w", headerSeverity, err)
 	}
 	if err := n.event.Validate(); err != nil {
@@ -259,6 +262,6 @@ func noticeOf(r *kafka.Record) (notice, error) {
 		return notice{}, fmt.Errorf("the value is revision %d of finding %.80q, but the header %q says %.80q and the key %.80q; all three must speak of the same event",
 			f.Revision, f.ID, headerEvent, n.event.ID, n.event.Key)
 	}
-	n.event.Time, n.event.Urgent = f.LastSeen, f.Severity == flow.Critical
+	n.finding, n.event.Time, n.event.Urgent = &f, f.LastSeen, f.Severity == flow.Critical
 	return n, nil
 }

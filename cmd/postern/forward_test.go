@@ -40,7 +40,7 @@ func TestNoticeOf(t *testing.T) {
 		return noticeOf(&kafka.Record{Key: m.Key, Value: m.Value, Headers: m.Headers})
 	}
 	n, err := read(eventMessage(t, "f1", 3, flow.High))
-	if err != nil || n.severity != flow.High || n.event.ID != "f1:3" || n.event.Key != "f1" || n.event.Time != 1_700_000_000_003 || !json.Valid(n.event.Body) {
+	if err != nil || n.finding.Severity != flow.High || n.event.ID != "f1:3" || n.event.Key != "f1" || n.event.Time != 1_700_000_000_003 || !json.Valid(n.event.Body) {
 		t.Errorf("%+v, %v", n, err)
 	}
 	for name, test := range map[string]struct {
@@ -94,6 +94,14 @@ func TestForwardRefuses(t *testing.T) {
 	if _, err := newForwarder(cfg, slog.New(slog.DiscardHandler)); !errors.Is(err, errNoReceiver) {
 		t.Errorf("without a receiver: %v", err)
 	}
+}
+
+// testTarget is a webhook whose secret is in POSTERN_TEST_SECRET.
+func testTarget(url string) siem.TargetConfig {
+	t := siem.TargetConfig{Name: "soc", Webhook: &siem.WebhookConfig{Secrets: []string{"env:POSTERN_TEST_SECRET"}}}
+	t.Webhook.URL = url
+	t.Fill()
+	return t
 }
 
 // soc is a receiver of webhooks that keeps what it got in order.
@@ -152,9 +160,8 @@ func forwardConfig(t *testing.T, b *broker.Broker) (config, *kafka.Client, *soc)
 	secret := siem.NewWebhookSecret()
 	t.Setenv("POSTERN_TEST_SECRET", secret)
 	hook := newSIEM(t, secret)
-	w := siem.DefaultWebhookConfig()
-	w.Name, w.URL, w.Secrets, w.AllowPrivate, w.AllowInsecure = "soc", hook.URL, []string{"env:POSTERN_TEST_SECRET"}, true, true
-	cfg.Webhooks = []siem.WebhookConfig{w}
+	cfg.Targets = []siem.TargetConfig{testTarget(hook.URL)}
+	cfg.Targets[0].Webhook.AllowPrivate, cfg.Targets[0].Webhook.AllowInsecure = true, true
 	cfg.Outbox.Reserve = 0
 	client, err := kafka.Open(cfg.Kafka, nil, kafka.Options{})
 	if err != nil {
@@ -363,9 +370,7 @@ func TestForwardThreeDaysAway(t *testing.T) {
 		cfg := defaultConfig()
 		cfg.Data, cfg.Kafka.Brokers, cfg.Outbox.Reserve = t.TempDir(), []string{"127.0.0.1:9"}, 0
 		t.Setenv("POSTERN_TEST_SECRET", siem.NewWebhookSecret())
-		w := siem.DefaultWebhookConfig()
-		w.Name, w.URL, w.Secrets = "soc", "https://siem.example.net/", []string{"env:POSTERN_TEST_SECRET"}
-		cfg.Webhooks = []siem.WebhookConfig{w}
+		cfg.Targets = []siem.TargetConfig{testTarget("https://siem.example.net/")}
 		const findings, revisions = 20, 6
 		back := time.Now().Add(72 * time.Hour)
 		var mu sync.Mutex

@@ -29,34 +29,25 @@ type receivers struct {
 
 // receiver is one of them.
 type receiver struct {
-	min     flow.Severity
-	webhook *siem.Webhook
-	outbox  *siem.Outbox
+	target *siem.Target
+	outbox *siem.Outbox
 }
 
 // notice is an event to tell, with what decides who wants it.
 type notice struct {
-	severity flow.Severity
-	event    siem.Event
+	finding *flow.Finding
+	event   siem.Event
 }
 
 // newReceivers makes the receivers of a configuration; it opens nothing.
 func newReceivers(cfg config, log *slog.Logger, reg prometheus.Registerer) (*receivers, error) {
 	r := &receivers{cfg: cfg, log: log, reg: reg}
-	for _, w := range cfg.Webhooks {
-		resolved, err := w.Resolve(resolveSecret)
+	for _, t := range cfg.Targets {
+		target, err := siem.NewTarget(t, siem.TargetOptions{Secret: resolveSecret, Log: log, Reg: reg})
 		if err != nil {
 			return nil, err
 		}
-		hook, err := siem.NewWebhook(resolved, log, reg, nil)
-		if err != nil {
-			return nil, err
-		}
-		one := receiver{webhook: hook}
-		if err := one.min.UnmarshalText([]byte(w.MinSeverity)); err != nil {
-			return nil, err
-		}
-		r.list = append(r.list, one)
+		r.list = append(r.list, receiver{target: target})
 	}
 	return r, nil
 }
@@ -65,8 +56,8 @@ func outboxDir(cfg config) string { return filepath.Join(cfg.Data, "outbox") }
 
 // open takes the outboxes.
 func (r *receivers) open() (err error) {
-	for i, w := range r.cfg.Webhooks {
-		r.list[i].outbox, err = siem.OpenOutbox(outboxDir(r.cfg), w.Name, w.MaxAttempts, r.cfg.Outbox, r.log, r.reg, nil)
+	for i, t := range r.cfg.Targets {
+		r.list[i].outbox, err = siem.OpenOutbox(outboxDir(r.cfg), t.Name, t.DeliveryConfig, r.cfg.Outbox, r.log, r.reg, nil)
 		if err != nil {
 			return errors.Join(err, r.close())
 		}
@@ -74,12 +65,13 @@ func (r *receivers) open() (err error) {
 	return nil
 }
 
-// close gives the outboxes free.
+// close gives the outboxes free, and what leads to the targets.
 func (r *receivers) close() (err error) {
 	for _, one := range r.list {
 		if one.outbox != nil {
 			err = errors.Join(err, one.outbox.Close())
 		}
+		err = errors.Join(err, one.target.Close())
 	}
 	return err
 }
@@ -88,7 +80,7 @@ func (r *receivers) close() (err error) {
 func (r *receivers) run(ctx context.Context) error {
 	var g errgroup.Group
 	for _, one := range r.list {
-		g.Go(func() error { return one.outbox.Run(ctx, one.webhook) })
+		g.Go(func() error { return one.outbox.Run(ctx, one.target) })
 	}
 	return g.Wait()
 }
@@ -111,7 +103,7 @@ func (r *receivers) tell(ctx context.Context, findings []*flow.Finding) error {
 		if err != nil {
 			return err
 		}
-		notices = append(notices, notice{f.Severity, e})
+		notices = append(notices, notice{f, e})
 	}
 	return r.put(ctx, notices)
 }
@@ -122,7 +114,7 @@ func (r *receivers) put(ctx context.Context, notices []notice) error {
 	wanted := make([][]siem.Event, len(r.list))
 	for i, one := range r.list {
 		for _, n := range notices {
-			if n.severity >= one.min {
+			if one.target.Wants(n.finding) {
 				wanted[i] = append(wanted[i], n.event)
 			}
 		}

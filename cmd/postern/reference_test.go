@@ -98,10 +98,21 @@ func writeFields(t *testing.T, b *strings.Builder, prefix string, v reflect.Valu
 		switch elem := f.Type; {
 		case structWithTags(elem):
 			writeFields(t, b, key+".", v.Field(i), docs)
+		case elem.Kind() == reflect.Pointer && structWithTags(elem.Elem()):
+			writeFields(t, b, key+".", filled(elem.Elem()), docs)
 		case elem.Kind() == reflect.Slice && structWithTags(elem.Elem()):
-			writeFields(t, b, key+"[].", reflect.Zero(elem.Elem()), docs)
+			writeFields(t, b, key+"[].", filled(elem.Elem()), docs)
 		}
 	}
+}
+
+// filled is an entry that says nothing, with the defaults that it gets.
+func filled(t reflect.Type) reflect.Value {
+	v := reflect.New(t)
+	if f, ok := v.Interface().(interface{ Fill() }); ok {
+		f.Fill()
+	}
+	return v.Elem()
 }
 
 func structWithTags(t reflect.Type) bool {
@@ -272,9 +283,7 @@ func everyMetric(t *testing.T) []metricDoc {
 	cfg.Data = t.TempDir()
 	cfg.Ingest.NetFlow.Listen, cfg.Ingest.SFlow.Listen, cfg.Admin.Listen = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
 	t.Setenv("POSTERN_TEST_SECRET", siem.NewWebhookSecret())
-	w := siem.DefaultWebhookConfig()
-	w.Name, w.URL, w.Secrets = "soc", "https://siem.example.net/", []string{"env:POSTERN_TEST_SECRET"}
-	cfg.Webhooks = []siem.WebhookConfig{w}
+	cfg.Targets = []siem.TargetConfig{testTarget("https://siem.example.net/")}
 	s, err := newService(cfg, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)

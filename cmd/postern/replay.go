@@ -57,7 +57,7 @@ With --format the files are logs (see decode), plain or in gzip.
 Flows are judged by who was behind them at their time, as far as the data directory of the
 configuration knows that.
 
-Webhooks are sent only with --notify: what happened long ago is seldom news.`,
+Targets are told only with --notify: what happened long ago is seldom news.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, files []string) error {
 			return replay(cmd.Context(), o, files, cmd.OutOrStdout(), cmd.ErrOrStderr())
@@ -71,7 +71,7 @@ Webhooks are sent only with --notify: what happened long ago is seldom news.`,
 	f.StringVar(&o.flows, "flows", "", "write every judged flow to this file as JSON lines; - is standard output")
 	f.BoolVar(&o.noStore, "no-store", false, "store nothing; needs no ClickHouse and no configuration")
 	f.StringVar(&o.format, "format", "", "the files are logs of this format, or auto")
-	f.BoolVar(&o.notify, "notify", false, "send the findings to the configured webhooks as well")
+	f.BoolVar(&o.notify, "notify", false, "tell the configured targets of the findings as well")
 	return cmd
 }
 

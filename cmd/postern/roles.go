@@ -100,7 +100,7 @@ func newAllRoles(cfg config, log *slog.Logger) (*allRoles, error) {
 	add("collect", collector, err)
 	detection, err := newDetection(cfg, log.With("role", "detect"))
 	add("detect", detection, err)
-	if len(cfg.Webhooks) > 0 {
+	if len(cfg.Targets) > 0 {
 		forwarder, err := newForwarder(cfg, log.With("role", "forward"))
 		add("forward", forwarder, err)
 	}

@@ -35,7 +35,7 @@ func serveCommand() *cobra.Command {
 		Use:   "serve -c postern.yaml",
 		Short: "Receive flows, judge them, store them, tell what was misused",
 		Long: `Runs the whole pipeline in one process: UDP listeners, spool, decoding, judging, ClickHouse
-(a server, or the embedded engine), webhooks. The policy folder is watched; SIGHUP reads it
+(a server, or the embedded engine), targets. The policy folder is watched; SIGHUP reads it
 at once. SIGTERM stops the listeners, works through what was received, and flushes.
 
 With kafka.brokers set, flows and findings go through Kafka on their way: the process is then

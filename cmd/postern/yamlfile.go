@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -147,8 +148,14 @@ func fieldOf(t reflect.Type, key string) reflect.Type {
 		return nil
 	}
 	for f := range t.Fields() {
-		if name, _, _ := strings.Cut(f.Tag.Get("yaml"), ","); name == key {
+		name, opts, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+		if name == key {
 			return f.Type
+		}
+		if opts == "inline" {
+			if in := fieldOf(f.Type, key); in != nil {
+				return in
+			}
 		}
 	}
 	return nil
@@ -178,8 +185,12 @@ func yamlKeys(t reflect.Type) map[string]bool {
 		return keys
 	}
 	for f := range t.Fields() {
-		if name, _, _ := strings.Cut(f.Tag.Get("yaml"), ","); name != "" && name != "-" {
+		name, opts, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+		if name != "" && name != "-" {
 			keys[name] = true
+		}
+		if opts == "inline" {
+			maps.Copy(keys, yamlKeys(f.Type))
 		}
 	}
 	return keys

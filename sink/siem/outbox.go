@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,6 +17,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"github.com/postern/postern/flow"
 )
@@ -59,12 +62,33 @@ type Sender interface {
 	Send(ctx context.Context, e *Event) error
 }
 
+// BatchSender is a Sender that hands over several events at a time, no two of them
+// of one finding.
+type BatchSender interface {
+	Sender
+	// Batch says how many events there may be, and for how long the first waits for others.
+	Batch() Batch
+	// SendBatch makes one attempt. It gives an error for each event, in their order, as Send would,
+	// or one error for all of them: then an error that is not to be tried again has each event tried by
+	// itself, so that one that is refused takes no others along.
+	SendBatch(ctx context.Context, events []*Event) []error
+}
+
+// Batch bounds what is sent at a time.
+type Batch struct {
+	Events int           // at most; 0 is 1
+	Wait   time.Duration // that the first waits for others; urgent events do not
+}
+
 // DeliveryError is why an attempt failed and what is to be done about it.
 type DeliveryError struct {
 	// Retry: try again later; otherwise the event is a dead letter at once.
 	Retry bool
 	// Gone: the target wants no more events until a restart or another configuration.
 	Gone bool
+	// Denied: the target did not accept who we are. That is no fault of the event, unless
+	// others are taken meanwhile: the target is asked again with pauses of up to 15 minutes.
+	Denied bool
 	// After is the least time to wait, as the target asked; zero if it did not.
 	After time.Duration
 	// Status is the HTTP status; zero if there was no answer.
@@ -72,6 +96,8 @@ type DeliveryError struct {
 	// Response is the beginning of the answer, made printable.
 	Response string
 	Err      error
+
+	apart bool // of a batch that was refused as a whole
 }
 
 func (e *DeliveryError) Error() string { return e.Err.Error() }
@@ -132,15 +158,17 @@ func (c *OutboxConfig) Validate() error {
 	return nil
 }
 
-// webhookDelays are the waits between attempts that Standard Webhooks 1.0.0 gives
+// retryDelays are the waits between attempts that Standard Webhooks 1.0.0 gives
 // as its example; they add up to 75 h 35 min 5 s. Beyond the last it repeats.
-var webhookDelays = []time.Duration{5 * time.Second, 5 * time.Minute, 30 * time.Minute, 2 * time.Hour, 5 * time.Hour,
+var retryDelays = []time.Duration{5 * time.Second, 5 * time.Minute, 30 * time.Minute, 2 * time.Hour, 5 * time.Hour,
 	10 * time.Hour, 14 * time.Hour, 20 * time.Hour, 24 * time.Hour}
 
 const (
 	outboxScan      = 2 * time.Second  // how soon a replayed dead letter is noticed
 	outboxThrottle  = time.Second      // the first pause of a target that failed; it doubles
 	maxThrottle     = time.Minute      // the longest
+	deniedThrottle  = time.Minute      // the first pause of a target that does not accept our credentials; it doubles
+	maxDenied       = 15 * time.Minute // the longest: as long as a new token may lie unused, once somebody has put it in
 	outageSends     = 30               // an event that was sent so often waits its turn even after an outage
 	shutdownGrace   = 5 * time.Second  // what attempts under way get when the service stops
 	deadLetterRetry = 10 * time.Second // pause after a dead letter could not be written
@@ -161,7 +189,8 @@ const (
 type Outbox struct {
 	dir, target string
 	cfg         OutboxConfig
-	maxAttempts int
+	how         DeliveryConfig
+	pace        [lanes]*rate.Limiter
 	log         *slog.Logger
 	reg         prometheus.Registerer
 	met         *outboxMetrics
@@ -195,6 +224,9 @@ type Outbox struct {
 	full       bool
 	closed     bool
 	gone       string // why the target is disabled
+	denied     bool   // the last attempt failed for want of credentials
+	taken      uint64 // how many events were delivered
+	flushing   int    // how many wait for everything to be sent: no batch waits for others meanwhile
 	failures   int    // in a row
 	failedID   string // the event that failed first of them
 	outage     bool   // another failed too: it is the target, not the event
@@ -230,7 +262,10 @@ type outboxEntry struct {
 	last     *DeliveryError
 	index    int // in the heap
 	urgent   bool
-	lane     int // where its key was when it was last there
+	alone    bool // not in a batch: one with it was refused
+	lane     int  // where its key was when it was last there
+	// deniedAt is how many events had been delivered, and one, when it was first denied.
+	deniedAt uint64
 }
 
 // The lanes: in the first one are keys of which an urgent event waits.
@@ -334,7 +369,18 @@ func newOutboxMetrics(o *Outbox) (*outboxMetrics, error) {
 			gauge("dead_letters", "Dead letters.", func() float64 { return float64(o.deadCount) }),
 			gauge("bytes", "Disk taken by waiting events and dead letters.", func() float64 { return float64(o.queueBytes + o.deadBytes) }),
 			gauge("full", "1 while the last Put was refused for want of room.", func() float64 { return flag(o.full) }),
-			gauge("disabled", "1 while the target is disabled because it answered 410 Gone.", func() float64 { return flag(o.gone != "") }),
+			gauge("disabled", "1 while the target is disabled because it said that it wants no more events (410 Gone).", func() float64 { return flag(o.gone != "") }),
+			gauge("denied", "1 while the target does not accept our credentials.", func() float64 { return flag(o.denied) }),
+			gauge("oldest_seconds", "Age of the event that has waited longest, since it was put in; 0 while none waits.", func() float64 {
+				oldest := uint64(math.MaxUint64)
+				for _, q := range o.keys { // by age, but for what was replayed
+					oldest = min(oldest, q[0].seq)
+				}
+				if oldest == math.MaxUint64 {
+					return 0
+				}
+				return max(o.clock().Sub(time.Unix(0, int64(oldest))).Seconds(), 0)
+			}),
 			gauge("failing_seconds", "For how long every attempt has failed; 0 while the target takes events.", func() float64 {
 				if o.failures == 0 {
 					return 0
@@ -351,19 +397,19 @@ func (m *outboxMetrics) collectors() []prometheus.Collector {
 }
 
 // OpenOutbox opens, or makes, the outbox of a target in the folder dir/target.
-// An event that has failed maxAttempts times becomes a dead letter. Everything
+// An event that has failed how.MaxAttempts times becomes a dead letter. Everything
 // that waited is due at once, without that counting as an attempt: people restart
 // a service because they mended something. It fails if another process has the
 // outbox open. log, reg and clock may be nil. [Outbox.Close] gives it up.
-func OpenOutbox(dir, target string, maxAttempts int, cfg OutboxConfig, log *slog.Logger, reg prometheus.Registerer, clock func() time.Time) (*Outbox, error) {
+func OpenOutbox(dir, target string, how DeliveryConfig, cfg OutboxConfig, log *slog.Logger, reg prometheus.Registerer, clock func() time.Time) (*Outbox, error) {
 	if err := validTargetName(target); err != nil {
 		return nil, fmt.Errorf("outbox: %w", err)
 	}
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	if maxAttempts < 1 {
-		return nil, fmt.Errorf("outbox %s: maxAttempts %d; it must be at least 1", target, maxAttempts)
+	if err := how.Validate(); err != nil {
+		return nil, fmt.Errorf("outbox %s: %w", target, err)
 	}
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -372,11 +418,14 @@ func OpenOutbox(dir, target string, maxAttempts int, cfg OutboxConfig, log *slog
 		clock = time.Now
 	}
 	o := &Outbox{
-		dir: filepath.Join(dir, target), target: target, cfg: cfg, maxAttempts: maxAttempts,
-		log: log.With("target", target), reg: reg, clock: clock, delays: webhookDelays, throttle: outboxThrottle, scan: outboxScan, write: writeDurably,
+		dir: filepath.Join(dir, target), target: target, cfg: cfg, how: how,
+		log: log.With("target", target), reg: reg, clock: clock, delays: retryDelays, throttle: outboxThrottle, scan: outboxScan, write: writeDurably,
 		pending: map[string]*outboxEntry{}, replaying: map[string]bool{}, keys: map[string][]*outboxEntry{}, urgent: map[string]int{},
 		known: outboxMemory{max: cfg.Remember, ids: map[string]struct{}{}},
 		wake:  make(chan struct{}, 1), changed: make(chan struct{}),
+	}
+	for lane := range o.pace {
+		o.pace[lane] = how.Rate.limiter()
 	}
 	var err error
 	if o.met, err = newOutboxMetrics(o); err != nil {
@@ -686,6 +735,15 @@ func (o *Outbox) Depth() (waiting, dead int) {
 // still waits does so for its next attempt, or behind such a one. It needs Run to
 // be running.
 func (o *Outbox) Flush(ctx context.Context) error {
+	o.mu.Lock()
+	o.flushing++
+	o.stir()
+	o.mu.Unlock()
+	defer func() {
+		o.mu.Lock()
+		o.flushing--
+		o.mu.Unlock()
+	}()
 	for {
 		o.mu.Lock()
 		settled := o.inFlight == 0
@@ -708,6 +766,11 @@ func (o *Outbox) Flush(ctx context.Context) error {
 // Run sends events with s until ctx ends; then attempts under way get five
 // seconds, and what is not delivered stays. It returns nil. One Run at a time.
 func (o *Outbox) Run(ctx context.Context, s Sender) error {
+	most := Batch{Events: 1}
+	if b, ok := s.(BatchSender); ok {
+		most = b.Batch()
+		most.Events = max(most.Events, 1)
+	}
 	sending, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	var workers sync.WaitGroup
@@ -723,8 +786,8 @@ func (o *Outbox) Run(ctx context.Context, s Sender) error {
 	defer timer.Stop()
 	for {
 		o.mu.Lock()
-		wait := o.dispatch(func(e *outboxEntry) {
-			workers.Go(func() { o.attempt(sending, s, e) })
+		wait := o.dispatch(most, func(batch []*outboxEntry) {
+			workers.Go(func() { o.attempt(sending, s, batch) })
 		})
 		o.mu.Unlock()
 		timer.Reset(wait)
@@ -743,7 +806,7 @@ func (o *Outbox) Run(ctx context.Context, s Sender) error {
 
 // dispatch starts what is due and says how long until more will be; the caller
 // holds mu. A target that failed gets one attempt at a time.
-func (o *Outbox) dispatch(start func(*outboxEntry)) time.Duration {
+func (o *Outbox) dispatch(most Batch, start func([]*outboxEntry)) time.Duration {
 	now, wait := o.clock(), time.Hour // a change wakes the loop earlier
 	for lane := range o.due {
 		due, limit := &o.due[lane], o.cfg.Concurrency
@@ -754,7 +817,11 @@ func (o *Outbox) dispatch(start func(*outboxEntry)) time.Duration {
 			limit = 1
 		}
 		for o.gone == "" && o.inFlight < limit && len(*due) > 0 {
-			at := (*due)[0].due
+			e := (*due)[0]
+			at := e.due
+			if lane == laneOrdinary && e.sends == 0 && len(*due) < most.Events && o.flushing == 0 {
+				at = at.Add(most.Wait)
+			}
 			if at.Before(o.paused) {
 				at = o.paused
 			}
@@ -762,39 +829,129 @@ func (o *Outbox) dispatch(start func(*outboxEntry)) time.Duration {
 				wait = min(wait, at.Sub(now))
 				break
 			}
+			allowed, next := affordable(o.pace[lane], now)
+			if allowed == 0 {
+				wait = min(wait, next)
+				break
+			}
+			batch := []*outboxEntry{heap.Pop(due).(*outboxEntry)}
+			for len(batch) < min(most.Events, allowed) && !e.alone && len(*due) > 0 && !(*due)[0].alone && !(*due)[0].due.After(now) {
+				batch = append(batch, heap.Pop(due).(*outboxEntry))
+			}
+			o.pace[lane].AllowN(now, len(batch))
 			o.inFlight++
-			start(heap.Pop(due).(*outboxEntry))
+			start(batch)
 		}
 	}
 	return wait
 }
 
-func (o *Outbox) attempt(ctx context.Context, s Sender, e *outboxEntry) {
-	body, err := e.read()
-	if err != nil {
-		o.met.corrupt.Inc()
-		o.log.Error("outbox entry unreadable; it becomes a dead letter without its body", "event", e.id, "file", e.file.path, "error", err)
-		o.finish(e, nil, &DeliveryError{Err: fmt.Errorf("its body could not be read back: %w", err)})
-		return
+// affordable says how many events a limit lets through now, and if none, in how long one.
+func affordable(l *rate.Limiter, now time.Time) (n int, next time.Duration) {
+	tokens := l.TokensAt(now)
+	if tokens >= 1 {
+		return int(min(tokens, math.MaxInt32)), 0
 	}
-	err = s.Send(ctx, &Event{ID: e.id, Key: e.key, Body: body, Time: e.time})
-	if err == nil {
-		o.finish(e, body, nil)
-		return
-	}
-	if ctx.Err() != nil { // the service stops: no fault of the target
+	return 0, time.Duration((1-tokens)/float64(l.Limit())*float64(time.Second)) + time.Millisecond
+}
+
+// attempt sends a batch and records how it went.
+func (o *Outbox) attempt(ctx context.Context, s Sender, batch []*outboxEntry) {
+	defer func() {
 		o.mu.Lock()
 		o.inFlight--
-		o.queue(e)
 		o.stir()
 		o.mu.Unlock()
+	}()
+	events, sent := make([]*Event, 0, len(batch)), make([]*outboxEntry, 0, len(batch))
+	for _, e := range batch {
+		body, err := e.read()
+		if err != nil {
+			o.met.corrupt.Inc()
+			o.log.Error("outbox entry unreadable; it becomes a dead letter without its body", "event", e.id, "file", e.file.path, "error", err)
+			o.finish(e, nil, &DeliveryError{Err: fmt.Errorf("its body could not be read back: %w", err)})
+			continue
+		}
+		events, sent = append(events, &Event{ID: e.id, Key: e.key, Body: body, Time: e.time, Urgent: e.urgent}), append(sent, e)
+	}
+	if len(events) == 0 {
 		return
 	}
-	var d *DeliveryError
-	if !errors.As(err, &d) {
-		d = &DeliveryError{Retry: true, Err: err}
+	errs := send(ctx, s, events)
+	if ctx.Err() != nil && slices.ContainsFunc(errs, func(d *DeliveryError) bool { return d != nil }) {
+		// The service stops: no fault of the target. What it took is noted, the rest stays.
+		for i, e := range sent {
+			if errs[i] == nil {
+				o.finish(e, events[i].Body, nil)
+				continue
+			}
+			o.mu.Lock()
+			o.queue(e)
+			o.mu.Unlock()
+		}
+		return
 	}
-	o.finish(e, body, d)
+	o.judge(sent, errs)
+	for i, e := range sent {
+		o.finish(e, events[i].Body, errs[i])
+	}
+}
+
+// send makes one attempt and gives the error of each event; one error for all of several
+// events that is not to be tried again is told with Retry, and the events go alone from now on.
+func send(ctx context.Context, s Sender, events []*Event) []*DeliveryError {
+	var errs []error
+	if b, ok := s.(BatchSender); ok && len(events) > 1 {
+		errs = b.SendBatch(ctx, events)
+	} else {
+		errs = []error{s.Send(ctx, events[0])}
+	}
+	out := make([]*DeliveryError, len(events))
+	for i := range out {
+		err := errs[min(i, len(errs)-1)]
+		if err != nil && !errors.As(err, &out[i]) {
+			out[i] = &DeliveryError{Retry: true, Err: err}
+		}
+		if len(errs) == 1 && len(events) > 1 && out[i] != nil && !out[i].Retry && !out[i].Gone && !out[i].Denied {
+			d := *out[i]
+			d.apart = true
+			out[i] = &d
+		}
+	}
+	return out
+}
+
+// judge takes from an attempt what it says about the target.
+func (o *Outbox) judge(sent []*outboxEntry, errs []*DeliveryError) {
+	now := o.clock()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var worst *DeliveryError
+	failed := 0
+	for i, d := range errs {
+		if d == nil {
+			continue
+		}
+		failed++
+		if worst == nil || d.After > worst.After || d.Denied && !worst.Denied {
+			worst = d
+		}
+		if d.Gone && o.gone == "" {
+			o.gone = d.Error()
+			o.log.Error("target disabled until a restart or another configuration; its events are kept", "event", sent[i].id, "error", d.Err)
+		}
+	}
+	if failed < len(sent) {
+		o.taken += uint64(len(sent) - failed)
+		o.succeeded(now)
+	}
+	switch {
+	case worst == nil || worst.Gone || worst.apart:
+	case failed == len(sent):
+		o.failed(now, sent, worst)
+	case worst.Status == http.StatusTooManyRequests || worst.After > 0: // it took some and is full
+		o.paused = now.Add(max(outboxJitter(o.throttle), worst.After))
+	}
 }
 
 // finish records how an attempt went; d is nil if it was delivered.
@@ -802,8 +959,6 @@ func (o *Outbox) finish(e *outboxEntry, body []byte, d *DeliveryError) {
 	now := o.clock()
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	defer o.stir()
-	defer func() { o.inFlight-- }()
 	e.sends++
 	if e.first.IsZero() {
 		e.first = now
@@ -812,18 +967,26 @@ func (o *Outbox) finish(e *outboxEntry, body []byte, d *DeliveryError) {
 		o.record(journalLine{Done: e.id})
 		o.leave(e)
 		o.met.delivered.Inc()
-		o.succeeded(now)
 		return
 	}
 	e.last = d
 	if d.Gone {
-		o.gone = d.Error()
 		o.queue(e)
-		o.log.Error("webhook target disabled until a restart or another configuration; its events are kept", "event", e.id, "error", d.Err)
 		return
 	}
-	if body != nil { // else it was never sent, and says nothing about the target
-		o.failed(now, e.id, d)
+	if d.apart {
+		e.alone, e.due = true, now
+		o.queue(e)
+		return
+	}
+	if d.Denied && (e.deniedAt == 0 || e.deniedAt == o.taken+1) {
+		e.deniedAt = o.taken + 1
+		e.due = now.Add(d.After)
+		if e.due.Before(o.paused) {
+			e.due = o.paused // behind others, so that another asks next
+		}
+		o.queue(e)
+		return
 	}
 	if !e.free || !e.next.After(now) {
 		e.attempts++
@@ -834,10 +997,10 @@ func (o *Outbox) finish(e *outboxEntry, body []byte, d *DeliveryError) {
 	if at := now.Add(d.After); e.due.Before(at) {
 		e.due = at
 	}
-	if d.Retry && e.attempts < o.maxAttempts {
+	if d.Retry && e.attempts < o.how.MaxAttempts {
 		o.record(journalLine{Tried: e.id, Attempts: e.attempts, Sends: e.sends, First: e.first.UnixMilli(), Next: e.next.UnixMilli(), Status: d.Status, Error: cutText(d.Error(), 300)})
 		o.queue(e)
-		o.log.Warn("event not delivered; it is tried again", "event", e.id, "attempt", e.attempts, "of", o.maxAttempts,
+		o.log.Warn("event not delivered; it is tried again", "event", e.id, "attempt", e.attempts, "of", o.how.MaxAttempts,
 			"next", e.due.UTC(), "status", d.Status, "error", d.Err, "response", d.Response)
 		return
 	}
@@ -869,14 +1032,22 @@ func (o *Outbox) finish(e *outboxEntry, body []byte, d *DeliveryError) {
 
 // failed throttles the target: the pause doubles with each failure in a row and
 // is at least what the target asked for. The caller holds mu.
-func (o *Outbox) failed(now time.Time, id string, d *DeliveryError) {
+func (o *Outbox) failed(now time.Time, sent []*outboxEntry, d *DeliveryError) {
 	if o.failures == 0 {
-		o.failedFrom, o.failedID = now, id
+		o.failedFrom, o.failedID = now, sent[0].id
 	}
-	o.outage = o.outage || id != o.failedID
+	o.outage = o.outage || len(sent) > 1 || sent[0].id != o.failedID
 	o.failures++
-	pause := max(outboxJitter(min(o.throttle<<min(o.failures-1, 10), maxThrottle)), d.After)
-	if at := now.Add(pause); at.After(o.paused) {
+	pause := min(o.throttle<<min(o.failures-1, 10), maxThrottle)
+	if d.Denied {
+		pause = min(deniedThrottle<<min(o.failures-1, 10), maxDenied)
+		if !o.denied {
+			o.log.Error("the target does not accept our credentials; its events wait, and it is asked again now and then",
+				"status", d.Status, "error", d.Err, "response", d.Response)
+		}
+	}
+	o.denied = d.Denied
+	if at := now.Add(max(outboxJitter(pause), d.After)); at.After(o.paused) {
 		o.paused = at
 	}
 }
@@ -887,7 +1058,7 @@ func (o *Outbox) failed(now time.Time, id string, d *DeliveryError) {
 // another day. The caller holds mu.
 func (o *Outbox) succeeded(now time.Time) {
 	outage := o.outage
-	o.failures, o.paused, o.outage = 0, time.Time{}, false
+	o.failures, o.paused, o.outage, o.denied = 0, time.Time{}, false, false
 	if !outage {
 		return
 	}

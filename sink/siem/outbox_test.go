@@ -37,7 +37,7 @@ func testOutboxConfig() OutboxConfig {
 
 func openTestOutbox(t testing.TB, dir string, log *slog.Logger) *Outbox {
 	t.Helper()
-	o, err := OpenOutbox(dir, "soc", 10, testOutboxConfig(), log, nil, nil)
+	o, err := OpenOutbox(dir, "soc", DeliveryConfig{MaxAttempts: 10}, testOutboxConfig(), log, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -180,7 +180,7 @@ func TestOutboxOnce(t *testing.T) {
 func TestOutboxOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(1, 2))
-		o, err := OpenOutbox(t.TempDir(), "soc", 100, testOutboxConfig(), nil, nil, nil)
+		o, err := OpenOutbox(t.TempDir(), "soc", DeliveryConfig{MaxAttempts: 100}, testOutboxConfig(), nil, nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -241,7 +241,7 @@ func TestOutboxSchedule(t *testing.T) {
 		if len(at) != 10 {
 			t.Fatalf("%d attempts", len(at))
 		}
-		for i, want := range webhookDelays {
+		for i, want := range retryDelays {
 			if got := at[i+1].Sub(at[i]); got < want || got > want*12/10+2*time.Second {
 				t.Errorf("wait %d was %s, want %s and up to a fifth more", i+1, got, want)
 			}
@@ -444,7 +444,7 @@ func TestOutboxFull(t *testing.T) {
 	cfg := testOutboxConfig()
 	cfg.MaxEvents = 10
 	reg := prometheus.NewPedanticRegistry()
-	o, err := OpenOutbox(t.TempDir(), "soc", 10, cfg, nil, reg, nil)
+	o, err := OpenOutbox(t.TempDir(), "soc", DeliveryConfig{MaxAttempts: 10}, cfg, nil, reg, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -457,7 +457,7 @@ func TestOutboxFull(t *testing.T) {
 		t.Fatalf("got %v", err)
 	}
 	checkDepth(t, o, 10, 0)
-	if n, err := testutil.GatherAndCount(reg); err != nil || n != 14 {
+	if n, err := testutil.GatherAndCount(reg); err != nil || n != 16 {
 		t.Errorf("%d series, %v", n, err)
 	}
 	if err := testutil.GatherAndCompare(reg, strings.NewReader(`
@@ -481,7 +481,7 @@ postern_outbox_full{target="soc"} 1
 	sameEvents(t, s.taken(), want...)
 
 	cfg.MaxEvents, cfg.MaxBytes = 10_000, flow.MiB
-	small, err := OpenOutbox(t.TempDir(), "soc", 10, cfg, nil, nil, nil)
+	small, err := OpenOutbox(t.TempDir(), "soc", DeliveryConfig{MaxAttempts: 10}, cfg, nil, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -517,7 +517,7 @@ func TestOutboxUrgent(t *testing.T) {
 	cfg.Concurrency = 2
 	dir := t.TempDir()
 	open := func() *Outbox {
-		o, err := OpenOutbox(dir, "soc", 10, cfg, nil, nil, nil)
+		o, err := OpenOutbox(dir, "soc", DeliveryConfig{MaxAttempts: 10}, cfg, nil, nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -582,7 +582,7 @@ func TestOutboxUrgent(t *testing.T) {
 func TestOutboxUrgentRoom(t *testing.T) {
 	cfg := testOutboxConfig()
 	cfg.MaxEvents = 48
-	o, err := OpenOutbox(t.TempDir(), "soc", 10, cfg, nil, nil, nil)
+	o, err := OpenOutbox(t.TempDir(), "soc", DeliveryConfig{MaxAttempts: 10}, cfg, nil, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -635,7 +635,7 @@ func TestOutboxDiskFull(t *testing.T) {
 	dir := t.TempDir()
 	cfg := testOutboxConfig()
 	cfg.Reserve = flow.MiB
-	o, err := OpenOutbox(dir, "soc", 10, cfg, nil, nil, nil)
+	o, err := OpenOutbox(dir, "soc", DeliveryConfig{MaxAttempts: 10}, cfg, nil, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -662,7 +662,7 @@ func TestOutboxDiskFull(t *testing.T) {
 	putEvents(t, o, revision("a", 1), revision("a", 2))
 	checkDepth(t, o, 2, 0)
 	o.Close()
-	o, err = OpenOutbox(dir, "soc", 10, cfg, nil, nil, nil)
+	o, err = OpenOutbox(dir, "soc", DeliveryConfig{MaxAttempts: 10}, cfg, nil, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -683,11 +683,11 @@ func TestOutboxRefuses(t *testing.T) {
 		}
 	}
 	checkDepth(t, o, 0, 0)
-	if _, err := OpenOutbox(dir, "soc", 10, testOutboxConfig(), nil, nil, nil); !errors.Is(err, syscall.EWOULDBLOCK) {
+	if _, err := OpenOutbox(dir, "soc", DeliveryConfig{MaxAttempts: 10}, testOutboxConfig(), nil, nil, nil); !errors.Is(err, syscall.EWOULDBLOCK) {
 		t.Errorf("a second process has it open too: %v", err)
 	}
 	for _, name := range []string{"", "..", "a/b", "A"} {
-		if _, err := OpenOutbox(dir, name, 10, testOutboxConfig(), nil, nil, nil); err == nil {
+		if _, err := OpenOutbox(dir, name, DeliveryConfig{MaxAttempts: 10}, testOutboxConfig(), nil, nil, nil); err == nil {
 			t.Errorf("target %q", name)
 		}
 	}
@@ -868,7 +868,7 @@ func TestOutboxForgets(t *testing.T) {
 	dir := t.TempDir()
 	cfg := testOutboxConfig()
 	cfg.Remember = 1000
-	o, err := OpenOutbox(dir, "soc", 10, cfg, nil, nil, nil)
+	o, err := OpenOutbox(dir, "soc", DeliveryConfig{MaxAttempts: 10}, cfg, nil, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -889,7 +889,7 @@ func TestOutboxForgets(t *testing.T) {
 		t.Errorf("%d ids remembered, %d journal lines, %d delivered", len(o.known.ids), o.journal.lines, len(s.taken()))
 	}
 	o.Close()
-	if o, err = OpenOutbox(dir, "soc", 10, cfg, nil, nil, nil); err != nil {
+	if o, err = OpenOutbox(dir, "soc", DeliveryConfig{MaxAttempts: 10}, cfg, nil, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	defer o.Close()
@@ -935,7 +935,7 @@ func TestOutboxWebhook(t *testing.T) {
 	r := newWebhookReceiver(t)
 	o := openTestOutbox(t, t.TempDir(), nil)
 	o.throttle, o.delays = time.Millisecond, []time.Duration{time.Millisecond}
-	stop := runOutbox(o, newTestWebhook(t, testWebhookConfig(r.URL), nil, nil))
+	stop := runOutbox(o, newTestTarget(t, testWebhookConfig(r.URL), nil, nil))
 	defer stop()
 	for i := range 200 {
 		putEvents(t, o, revision(fmt.Sprint("k", i%7), i/7))
@@ -1028,11 +1028,11 @@ const (
 // then writes down how far it has come, and begins there again after a crash.
 func outboxChild(dir, url string) error {
 	cfg := testWebhookConfig(url)
-	w, err := NewWebhook(cfg, nil, nil, nil)
+	w, err := NewTarget(cfg, TargetOptions{Secret: asIs})
 	if err != nil {
 		return err
 	}
-	o, err := OpenOutbox(dir, "soc", 1000, testOutboxConfig(), nil, nil, nil)
+	o, err := OpenOutbox(dir, "soc", DeliveryConfig{MaxAttempts: 1000}, testOutboxConfig(), nil, nil, nil)
 	if err != nil {
 		return err
 	}

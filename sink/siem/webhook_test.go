@@ -177,26 +177,29 @@ func FuzzVerify(f *testing.F) {
 		if err == nil && !(id == vectorID && string(body) == vectorBody) {
 			t.Fatalf("forged: id %q, timestamp %q, signature %q, body %q", id, stamp, signature, body)
 		}
-		if d := retryAfter(stamp, time.Unix(0, 0)); d < 0 || d > maxWebhookBackoff {
+		if d := retryAfter(stamp, time.Unix(0, 0)); d < 0 || d > maxAnswerBackoff {
 			t.Fatalf("Retry-After %q gives %s", stamp, d)
 		}
 	})
 }
 
-func testWebhookConfig(url string) WebhookConfig {
-	c := DefaultWebhookConfig()
-	c.Name, c.URL, c.Secrets = "soc", url, []string{vectorSecret}
-	c.AllowInsecure, c.AllowPrivate = true, true
+func testWebhookConfig(url string) TargetConfig {
+	c := TargetConfig{Name: "soc", Webhook: &WebhookConfig{Secrets: []string{vectorSecret}}}
+	c.Webhook.URL, c.Webhook.AllowInsecure, c.Webhook.AllowPrivate = url, true, true
+	c.Fill()
 	return c
 }
 
-func newTestWebhook(t testing.TB, c WebhookConfig, log *slog.Logger, reg prometheus.Registerer) *Webhook {
+// asIs takes secrets for references to themselves.
+func asIs(ref string) (string, error) { return ref, nil }
+
+func newTestTarget(t testing.TB, c TargetConfig, log *slog.Logger, reg prometheus.Registerer) *Target {
 	t.Helper()
-	w, err := NewWebhook(c, log, reg, nil)
+	w, err := NewTarget(c, TargetOptions{Secret: asIs, Log: log, Reg: reg})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(w.Close)
+	t.Cleanup(func() { w.Close() })
 	return w
 }
 
@@ -216,10 +219,10 @@ func TestWebhookSend(t *testing.T) {
 	}))
 	defer srv.Close()
 	c := testWebhookConfig(srv.URL + "/in")
-	c.Secrets = []string{NewWebhookSecret(), vectorSecret, vectorKey} // in the middle of a rotation
-	c.Headers = map[string]string{"Authorization": "Bearer abc"}
+	c.Webhook.Secrets = []string{NewWebhookSecret(), vectorSecret, vectorKey} // in the middle of a rotation
+	c.Webhook.Headers = map[string]string{"Authorization": "Bearer abc"}
 	reg := prometheus.NewPedanticRegistry()
-	if err := newTestWebhook(t, c, nil, reg).Send(t.Context(), webhookEvent); err != nil {
+	if err := newTestTarget(t, c, nil, reg).Send(t.Context(), webhookEvent); err != nil {
 		t.Fatal(err)
 	}
 	if got.Get("Authorization") != "Bearer abc" || got.Get("Content-Type") != "application/json" || got.Get(HeaderWebhookID) != "f1:2" {
@@ -228,7 +231,7 @@ func TestWebhookSend(t *testing.T) {
 	if n := len(strings.Split(got.Get(HeaderWebhookSignature), " ")); n != 3 {
 		t.Errorf("%d signatures for three secrets", n)
 	}
-	if n := testutil.CollectAndCount(reg, "postern_webhook_attempts_total"); n != 1 {
+	if n := testutil.CollectAndCount(reg, "postern_target_attempts_total"); n != 1 {
 		t.Errorf("%d attempt series", n)
 	}
 }
@@ -295,7 +298,7 @@ func TestWebhookFaults(t *testing.T) {
 		result string
 	}{
 		{"/400", DeliveryError{Retry: true, Status: 400}, "4xx"},
-		{"/401", DeliveryError{Retry: true, Status: 401}, "4xx"},
+		{"/401", DeliveryError{Retry: true, Denied: true, Status: 401}, "denied"},
 		{"/404", DeliveryError{Retry: true, Status: 404}, "4xx"},
 		{"/500", DeliveryError{Retry: true, Status: 500}, "5xx"},
 		{"/502", DeliveryError{Retry: true, Status: 502}, "5xx"},
@@ -313,9 +316,9 @@ func TestWebhookFaults(t *testing.T) {
 		t.Run(c.path, func(t *testing.T) {
 			t.Parallel()
 			cfg := testWebhookConfig(srv.URL + c.path)
-			cfg.Timeout = time.Second
+			cfg.Webhook.Timeout = time.Second
 			begin := time.Now()
-			err := newTestWebhook(t, cfg, nil, nil).Send(t.Context(), webhookEvent)
+			err := newTestTarget(t, cfg, nil, nil).Send(t.Context(), webhookEvent)
 			var d *DeliveryError
 			if c.result == "2xx" && err == nil {
 				return // a 2xx has accepted, however its body goes on
@@ -332,7 +335,7 @@ func TestWebhookFaults(t *testing.T) {
 			if strings.Contains(err.Error(), srv.URL) {
 				t.Errorf("the error repeats the URL, which may hold a token: %v", err)
 			}
-			if len(d.Response) > 3*webhookExcerpt || !utf8.ValidString(d.Response) || strings.ContainsAny(d.Response, "\x1b\n") {
+			if len(d.Response) > 3*answerExcerpt || !utf8.ValidString(d.Response) || strings.ContainsAny(d.Response, "\x1b\n") {
 				t.Errorf("excerpt %q", d.Response)
 			}
 			if took := time.Since(begin); took > 5*time.Second {
@@ -439,9 +442,9 @@ func TestWebhookRefusesInward(t *testing.T) {
 	for _, host := range []string{"127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "0.0.0.0"} {
 		var logged bytes.Buffer
 		c := testWebhookConfig("https://" + net.JoinHostPort(strings.Trim(host, "[]"), port) + "/token-in-path")
-		c.AllowInsecure, c.AllowPrivate = false, false
+		c.Webhook.AllowInsecure, c.Webhook.AllowPrivate = false, false
 		reg := prometheus.NewRegistry()
-		err := newTestWebhook(t, c, slog.New(slog.NewJSONHandler(&logged, nil)), reg).Send(t.Context(), webhookEvent)
+		err := newTestTarget(t, c, slog.New(slog.NewJSONHandler(&logged, nil)), reg).Send(t.Context(), webhookEvent)
 		var refused *refusedError
 		if !errors.As(err, &refused) || attemptResult(err) != "refused" {
 			t.Errorf("%s: %v", host, err)
@@ -449,7 +452,7 @@ func TestWebhookRefusesInward(t *testing.T) {
 		if line := logged.String(); !strings.Contains(line, `"audit":true`) || strings.Contains(line, "token-in-path") {
 			t.Errorf("%s: audit line %s", host, line)
 		}
-		if n := testutil.CollectAndCount(reg, "postern_webhook_refused_total"); n < 1 {
+		if n := testutil.CollectAndCount(reg, "postern_target_refused_total"); n < 1 {
 			t.Errorf("%s: refusal not counted", host)
 		}
 	}
@@ -471,22 +474,22 @@ func TestWebhookProxy(t *testing.T) {
 	t.Setenv("HTTP_PROXY", proxy.URL)
 	t.Setenv("HTTPS_PROXY", proxy.URL)
 
-	if err := newTestWebhook(t, testWebhookConfig(receiver.URL), nil, nil).Send(t.Context(), webhookEvent); err != nil {
+	if err := newTestTarget(t, testWebhookConfig(receiver.URL), nil, nil).Send(t.Context(), webhookEvent); err != nil {
 		t.Error(err)
 	}
 	if len(proxied) != 0 {
 		t.Error("the proxy of the environment was used")
 	}
 	c := testWebhookConfig("http://receiver.invalid/in")
-	c.Proxy = proxy.URL
-	if err := newTestWebhook(t, c, nil, nil).Send(t.Context(), webhookEvent); err != nil {
+	c.Webhook.Proxy = proxy.URL
+	if err := newTestTarget(t, c, nil, nil).Send(t.Context(), webhookEvent); err != nil {
 		t.Error(err)
 	}
 	if got := <-proxied; got != "receiver.invalid" {
 		t.Errorf("the proxy was asked for %q", got)
 	}
-	c.URL = "http://169.254.169.254/in"
-	if _, err := NewWebhook(c, nil, nil, nil); err == nil {
+	c.Webhook.URL = "http://169.254.169.254/in"
+	if _, err := NewTarget(c, TargetOptions{Secret: asIs}); err == nil {
 		t.Error("a proxy opens the way to a link-local address")
 	}
 }
@@ -496,64 +499,64 @@ func TestWebhookTLS(t *testing.T) {
 	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0)
 	defer srv.Close()
 	c := testWebhookConfig(srv.URL)
-	if err := newTestWebhook(t, c, nil, nil).Send(t.Context(), webhookEvent); err == nil {
+	if err := newTestTarget(t, c, nil, nil).Send(t.Context(), webhookEvent); err == nil {
 		t.Error("an unknown certificate was trusted")
 	}
-	c.CAFile = filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(c.CAFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw}), 0o600); err != nil {
+	c.Webhook.CAFile = filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(c.Webhook.CAFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw}), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := newTestWebhook(t, c, nil, nil).Send(t.Context(), webhookEvent); err != nil {
+	if err := newTestTarget(t, c, nil, nil).Send(t.Context(), webhookEvent); err != nil {
 		t.Errorf("caFile: %v", err)
 	}
-	if err := os.WriteFile(c.CAFile, []byte("no certificate"), 0o600); err != nil {
+	if err := os.WriteFile(c.Webhook.CAFile, []byte("no certificate"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := NewWebhook(c, nil, nil, nil); err == nil || !strings.Contains(err.Error(), "PEM") {
+	if _, err := NewTarget(c, TargetOptions{Secret: asIs}); err == nil || !strings.Contains(err.Error(), "PEM") {
 		t.Errorf("a caFile without certificate: %v", err)
 	}
 }
 
 func TestWebhookConfigValidate(t *testing.T) {
-	good := DefaultWebhookConfig()
-	good.Name, good.URL, good.Secrets = "soc", "https://soc.example/in?x=1", []string{"env:SECRET"}
+	good := testWebhookConfig("https://soc.example/in?x=1")
+	good.Webhook.AllowInsecure, good.Webhook.AllowPrivate, good.Webhook.Secrets = false, false, []string{"env:SECRET"}
 	if err := good.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	for want, change := range map[string]func(*WebhookConfig){
-		"name":             func(c *WebhookConfig) { c.Name = "../soc" },
-		"https://host":     func(c *WebhookConfig) { c.URL = "soc.example" },
-		"must read https":  func(c *WebhookConfig) { c.URL = "ftp://soc.example" },
-		"does not parse":   func(c *WebhookConfig) { c.URL = "https://soc.example/%zz" },
-		"user information": func(c *WebhookConfig) { c.URL = "https://me:pw@soc.example" },
-		"fragment":         func(c *WebhookConfig) { c.URL = "https://soc.example/#x" },
-		"unencrypted":      func(c *WebhookConfig) { c.URL = "http://soc.example" },
-		"only":             func(c *WebhookConfig) { c.URL, c.AllowInsecure = "http://soc.example", true },
-		"secrets":          func(c *WebhookConfig) { c.Secrets = nil },
-		"minSeverity":      func(c *WebhookConfig) { c.MinSeverity = "severe" },
-		"timeout":          func(c *WebhookConfig) { c.Timeout = 0 },
-		"maxAttempts":      func(c *WebhookConfig) { c.MaxAttempts = 0 },
-		"no HTTP header":   func(c *WebhookConfig) { c.Headers = map[string]string{"X": "a\r\nHost: b"} },
-		"set by postern":   func(c *WebhookConfig) { c.Headers = map[string]string{"webhook-ID": "x"} },
-		"allowCIDRs":       func(c *WebhookConfig) { c.AllowCIDRs = []netip.Prefix{{}} },
-		"proxy":            func(c *WebhookConfig) { c.Proxy = "socks" },
+	for want, change := range map[string]func(*TargetConfig){
+		"name":             func(c *TargetConfig) { c.Name = "../soc" },
+		"https://host":     func(c *TargetConfig) { c.Webhook.URL = "soc.example" },
+		"must read https":  func(c *TargetConfig) { c.Webhook.URL = "ftp://soc.example" },
+		"does not parse":   func(c *TargetConfig) { c.Webhook.URL = "https://soc.example/%zz" },
+		"user information": func(c *TargetConfig) { c.Webhook.URL = "https://me:pw@soc.example" },
+		"fragment":         func(c *TargetConfig) { c.Webhook.URL = "https://soc.example/#x" },
+		"unencrypted":      func(c *TargetConfig) { c.Webhook.URL = "http://soc.example" },
+		"only":             func(c *TargetConfig) { c.Webhook.URL, c.Webhook.AllowInsecure = "http://soc.example", true },
+		"secrets":          func(c *TargetConfig) { c.Webhook.Secrets = nil },
+		"minSeverity":      func(c *TargetConfig) { c.MinSeverity = "severe" },
+		"timeout":          func(c *TargetConfig) { c.Webhook.Timeout = 0 },
+		"maxAttempts":      func(c *TargetConfig) { c.MaxAttempts = 0 },
+		"no HTTP header":   func(c *TargetConfig) { c.Webhook.Headers = map[string]string{"X": "a\r\nHost: b"} },
+		"set by postern":   func(c *TargetConfig) { c.Webhook.Headers = map[string]string{"webhook-ID": "x"} },
+		"allowCIDRs":       func(c *TargetConfig) { c.Webhook.AllowCIDRs = []netip.Prefix{{}} },
+		"proxy":            func(c *TargetConfig) { c.Webhook.Proxy = "socks" },
 	} {
-		c := good
+		c, part := good, *good.Webhook
+		c.Webhook = &part
 		change(&c)
 		if err := c.Validate(); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "me:pw") {
 			t.Errorf("%s: %v", want, err)
 		}
 	}
-	good.MinSeverity = "medium"
-	if good.Wants(flow.Low) || !good.Wants(flow.Medium) || !good.Wants(flow.Critical) {
-		t.Error("minSeverity medium must want medium and above")
+	if refs := good.References(); len(refs) != 1 || refs["webhook.secrets[0]"] != "env:SECRET" {
+		t.Errorf("references %v", refs)
 	}
-	good.Headers = map[string]string{"Authorization": "env:TOKEN"}
-	got, err := good.Resolve(func(ref string) (string, error) { return "<" + ref + ">", nil })
-	if err != nil || got.Secrets[0] != "<env:SECRET>" || got.Headers["Authorization"] != "<env:TOKEN>" || good.Secrets[0] != "env:SECRET" {
+	good.Webhook.Headers = map[string]string{"Authorization": "env:TOKEN"}
+	got, err := good.Webhook.resolved(func(ref string) (string, error) { return "<" + ref + ">", nil })
+	if err != nil || got.Secrets[0] != "<env:SECRET>" || got.Headers["Authorization"] != "<env:TOKEN>" || good.Webhook.Secrets[0] != "env:SECRET" {
 		t.Errorf("resolved %+v, %v", got, err)
 	}
-	if _, err := good.Resolve(func(string) (string, error) { return "", os.ErrNotExist }); !errors.Is(err, os.ErrNotExist) {
+	if _, err := NewTarget(good, TargetOptions{Secret: func(string) (string, error) { return "", os.ErrNotExist }}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a reference that leads nowhere: %v", err)
 	}
 }
@@ -649,7 +652,7 @@ func TestWebhookLogsHostile(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
-	go func() { done <- o.Run(ctx, newTestWebhook(t, testWebhookConfig(srv.URL), nil, nil)) }()
+	go func() { done <- o.Run(ctx, newTestTarget(t, testWebhookConfig(srv.URL), nil, nil)) }()
 	waitForOutbox(t, func() bool { return o.failuresSeen() > 0 })
 	cancel()
 	<-done

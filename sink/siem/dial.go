@@ -1,8 +1,10 @@
 package siem
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+	"syscall"
 
 	"github.com/postern/postern/flow"
 )
@@ -82,11 +84,11 @@ func (e *refusedError) Error() string {
 }
 
 // doorkeeper decides, after name resolution and for the very address that is
-// about to be connected to, whether a webhook may go there.
+// about to be connected to, whether a message may go there.
 type doorkeeper struct {
 	allowPrivate bool
 	allow        []netip.Prefix
-	plain        bool // http://: private destinations only
+	plain        bool // unencrypted: private destinations only
 }
 
 func (d *doorkeeper) check(ip netip.Addr) error {
@@ -102,9 +104,27 @@ func (d *doorkeeper) check(ip netip.Addr) error {
 	case class == addressPrivate && !d.allowPrivate:
 		return &refusedError{ip, what, "set allowPrivate or list it under allowCIDRs if it is meant"}
 	case class == addressPublic && d.plain:
-		return &refusedError{ip, what, "http:// sends findings unencrypted; use https:// beyond the own network"}
+		return &refusedError{ip, what, "findings would go unencrypted; use TLS (https://) beyond the own network"}
 	}
 	return nil
+}
+
+// control is a dialer's: it sees the address of each connection after resolution and before
+// connecting, so a name that is rebound between a check and its use gains nothing.
+func (d *doorkeeper) control(at *place, host string) func(network, address string, c syscall.RawConn) error {
+	return func(_, address string, _ syscall.RawConn) error {
+		ap, err := netip.ParseAddrPort(address)
+		if err != nil {
+			return fmt.Errorf("destination %q refused: it is no address", address)
+		}
+		err = d.check(ap.Addr())
+		if refused, ok := errors.AsType[*refusedError](err); ok {
+			at.met.refused.WithLabelValues(refused.what).Inc()
+			at.log.Warn("destination refused", "audit", true, "host", host, "address", refused.address.String(),
+				"kind", refused.what, "reason", refused.why)
+		}
+		return err
+	}
 }
 
 // canonicalPrefix is p with an IPv4-mapped prefix as the IPv4 prefix it is.

@@ -26,6 +26,7 @@ type tally struct {
 // tallied is what of a session's edge may change.
 type tallied struct {
 	segment, workload    [2]flow.Name // of the client, of the server
+	identity             [2]flow.Name // likewise
 	rule, exception      flow.Name
 	expected, staged     flow.Expected
 	reason               flow.Reason
@@ -42,7 +43,7 @@ func (t *tally) set(conv *flow.Conversation, row *flow.Session) {
 	c, v, d := &row.Client, &row.Server, &row.Verdict
 	t.version = row.Version
 	t.tallied = tallied{segment: [2]flow.Name{c.Segment, v.Segment}, workload: [2]flow.Name{c.Workload, v.Workload},
-		rule: d.Rule, exception: d.Exception, expected: d.Expected, staged: d.Staged, reason: d.Reason, observed: d.Observed, outcome: d.Outcome,
+		identity: [2]flow.Name{c.Identity, v.Identity}, rule: d.Rule, exception: d.Exception, expected: d.Expected, staged: d.Staged, reason: d.Reason, observed: d.Observed, outcome: d.Outcome,
 		open: row.Open, clientIsHigher: c.Addr != conv.Low || c.Addr == v.Addr && c.Port != conv.LowPort}
 	t.bytes, t.packets = [2]uint64{c.Bytes, v.Bytes}, [2]uint64{c.Packets, v.Packets}
 	t.first, t.last, t.bothWays = row.Start, row.End, row.BothWays
@@ -73,6 +74,7 @@ func (x *Sessions) edge(conv *flow.Conversation, began flow.Time, t *tally) *flo
 		c.ServerPort = 0
 	}
 	c.ClientSegment, c.ServerSegment, c.ClientWorkload, c.ServerWorkload = t.segment[0], t.segment[1], t.workload[0], t.workload[1]
+	c.ClientIdentity, c.ServerIdentity = t.identity[0], t.identity[1]
 	c.Rule, c.Exception, c.Expected, c.Staged = t.rule, t.exception, t.expected, t.staged
 	c.Reason, c.Observed, c.Outcome = t.reason, t.observed, t.outcome
 	return c
@@ -170,6 +172,9 @@ func (c *coder) tally(t *tally, began flow.Time) {
 	for k := range 2 {
 		c.name(&t.segment[k])
 		c.name(&t.workload[k])
+		if !c.reading || c.version >= 8 { // before, what was counted was counted without
+			c.name(&t.identity[k])
+		}
 		c.u64(&t.bytes[k])
 		c.u64(&t.packets[k])
 	}

@@ -67,6 +67,7 @@ func countedOf(last []flow.Session) map[edgeHour]edgeSums {
 		k := edgeHour{flow.TimeOf(r.Began.Std().Truncate(time.Hour)), flow.EdgeKey{Client: r.Client.Addr, Server: r.Server.Addr, Proto: r.Proto,
 			ICMPType: r.ICMPType, ICMPCode: r.ICMPCode, HasPorts: r.HasPorts, HasICMP: r.HasICMP, Open: r.Open,
 			ClientSegment: r.Client.Segment, ServerSegment: r.Server.Segment, ClientWorkload: r.Client.Workload, ServerWorkload: r.Server.Workload,
+			ClientIdentity: r.Client.Identity, ServerIdentity: r.Server.Identity,
 			Rule: v.Rule, Exception: v.Exception, Expected: v.Expected, Staged: v.Staged, Reason: v.Reason, Observed: v.Observed, Outcome: v.Outcome}}
 		if !r.Open {
 			k.ServerPort = r.Server.Port

@@ -23,9 +23,9 @@ const (
 	// Version 1, which said whether an end had sent and not when, version 2, which did not
 	// say what of a session is in the roll-up, version 3, which did not say by what a session
 	// opened, version 4, which did not say which source an identity is from, version 5, which said
-	// of agents when they told of what, and version 6, which did not say from when on a clock's offset
-	// is in force, are read as well.
-	sessionsVersion = 7
+	// of agents when they told of what, version 6, which did not say from when on a clock's offset
+	// is in force, and version 7, which did not say who was behind what is in the roll-up, are read as well.
+	sessionsVersion = 8
 )
 
 // coder writes or reads the state, by the same code, so that the two cannot differ.

@@ -4,8 +4,8 @@ package flow
 const Hour = Time(60 * 60 * 1000)
 
 // EdgeKey is what the hourly roll-up of sessions tells apart: who talks to whom by which
-// service, where the two are, and what policy and enforcement say of it. It is comparable
-// and may be a map key.
+// service, where the two are and who was behind them, and what policy and enforcement say of
+// it. It is comparable and may be a map key.
 type EdgeKey struct {
 	// Client and Server are the ends, canonical; while Open the lower and the higher one.
 	Client, Server                 Addr
@@ -15,6 +15,7 @@ type EdgeKey struct {
 	HasPorts, HasICMP, Open        bool
 	ClientSegment, ServerSegment   Name
 	ClientWorkload, ServerWorkload Name
+	ClientIdentity, ServerIdentity Name // NoName is not known
 	Rule, Exception                Name
 	Expected, Staged               Expected
 	Reason                         Reason

@@ -183,6 +183,7 @@ type exceptInfo struct {
 	implicateEnd flow.Time
 	heldSince    flow.Time // when the first version came into force that held it under this approval
 	overrides    []uint64  // over the words of the denies
+	pairs        *big.Int  // source addresses × destination addresses that it may match
 	e            *Exception
 	removed      bool
 }
@@ -746,6 +747,7 @@ func (c *compiler) rankExceptions() {
 		e := c.excepts[i].e
 		size := c.addresses(c.from, c.exceptAt*64+i)
 		size.Mul(size, c.addresses(c.to, c.exceptAt*64+i))
+		c.excepts[i].pairs = new(big.Int).Set(size)
 		size.Mul(size, big.NewInt(portCount(e.Services)))
 		for _, l := range []int{len(e.From.Identity), len(e.To.Identity)} {
 			if l > 0 {

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"math"
 	"sort"
 	"strings"
 
@@ -15,6 +16,21 @@ func (x *Index) Exception(id flow.Name) (e *Exception, ends flow.Time, ok bool) 
 		return x.excepts[i].e, x.excepts[i].end, true
 	}
 	return nil, 0, false
+}
+
+// Granted says how much an exception lets through as far as prefixes and inventory tell it, whatever
+// the identity: source addresses × destination addresses, at most the greatest uint64, and ports,
+// 65,536 a protocol where none is named. It is 0 for what is not in this version.
+func (x *Index) Granted(id flow.Name) (pairs, ports uint64) {
+	i, ok := x.byName[id]
+	if !ok || x.excepts[i].pairs == nil {
+		return 0, 0
+	}
+	pairs = math.MaxUint64
+	if n := x.excepts[i].pairs; n.IsUint64() {
+		pairs = n.Uint64()
+	}
+	return pairs, uint64(portCount(x.excepts[i].e.Services))
 }
 
 // Segment gives the segment of a name, nil if there is none.

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/postern/postern/flow"
@@ -214,6 +215,115 @@ type Selector struct {
 	Process  []string       `json:"process,omitempty"`
 	Posture  []string       `json:"posture,omitempty"`
 	Not      []Selector     `json:"not,omitempty"`
+}
+
+// String is the selector on one line, as the language writes it.
+func (s *Selector) String() string {
+	var b strings.Builder
+	b.WriteByte('{')
+	key := func(name string) {
+		if b.Len() > 1 {
+			b.WriteString(", ")
+		}
+		b.WriteString(name + ": ")
+	}
+	several := func(values []string) {
+		for i, v := range values {
+			if values[i] = v; !bareWord(v) {
+				values[i] = strconv.Quote(v)
+			}
+		}
+		if len(values) == 1 {
+			b.WriteString(values[0])
+			return
+		}
+		b.WriteString("[" + strings.Join(values, ", ") + "]")
+	}
+	if s.Any {
+		key("any")
+		b.WriteString("true")
+	}
+	var tiers, cidrs []string
+	for _, t := range s.Tier {
+		tiers = append(tiers, t.String())
+	}
+	for _, p := range s.CIDR {
+		cidrs = append(cidrs, p.String())
+	}
+	list := func(name string, values []string) {
+		if len(values) > 0 {
+			key(name)
+			several(slices.Clone(values))
+		}
+	}
+	list("segment", s.Segment)
+	list("zone", s.Zone)
+	list("tier", tiers)
+	list("app", s.App)
+	list("role", s.Role)
+	list("env", s.Env)
+	list("workload", s.Workload)
+	list("cidr", cidrs)
+	for i, l := range s.Labels {
+		if i == 0 {
+			key("labels")
+			b.WriteByte('{')
+		} else {
+			b.WriteString(", ")
+		}
+		several([]string{l.Key})
+		b.WriteString(": ")
+		several(slices.Clone(l.Values))
+		if i == len(s.Labels)-1 {
+			b.WriteByte('}')
+		}
+	}
+	list("identity", s.Identity)
+	list("group", s.Group)
+	list("process", s.Process)
+	list("posture", s.Posture)
+	for i := range s.Not {
+		switch {
+		case i > 0:
+			b.WriteString(", ")
+		case len(s.Not) > 1:
+			key("not")
+			b.WriteByte('[')
+		default:
+			key("not")
+		}
+		b.WriteString(s.Not[i].String())
+	}
+	if len(s.Not) > 1 {
+		b.WriteByte(']')
+	}
+	return b.String() + "}"
+}
+
+// bareWord says whether YAML reads s as text, and as this text, without quotes.
+func bareWord(s string) bool {
+	letter := false
+	for i, r := range s {
+		switch {
+		case r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z':
+			letter = true
+		case r >= '0' && r <= '9':
+		case i > 0 && strings.ContainsRune("._/@-", r):
+		default:
+			return false
+		}
+	}
+	switch strings.ToLower(s) {
+	case "true", "false", "yes", "no", "on", "off", "null", "y", "n":
+		return false
+	}
+	if _, err := strconv.ParseFloat(s, 64); err == nil {
+		return false
+	}
+	if _, err := strconv.ParseInt(s, 0, 64); err == nil {
+		return false
+	}
+	return letter || strings.ContainsRune(s, '/') // 10.0.0.0/8 is no number
 }
 
 // Groups lists the groups that rules and exceptions name, in lower case and ascending order.

@@ -79,7 +79,7 @@ type RetentionConfig struct {
 	BlindSpots time.Duration `yaml:"blindSpots"`
 	// Feedback is who judged which finding how.
 	Feedback time.Duration `yaml:"feedback"`
-	// PolicyVersions are the policies that were in force, in full.
+	// PolicyVersions are the policies that were in force, in full and taken apart.
 	PolicyVersions time.Duration `yaml:"policyVersions"`
 	// Exporters are snapshots of who exports.
 	Exporters time.Duration `yaml:"exporters"`
@@ -156,7 +156,10 @@ func (c *ClickHouseConfig) Validate() error {
 			bad("clickhouse.timeouts.%s is %v; it must be above zero, such as 30s", t.name, t.d)
 		}
 	}
-	for _, r := range c.Retention.byTable() {
+	for i, r := range c.Retention.byTable() {
+		if i > 0 && r.key == c.Retention.byTable()[i-1].key {
+			continue // several tables, one key
+		}
 		if r.keep < 0 || r.keep > 0 && r.keep < time.Hour {
 			bad("clickhouse.retention.%s is %v; use 0 for ever or at least 1h", r.key, r.keep)
 		}
@@ -262,6 +265,11 @@ func (r *RetentionConfig) byTable() []tableRetention {
 		{"blindSpots", "blind_spot_versions", r.BlindSpots},
 		{"feedback", "feedback", r.Feedback},
 		{"policyVersions", "policy_versions", r.PolicyVersions},
+		{"policyVersions", "exception_versions", r.PolicyVersions},
+		{"policyVersions", "segment_versions", r.PolicyVersions},
+		{"policyVersions", "workload_versions", r.PolicyVersions},
+		{"policyVersions", "rule_versions", r.PolicyVersions},
+		{"policyVersions", "coverage_versions", r.PolicyVersions},
 		{"exporters", "exporters", r.Exporters},
 		{"ledger", "ledger", r.Ledger},
 	}

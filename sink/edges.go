@@ -94,6 +94,7 @@ type edgeColumns struct {
 	observed, outcome                     words
 	srcSegment, dstSegment                names
 	srcWorkload, dstWorkload              names
+	srcIdentity, dstIdentity              names
 	rule, exception                       names
 	sessions, answered, live              proto.ColInt64
 	clientBytes, clientPackets            proto.ColInt64
@@ -126,6 +127,8 @@ func (c *edgeColumns) input() proto.Input {
 		{Name: "dst_segment", Data: &c.dstSegment},
 		{Name: "src_workload", Data: &c.srcWorkload},
 		{Name: "dst_workload", Data: &c.dstWorkload},
+		{Name: "src_identity", Data: &c.srcIdentity},
+		{Name: "dst_identity", Data: &c.dstIdentity},
 		{Name: "expected", Data: &c.expected},
 		{Name: "staged", Data: &c.staged},
 		{Name: "observed", Data: &c.observed},
@@ -156,8 +159,8 @@ func (c *edgeColumns) words() [6]*words {
 	return [...]*words{&c.reason, &c.orientation, &c.expected, &c.staged, &c.observed, &c.outcome}
 }
 
-func (c *edgeColumns) names() [6]*names {
-	return [...]*names{&c.srcSegment, &c.dstSegment, &c.srcWorkload, &c.dstWorkload, &c.rule, &c.exception}
+func (c *edgeColumns) names() [8]*names {
+	return [...]*names{&c.srcSegment, &c.dstSegment, &c.srcWorkload, &c.dstWorkload, &c.srcIdentity, &c.dstIdentity, &c.rule, &c.exception}
 }
 
 func (c *edgeColumns) sums() [7]*proto.ColInt64 {
@@ -235,7 +238,7 @@ func (c *edgeColumns) set(i int, e *flow.EdgeContribution, texts []string) {
 	c.observed.set(i, uint8(e.Observed))
 	c.outcome.set(i, uint8(e.Outcome))
 	columns := c.names()
-	for k, n := range [...]flow.Name{e.ClientSegment, e.ServerSegment, e.ClientWorkload, e.ServerWorkload, e.Rule, e.Exception} {
+	for k, n := range [...]flow.Name{e.ClientSegment, e.ServerSegment, e.ClientWorkload, e.ServerWorkload, e.ClientIdentity, e.ServerIdentity, e.Rule, e.Exception} {
 		columns[k].set(i, n, texts)
 	}
 	sums := c.sums()

@@ -21,7 +21,7 @@ func randomEdges(rnd *rand.Rand, names *flow.Names, n int) []flow.EdgeContributi
 		v := &s.Verdict
 		keys[i] = flow.EdgeKey{Client: s.Client.Addr, Server: s.Server.Addr, ServerPort: s.Server.Port, Proto: s.Proto, ICMPType: s.ICMPType, ICMPCode: s.ICMPCode,
 			HasPorts: s.HasPorts, HasICMP: s.HasICMP, Open: s.Open, ClientSegment: s.Client.Segment, ServerSegment: s.Server.Segment,
-			ClientWorkload: s.Client.Workload, ServerWorkload: s.Server.Workload, Rule: v.Rule, Exception: v.Exception,
+			ClientWorkload: s.Client.Workload, ServerWorkload: s.Server.Workload, ClientIdentity: s.Client.Identity, ServerIdentity: s.Server.Identity, Rule: v.Rule, Exception: v.Exception,
 			Expected: v.Expected, Staged: v.Staged, Reason: v.Reason, Observed: v.Observed, Outcome: v.Outcome}
 	}
 	out := make([]flow.EdgeContribution, n)
@@ -57,7 +57,7 @@ func expectedEdges(edges []flow.EdgeContribution, n *flow.Names) []string {
 		k.hour = 0
 		s := flow.Session{Proto: k.Proto, HasPorts: k.HasPorts, HasICMP: k.HasICMP, ICMPType: k.ICMPType, ICMPCode: k.ICMPCode, Open: k.Open, Server: flow.SessionEnd{Port: k.ServerPort}}
 		return strings.Join([]string{k.Client.String(), k.Server.String(), string(s.AppendService(nil)), map[bool]string{false: "known", true: "open"}[k.Open],
-			text(k.ClientSegment), text(k.ServerSegment), text(k.ClientWorkload), text(k.ServerWorkload), k.Expected.String(), k.Staged.String(), k.Reason.String(),
+			text(k.ClientSegment), text(k.ServerSegment), text(k.ClientWorkload), text(k.ServerWorkload), text(k.ClientIdentity), text(k.ServerIdentity), k.Expected.String(), k.Staged.String(), k.Reason.String(),
 			k.Observed.String(), k.Outcome.String(), text(k.Rule), text(k.Exception)}, " | ")
 	}
 	least := func(a, b flow.Time) flow.Time {
@@ -105,7 +105,7 @@ func expectedEdges(edges []flow.EdgeContribution, n *flow.Names) []string {
 }
 
 const allEdges = `SELECT arrayStringConcat([toString(hour), replaceRegexpOne(toString(client), '^::ffff:', ''), replaceRegexpOne(toString(server), '^::ffff:', ''), service, toString(orientation), src_segment, dst_segment,
-	src_workload, dst_workload, toString(expected), toString(staged), toString(reason), toString(observed), toString(outcome), rule, exception,
+	src_workload, dst_workload, src_identity, dst_identity, toString(expected), toString(staged), toString(reason), toString(observed), toString(outcome), rule, exception,
 	arrayStringConcat([toString(sessions), toString(answered), toString(live), toString(client_bytes), toString(client_packets), toString(server_bytes), toString(server_packets), toString(first_seen), toString(last_seen)], ' ')], ' | ') AS row
 	FROM edges`
 
@@ -177,6 +177,56 @@ func TestEdges(t *testing.T) {
 	}
 	// The other views count the same.
 	wantQuery(t, db, "SELECT (SELECT sum(sessions) FROM edges) = (SELECT sum(sessions) FROM edges_daily) AS d, (SELECT sum(client_bytes) + sum(server_bytes) FROM edges) = (SELECT sum(client_bytes) + sum(server_bytes) FROM edges_daily) AS b", `{"d":1,"b":1}`)
+}
+
+// TestIdentitiesAddedToEdges: a table with rows gets the identities, a binary that does not know
+// them writes beside one that does, and rows of both merge apart.
+func TestIdentitiesAddedToEdges(t *testing.T) {
+	db := openEmpty(t, nil)
+	all, err := db.cfg.migrations()
+	if err != nil {
+		t.Fatal(err)
+	}
+	run := func(sql string) {
+		t.Helper()
+		if err := db.exec(t.Context(), time.Minute, sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, sql := range db.cfg.preamble() {
+		run(sql)
+	}
+	for _, m := range all[:12] {
+		for _, sql := range m.Statements {
+			run(sql)
+		}
+		run(fmt.Sprintf("INSERT INTO %s.schema_migrations VALUES (%d, '%s', '%s', now64(3))", db.cfg.Database, m.Version, m.Name, m.Checksum))
+	}
+	old := "INSERT INTO " + db.cfg.Database + ".edge_hours (hour, reason, server, service, client, sessions, first_seen, last_seen, input, inserted_at) SELECT toDateTime(" +
+		fmt.Sprint(int64(today/flow.Hour*3600)) + ", 'UTC'), 'permitted', '::2', 'tcp/22', '::1', 1, 1, 2, 'old', fromUnixTimestamp64Milli(" + fmt.Sprint(int64(today)) + ") FROM numbers(3)"
+	run(old)
+	if err := db.Migrate(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	run(old)
+	names := flow.NewNames(0)
+	w := NewEdgeWriter(names)
+	w.Bind(db)
+	w.Append([]flow.EdgeContribution{{Hour: today / flow.Hour * flow.Hour, Sessions: 1, EdgeKey: flow.EdgeKey{Client: flow.MustParseAddr("::1"), Server: flow.MustParseAddr("::2"), Proto: 6, HasPorts: true, ServerPort: 22,
+		Reason: flow.ReasonPermitted, ClientIdentity: names.Intern("ann")}}})
+	if _, err := w.Flush(t.Context(), Insert{Token: "new", Input: "old", At: today}); err != nil {
+		t.Fatal(err)
+	}
+	const shown = "SELECT src_identity, sum(sessions) AS n FROM edges GROUP BY src_identity ORDER BY src_identity"
+	want := `{"src_identity":"","n":6}` + "\n" + `{"src_identity":"ann","n":1}`
+	wantQuery(t, db, shown, want)
+	run("OPTIMIZE TABLE " + db.cfg.Database + ".edge_hours FINAL")
+	wantQuery(t, db, shown, want)
+	wantQuery(t, db, "SELECT count() AS n FROM edge_hours", `{"n":2}`)
+	if err := db.DeleteInput(t.Context(), "old"); err != nil {
+		t.Fatal(err)
+	}
+	wantQuery(t, db, "SELECT count() AS n FROM edge_hours", `{"n":0}`)
 }
 
 // TestSegmentPairs: rates are of sessions, by pair of segments and hour.

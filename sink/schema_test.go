@@ -24,7 +24,7 @@ func TestMigrateFromEmpty(t *testing.T) {
 			t.Errorf("step %s has no statement", s.Name)
 		}
 	}
-	if got, want := strings.Join(names, ", "), "database "+db.cfg.Database+", 0001 flows, 0002 findings, 0003 evidence, 0004 replays, 0005 agents, 0006 sessions, 0007 edges, 0008 feedback, 0009 gaps, 0010 blindspots, 0011 commits, 0012 grouped"; got != want {
+	if got, want := strings.Join(names, ", "), "database "+db.cfg.Database+", 0001 flows, 0002 findings, 0003 evidence, 0004 replays, 0005 agents, 0006 sessions, 0007 edges, 0008 feedback, 0009 gaps, 0010 blindspots, 0011 commits, 0012 grouped, 0013 identities, 0014 register"; got != want {
 		t.Errorf("plan %s, want %s", got, want)
 	}
 	wantQuery(t, &ClickHouse{cfg: ClickHouseConfig{Database: "system"}, options: db.options},
@@ -34,11 +34,11 @@ func TestMigrateFromEmpty(t *testing.T) {
 	if err := db.Migrate(t.Context(), func(done, total int, s Step) { told = append(told, fmt.Sprintf("%d/%d %s", done, total, s.Name)) }); err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"0/13 " + names[0], "1/13 0001 flows", "2/13 0002 findings", "3/13 0003 evidence", "4/13 0004 replays", "5/13 0005 agents", "6/13 0006 sessions", "7/13 0007 edges", "8/13 0008 feedback", "9/13 0009 gaps", "10/13 0010 blindspots", "11/13 0011 commits", "12/13 0012 grouped"}; strings.Join(told, ";") != strings.Join(want, ";") {
+	if want := []string{"0/15 " + names[0], "1/15 0001 flows", "2/15 0002 findings", "3/15 0003 evidence", "4/15 0004 replays", "5/15 0005 agents", "6/15 0006 sessions", "7/15 0007 edges", "8/15 0008 feedback", "9/15 0009 gaps", "10/15 0010 blindspots", "11/15 0011 commits", "12/15 0012 grouped", "13/15 0013 identities", "14/15 0014 register"}; strings.Join(told, ";") != strings.Join(want, ";") {
 		t.Errorf("progress %q, want %q", told, want)
 	}
 	wantQuery(t, db, "SELECT groupArray(name) AS n FROM (SELECT name FROM system.tables WHERE database = '"+db.cfg.Database+"' ORDER BY name)",
-		`{"n":["blind_spot_versions","blind_spots","detector_judgments","edge_hours","edges","edges_daily","exporters","feedback","finding_contributions","findings","flows","judged_findings","judgments","ledger","policy_versions","replays","schema_migrations","segment_pairs","session_versions","sessions"]}`)
+		`{"n":["blind_spot_versions","blind_spots","coverage_history","coverage_versions","detector_judgments","edge_hours","edges","edges_daily","exception_use","exception_use_daily","exception_versions","exceptions","exporters","feedback","finding_contributions","finding_revisions","findings","flows","judged_findings","judgments","ledger","policy_timeline","policy_versions","replays","rule_versions","rules","schema_migrations","segment_pairs","segment_versions","segments","session_versions","sessions","workload_versions","workloads"]}`)
 	for range 2 {
 		if plan, err := db.Plan(t.Context()); err != nil || len(plan) != 0 {
 			t.Fatalf("plan after migrating: %v, %v", plan, err)

@@ -18,7 +18,7 @@ func TestTablesPage(t *testing.T) {
 	rows, err := db.conn.Query(t.Context(), `SELECT t.name, t.comment, t.engine, t.partition_key, t.sorting_key, extract(t.engine_full, 'TTL .*?toIntervalSecond\\((\\d+)\\)'),
 		c.name, c.type, c.comment, c.default_kind
 		FROM system.tables AS t INNER JOIN system.columns AS c ON c.database = t.database AND c.table = t.name
-		WHERE t.database = '`+db.cfg.Database+`' ORDER BY indexOf(['flows', 'sessions', 'session_versions', 'edges', 'edges_daily', 'segment_pairs', 'edge_hours', 'findings', 'finding_contributions', 'judged_findings', 'detector_judgments', 'judgments', 'feedback', 'blind_spots', 'blind_spot_versions', 'policy_versions', 'exporters', 'ledger', 'replays', 'schema_migrations'], t.name), c.position`)
+		WHERE t.database = '`+db.cfg.Database+`' ORDER BY indexOf(['flows', 'sessions', 'session_versions', 'edges', 'edges_daily', 'segment_pairs', 'edge_hours', 'findings', 'finding_contributions', 'finding_revisions', 'judged_findings', 'detector_judgments', 'judgments', 'feedback', 'blind_spots', 'blind_spot_versions', 'exceptions', 'exception_use', 'exception_use_daily', 'exception_versions', 'rules', 'rule_versions', 'segments', 'segment_versions', 'workloads', 'workload_versions', 'coverage_history', 'coverage_versions', 'policy_timeline', 'policy_versions', 'exporters', 'ledger', 'replays', 'schema_migrations'], t.name), c.position`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +56,9 @@ func TestTablesPage(t *testing.T) {
 	if err := rows.Err(); err != nil {
 		t.Fatal(err)
 	}
-	viewOf := map[string]string{"blind_spots": "blind_spot_versions", "judgments": "feedback", "judged_findings": "findings", "sessions": "session_versions", "findings": "finding_contributions", "edges": "edge_hours", "edges_daily": "edge_hours", "segment_pairs": "edge_hours"}
+	viewOf := map[string]string{"blind_spots": "blind_spot_versions", "judgments": "feedback", "judged_findings": "findings", "sessions": "session_versions", "findings": "finding_contributions", "edges": "edge_hours", "edges_daily": "edge_hours", "segment_pairs": "edge_hours",
+		"exceptions": "exception_versions", "rules": "rule_versions", "segments": "segment_versions", "workloads": "workload_versions", "coverage_history": "coverage_versions",
+		"policy_timeline": "policy_versions", "exception_use": "edges", "exception_use_daily": "edges_daily", "finding_revisions": "findings"}
 	viewOnly := map[string]string{
 		"findings.first_seen": "earliest time over all batches", "findings.last_seen": "latest time over all batches", "findings.count": "sessions over all batches",
 		"edges.first_seen": "when the first of the sessions began, to the second", "edges.last_seen": "when the last of the sessions ended, as far as it is known",
@@ -65,8 +67,17 @@ func TestTablesPage(t *testing.T) {
 		"segment_pairs.permitted": "of these, allowed and seen to pass", "segment_pairs.blocked": "of these, denied and stopped", "segment_pairs.escaped": "of these, denied and not stopped",
 		"segment_pairs.misblocked": "of these, allowed and stopped", "segment_pairs.attempted": "of these, without an answer, where nobody said what enforcement did",
 		"segment_pairs.undecided": "of these, not judged, uncovered or unverified", "segment_pairs.blocked_rate": "blocked / sessions, 0 to 1", "segment_pairs.escaped_rate": "escaped / sessions, 0 to 1",
-		"segment_pairs.bytes": "bytes that both ends sent",
-		"judgments.id":        "the finding's id", "judgments.judged_revision": "the revision of the finding that was judged", "judgments.judgments": "how often it was judged",
+		"segment_pairs.bytes":   "bytes that both ends sent",
+		"exceptions.state":      "unapproved, not-yet-valid, active, expiring (holds, and ends within 14 days), expired, revoked or removed, at the time of asking",
+		"exceptions.ended":      "the earliest of expires, revoked_at and removed_at, which may be to come",
+		"exceptions.removed_at": "when the first version of policy without it came into force; NULL while it stands in the files",
+		"exceptions.since":      "from when on that version of policy was in force", "rules.since": "from when on that version of policy is in force",
+		"segments.since": "from when on that version of policy is in force", "workloads.since": "from when on that version of policy is in force",
+		"coverage_history.since": "from when on it was so", "coverage_history.until": "until when; NULL: it is so now",
+		"policy_timeline.policy_version": "the first 16 digits of the hash, as findings and flows name it", "policy_timeline.until": "until when; NULL: it is in force now",
+		"finding_revisions.at": "when the input was sealed that made it", "finding_revisions.count": "sessions up to this revision",
+		"finding_revisions.first_seen": "earliest time up to this revision", "finding_revisions.last_seen": "latest time up to this revision",
+		"judgments.id": "the finding's id", "judgments.judged_revision": "the revision of the finding that was judged", "judgments.judgments": "how often it was judged",
 		"judged_findings.judgment": "the judgment that counts; empty where nobody judged", "judged_findings.judged_by": "who judged, as they said",
 		"judged_findings.judged_at": "when", "judged_findings.judgment_reason": "why", "judged_findings.judged_revision": "the revision that was judged", "judged_findings.judgments": "how often it was judged",
 		"detector_judgments.day": "the UTC day on which the findings were first seen", "detector_judgments.type": "kind of finding, which names the detector", "detector_judgments.findings": "findings of the day",

@@ -493,8 +493,11 @@ func (s *replayStore) findings(ctx context.Context, ins sink.Insert, contribs []
 }
 
 func (s *replayStore) policyVersion(ctx context.Context, hash string, since flow.Time, source []byte, commit string) error {
-	_, err := s.db.InsertPolicyVersion(ctx, sink.PolicyVersion{Hash: hash, Since: since, AcceptedAt: wallClock(), Instance: "replay", Source: string(source), Commit: commit})
-	return err
+	registered, err := s.db.Registered(ctx)
+	if err != nil {
+		return err
+	}
+	return storePolicyVersion(ctx, s.db, sink.PolicyVersion{Hash: hash, Since: since, AcceptedAt: wallClock(), Instance: "replay", Source: string(source), Commit: commit}, registered)
 }
 
 // begin finds out what an earlier replay of the same file left.

@@ -35,6 +35,8 @@ type durableStore struct {
 
 	reporting sync.Mutex
 	reported  int // policy versions that ClickHouse knows of
+	// registered is when the versions in ClickHouse's register were accepted; nil until it was asked.
+	registered map[string]flow.Time
 
 	opened chan struct{} // closed once db is set
 	db     *sink.ClickHouse
@@ -340,9 +342,12 @@ func (s *durableStore) report(ctx context.Context, r report) {
 	warn("exporters", err)
 	for _, v := range r.versions[min(s.reported, len(r.versions)):] {
 		source, err := r.source(v.Hash)
+		if err == nil && s.registered == nil {
+			s.registered, err = s.db.Registered(ctx)
+		}
 		if err == nil {
-			_, err = s.db.InsertPolicyVersion(ctx, sink.PolicyVersion{Hash: v.Hash, Since: v.Since, AcceptedAt: v.Accepted,
-				Instance: r.spool, Source: string(source), Commit: v.Commit})
+			err = storePolicyVersion(ctx, s.db, sink.PolicyVersion{Hash: v.Hash, Since: v.Since, AcceptedAt: v.Accepted,
+				Instance: r.spool, Source: string(source), Commit: v.Commit}, s.registered)
 		}
 		if err != nil {
 			warn("policy version", err)

@@ -167,6 +167,7 @@ const (
 	outboxScan      = 2 * time.Second  // how soon a replayed dead letter is noticed
 	outboxThrottle  = time.Second      // the first pause of a target that failed; it doubles
 	maxThrottle     = time.Minute      // the longest
+	outageProbe     = 5 * time.Minute  // how often a target that is away is asked at least, whatever its events wait for
 	deniedThrottle  = time.Minute      // the first pause of a target that does not accept our credentials; it doubles
 	maxDenied       = 15 * time.Minute // the longest: as long as a new token may lie unused, once somebody has put it in
 	outageSends     = 30               // an event that was sent so often waits its turn even after an outage
@@ -229,8 +230,9 @@ type Outbox struct {
 	flushing   int    // how many wait for everything to be sent: no batch waits for others meanwhile
 	failures   int    // in a row
 	failedID   string // the event that failed first of them
-	outage     bool   // another failed too: it is the target, not the event
+	outage     bool   // it is the target that fails, not the event
 	failedFrom time.Time
+	failedLast time.Time
 	paused     time.Time     // nothing is sent before
 	wake       chan struct{} // something may be due
 	changed    chan struct{} // closed and replaced when the state changes
@@ -263,6 +265,7 @@ type outboxEntry struct {
 	index    int // in the heap
 	urgent   bool
 	alone    bool // not in a batch: one with it was refused
+	probe    bool // sent before its time, to see whether the target is back
 	lane     int  // where its key was when it was last there
 	// deniedAt is how many events had been delivered, and one, when it was first denied.
 	deniedAt uint64
@@ -843,6 +846,24 @@ func (o *Outbox) dispatch(most Batch, start func([]*outboxEntry)) time.Duration 
 			start(batch)
 		}
 	}
+	if o.outage && o.gone == "" && o.inFlight == 0 {
+		at := o.failedLast.Add(outageProbe)
+		if at.Before(o.paused) {
+			at = o.paused
+		}
+		if at.After(now) {
+			return min(wait, at.Sub(now))
+		}
+		for lane := range o.due {
+			if due := &o.due[lane]; len(*due) > 0 {
+				e := heap.Pop(due).(*outboxEntry)
+				e.probe = true
+				o.inFlight++
+				start([]*outboxEntry{e})
+				break
+			}
+		}
+	}
 	return wait
 }
 
@@ -959,6 +980,12 @@ func (o *Outbox) finish(e *outboxEntry, body []byte, d *DeliveryError) {
 	now := o.clock()
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if e.probe {
+		if e.probe = false; d != nil && d.Retry && !d.Gone { // it still is: the event waits as it did
+			o.queue(e)
+			return
+		}
+	}
 	e.sends++
 	if e.first.IsZero() {
 		e.first = now
@@ -1036,7 +1063,11 @@ func (o *Outbox) failed(now time.Time, sent []*outboxEntry, d *DeliveryError) {
 	if o.failures == 0 {
 		o.failedFrom, o.failedID = now, sent[0].id
 	}
-	o.outage = o.outage || len(sent) > 1 || sent[0].id != o.failedID
+	o.failedLast = now
+	// One event that fails may be at fault itself, unless nobody looked at it: there was no answer, or one
+	// that speaks of the moment.
+	unseen := d.Status == 0 || d.Status == http.StatusTooManyRequests || d.Status >= http.StatusBadGateway && d.Status <= http.StatusGatewayTimeout
+	o.outage = o.outage || unseen || len(sent) > 1 || sent[0].id != o.failedID
 	o.failures++
 	pause := min(o.throttle<<min(o.failures-1, 10), maxThrottle)
 	if d.Denied {
@@ -1052,8 +1083,7 @@ func (o *Outbox) failed(now time.Time, sent []*outboxEntry, d *DeliveryError) {
 	}
 }
 
-// succeeded ends the throttling. After an outage — more than one event failed in a
-// row — every event that waits for its next attempt gets one now that does not
+// succeeded ends the throttling. After an outage every event that waits for its next attempt gets one now that does not
 // count: it failed for no fault of its own, and the schedule may have it wait for
 // another day. The caller holds mu.
 func (o *Outbox) succeeded(now time.Time) {

@@ -326,7 +326,7 @@ func TestWebhookFaults(t *testing.T) {
 			if !errors.As(err, &d) {
 				t.Fatalf("got %v", err)
 			}
-			if got := (DeliveryError{Retry: d.Retry, Status: d.Status, After: d.After, Gone: d.Gone}); got != c.want {
+			if got := (DeliveryError{Retry: d.Retry, Status: d.Status, After: d.After, Gone: d.Gone, Denied: d.Denied}); got != c.want {
 				t.Errorf("got %+v, want %+v", got, c.want)
 			}
 			if r := attemptResult(err); r != c.result {

@@ -196,17 +196,26 @@ func listQueries(w io.Writer) {
 
 func migrateCommand() *cobra.Command {
 	var where clientFlags
-	var plan bool
+	var plan, grants bool
+	who := sink.Grantees{Writer: "postern", Reader: "postern_reader", Grafana: "grafana"}
 	cmd := &cobra.Command{
 		Use:   "migrate",
 		Short: "Bring the tables in ClickHouse up to date, or print what would be done",
 		Long: `Applies the schema migrations that this binary knows and the database has not seen, as the service does at
-every start. --plan prints the statements and changes nothing.`,
+every start. --plan prints the statements and changes nothing. --grants prints, without asking any server, what
+an administrator runs to make the users of one: what they may do follows from the tables of this binary, so
+print it anew before an upgrade. An empty name leaves a user out. With --migrator the writer alters no tables;
+then run postern migrate as that user before each new version starts.`,
+		Example: `  postern migrate --plan
+  postern migrate --grants --migrator postern_migrate > grants.sql`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, log, err := where.load()
 			if err != nil {
 				return err
+			}
+			if grants {
+				return printGrants(cmd.OutOrStdout(), cfg, who)
 			}
 			if cfg.ClickHouse.URL == sink.URLEmbedded { // a first plan may come before the first start
 				if err := os.MkdirAll(filepath.Join(cfg.Data, "clickhouse"), 0o700); err != nil {
@@ -240,7 +249,30 @@ every start. --plan prints the statements and changes nothing.`,
 	}
 	where.add(cmd)
 	cmd.Flags().BoolVar(&plan, "plan", false, "print the statements instead of running them")
+	cmd.Flags().BoolVar(&grants, "grants", false, "print the users that a server needs and what each is granted")
+	cmd.Flags().StringVar(&who.Writer, "writer", who.Writer, "with --grants, the user of the service")
+	cmd.Flags().StringVar(&who.Migrator, "migrator", "", "with --grants, the user who migrates; the writer if empty")
+	cmd.Flags().StringVar(&who.Reader, "reader", who.Reader, "with --grants, the user who asks")
+	cmd.Flags().StringVar(&who.Grafana, "grafana", who.Grafana, "with --grants, the user of Grafana's data source")
+	cmd.MarkFlagsMutuallyExclusive("plan", "grants")
 	return cmd
+}
+
+// printGrants prints what an administrator of the server runs.
+func printGrants(w io.Writer, cfg config, who sink.Grantees) error {
+	if cfg.ClickHouse.URL == sink.URLEmbedded {
+		fmt.Fprintln(w, "-- The embedded engine has no users: it goes by the tokens of embedded.token and embedded.readOnlyToken. This is for a server.")
+	}
+	statements, err := cfg.ClickHouse.Grants(who)
+	if err != nil {
+		return err
+	}
+	fmt.Fprint(w, "-- Put the hash of a password of your own into each CREATE USER: echo -n \"$PASSWORD\" | sha256sum\n",
+		"-- Each statement can be run again; print and run them anew before a new version of postern starts.\n")
+	for _, s := range statements {
+		fmt.Fprintln(w, s+";")
+	}
+	return nil
 }
 
 func engineCommand() *cobra.Command {

@@ -22,11 +22,11 @@ func encodeCEF(f *flow.Finding) ([]byte, error) {
 
 func cef(f *flow.Finding) []byte {
 	t := tellEnds(f)
-	w := cefLine("CEF:0|Postern|Postern|" + strconv.Itoa(f.SchemaVersion))
+	w := &cefLine{b: []byte("CEF:0|Postern|Postern|" + strconv.Itoa(f.SchemaVersion))}
 	w.header(f.Type, 1023)
 	w.header(f.Title, 512)
 	w.header(strconv.Itoa([...]int{1, 3, 5, 8, 10}[min(f.Severity, flow.Critical)]), 2)
-	w = append(w, '|')
+	w.b = append(w.b, '|')
 
 	w.text("externalId", 40, f.EventID())
 	w.time("rt", f.LastSeen)
@@ -78,24 +78,27 @@ func cef(f *flow.Finding) []byte {
 	w.text("PosternPolicyVersion", 1023, f.PolicyVersion)
 	w.text("PosternTechniques", 1023, strings.Join(f.Techniques, ","))
 	w.text("PosternContinues", 1023, f.Continues)
-	return w
+	return w.b
 }
 
 // cefLine is a line of CEF that is being written.
-type cefLine []byte
+type cefLine struct {
+	b       []byte
+	between string // what parts a key from the value before it
+}
 
 // header adds a field of the header. It may hold no line break, and no other control character
 // says anything in it: a space stands for each.
 func (w *cefLine) header(s string, most int) {
-	*w = append(*w, '|')
+	w.b = append(w.b, '|')
 	for _, r := range cutCharacters(s, most) {
 		switch {
 		case r == '|' || r == '\\':
-			*w = append(*w, '\\', byte(r))
+			w.b = append(w.b, '\\', byte(r))
 		case controls(r):
-			*w = append(*w, ' ')
+			w.b = append(w.b, ' ')
 		default:
-			*w = utf8.AppendRune(*w, r)
+			w.b = utf8.AppendRune(w.b, r)
 		}
 	}
 }
@@ -106,22 +109,20 @@ func (w *cefLine) text(key string, most int, s string) {
 	if s == "" {
 		return
 	}
-	if (*w)[len(*w)-1] != '|' {
-		*w = append(*w, ' ')
-	}
-	*w = append(append(*w, key...), '=')
+	w.b = append(append(append(w.b, w.between...), key...), '=')
+	w.between = " "
 	for _, r := range cutCharacters(s, most) {
 		switch {
 		case r == '=' || r == '\\':
-			*w = append(*w, '\\', byte(r))
+			w.b = append(w.b, '\\', byte(r))
 		case r == '\n':
-			*w = append(*w, `\n`...)
+			w.b = append(w.b, `\n`...)
 		case r == '\r':
-			*w = append(*w, `\r`...)
+			w.b = append(w.b, `\r`...)
 		case controls(r):
-			*w = utf8.AppendRune(*w, utf8.RuneError)
+			w.b = utf8.AppendRune(w.b, utf8.RuneError)
 		default:
-			*w = utf8.AppendRune(*w, r)
+			w.b = utf8.AppendRune(w.b, r)
 		}
 	}
 }

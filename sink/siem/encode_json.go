@@ -1,12 +1,17 @@
 package siem
 
-import "github.com/postern/postern/flow"
+import (
+	"encoding/json"
 
-// encodeJSON is the finding itself, as webhooks have it.
+	"github.com/postern/postern/flow"
+)
+
+// encodeJSON is the finding itself: of what came as a message, the message.
 func encodeJSON(f *flow.Finding) ([]byte, error) {
-	m, err := asTold(f)
-	if err != nil {
-		return nil, err
-	}
-	return MarshalFinding(m)
+	return fitted(f, MaxMessage, func(f *flow.Finding) ([]byte, error) {
+		if f.Edges == nil {
+			f.Edges = []flow.Edge{}
+		}
+		return json.Marshal(f)
+	})
 }

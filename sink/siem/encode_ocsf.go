@@ -130,7 +130,7 @@ func ocsfFinding(e object, f *flow.Finding, t *told, class int) {
 		kind["type_id"], kind["type"] = 2, "Behavioral"
 	}
 	e["finding_info"] = filled(object{
-		"uid": f.ID, "title": f.Title, "desc": f.Sentence, "types": texts(f.Type), "product_uid": "postern",
+		"uid": f.ID, "title": f.Title, "desc": f.Sentence, "types": texts(f.Type),
 		"first_seen_time": int64(f.FirstSeen), "last_seen_time": int64(f.LastSeen),
 		"attacks": e["attacks"], "related_events": related, "analytic": kind,
 		"data_sources": texts(append(append([]string(nil), f.Exporters...), f.Observers...)...),

@@ -317,6 +317,9 @@ func (c *ocsfCheck) object(path string, d *ocsfDef, o map[string]any) {
 		case "required":
 			c.say(in(name), "is required and missing")
 		case "recommended":
+			if a.Deprecated != nil {
+				continue
+			}
 			c.missing = append(c.missing, in(name))
 		}
 	}

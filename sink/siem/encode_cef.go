@@ -36,7 +36,9 @@ func cef(f *flow.Finding) []byte {
 		w.number("cnt", f.Count)
 	}
 	w.text("cat", 1023, f.Type)
-	w.text("act", 63, f.Observed)
+	if f.Observed != flow.ObservedUnknown.String() {
+		w.text("act", 63, f.Observed)
+	}
 	w.text("outcome", 63, f.Outcome)
 	w.text("reason", 1023, f.Reason)
 	w.end("src", "c6a2", "Source IPv6 Address", "shost", &t.Client)

@@ -152,7 +152,7 @@ func checkCEF(f *flow.Finding) error {
 		say("%q is told of %q", header, f.Title)
 	}
 	for k, want := range map[string]string{"externalId": f.EventID(), "PosternId": f.ID, "msg": f.Sentence, "cs1": f.Exception, "cs2": f.Ticket, "cs3": f.Owner, "cs4": f.Approver,
-		"cs6": f.Next, "flexString1": f.Rule, "flexString2": f.Subject, "PosternRequester": f.Requester, "PosternSourceSegment": f.SrcSegment, "act": f.Observed, "reason": f.Reason} {
+		"cs6": f.Next, "flexString1": f.Rule, "flexString2": f.Subject, "PosternRequester": f.Requester, "PosternSourceSegment": f.SrcSegment, "act": strings.TrimPrefix(f.Observed, "unknown"), "reason": f.Reason} {
 		if got := ext[k]; !says(got, plain(want, false)) {
 			say("%s is %q, want %q", k, got, want)
 		}

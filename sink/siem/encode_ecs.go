@@ -31,7 +31,7 @@ func ecs(f *flow.Finding) (object, error) {
 	category, types := ecsKind(f)
 	event := filled(object{
 		"kind": "alert", "category": category, "type": types, "action": f.Type, "reason": f.Reason,
-		"outcome": ecsOutcome(f.Outcome), "id": f.EventID(), "module": "postern", "dataset": "postern.finding", "provider": "postern",
+		"outcome": ecsOutcome(f), "id": f.EventID(), "module": "postern", "dataset": "postern.finding", "provider": "postern",
 		"start": f.FirstSeen.String(), "end": f.LastSeen.String(),
 	})
 	event["severity"] = int(f.Severity)
@@ -91,20 +91,20 @@ func ecsKind(f *flow.Finding) (category, types []string) {
 	if behaves(f.Type) {
 		category, types = []string{"intrusion_detection", "network"}, []string{"connection", "info"}
 	}
-	switch f.Observed {
-	case flow.ObservedAllow.String(), flow.ObservedAudit.String():
+	switch passed, stopped := fate(f); {
+	case passed:
 		types = append(types, "allowed")
-	case flow.ObservedDeny.String():
+	case stopped:
 		types = append(types, "denied")
 	}
 	return category, types
 }
 
-func ecsOutcome(outcome string) string {
-	switch outcome {
-	case flow.OutcomePermitted.String(), flow.OutcomeEscaped.String():
+func ecsOutcome(f *flow.Finding) string {
+	switch passed, stopped := fate(f); {
+	case passed:
 		return "success"
-	case flow.OutcomeBlocked.String(), flow.OutcomeMisblocked.String():
+	case stopped:
 		return "failure"
 	}
 	return "unknown"

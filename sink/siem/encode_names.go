@@ -13,6 +13,17 @@ func behaves(typ string) bool {
 	return false
 }
 
+// fate says whether what a finding tells of got through or was stopped; neither where nobody knows.
+func fate(f *flow.Finding) (passed, stopped bool) {
+	switch f.Outcome {
+	case flow.OutcomePermitted.String(), flow.OutcomeEscaped.String():
+		return true, false
+	case flow.OutcomeBlocked.String(), flow.OutcomeMisblocked.String():
+		return false, true
+	}
+	return f.Observed == flow.ObservedAllow.String() || f.Observed == flow.ObservedAudit.String(), f.Observed == flow.ObservedDeny.String()
+}
+
 // techniqueNames are what MITRE ATT&CK calls the techniques that detectors name, and those they
 // are part of. A test holds that none is missing.
 var techniqueNames = map[string]string{

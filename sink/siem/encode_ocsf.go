@@ -192,10 +192,10 @@ func ocsfConversation(e object, f *flow.Finding, t *told) (acted bool) {
 	e["class_name"], e["category_uid"], e["category_name"] = "Network Activity", 4, "Network Activity"
 	e["activity_id"], e["activity_name"] = traffic, "Traffic"
 	e["type_uid"], e["type_name"] = ocsfNetwork*100+traffic, "Network Activity: Traffic"
-	switch f.Outcome {
-	case flow.OutcomePermitted.String(), flow.OutcomeEscaped.String():
+	switch passed, stopped := fate(f); {
+	case passed:
 		e["status_id"], e["status"] = 1, "Success"
-	case flow.OutcomeBlocked.String(), flow.OutcomeMisblocked.String():
+	case stopped:
 		e["status_id"], e["status"] = 2, "Failure"
 	default:
 		e["status_id"], e["status"] = 0, "Unknown"
@@ -228,17 +228,26 @@ func ocsfConfidence(c float64) int {
 	return 0
 }
 
-// ocsfDone tells what enforcement did: the action it took and what came of that.
+// ocsfDone tells what enforcement did, as far as somebody said so, and what came of it, which is
+// known of more: an answer shows that something got through.
 func ocsfDone(f *flow.Finding) (actionID int, action string, dispositionID int, disposition string) {
 	switch f.Observed {
 	case flow.ObservedAllow.String():
-		return 1, "Allowed", 1, "Allowed"
+		actionID, action = 1, "Allowed"
 	case flow.ObservedDeny.String():
-		return 2, "Denied", 2, "Blocked"
+		actionID, action = 2, "Denied"
 	case flow.ObservedAudit.String():
 		return 3, "Observed", 17, "Logged"
+	default:
+		action = "Unknown"
 	}
-	return 0, "Unknown", 15, "Detected"
+	switch passed, stopped := fate(f); {
+	case passed:
+		return actionID, action, 1, "Allowed"
+	case stopped:
+		return actionID, action, 2, "Blocked"
+	}
+	return actionID, action, 15, "Detected"
 }
 
 func ocsfPolicy(f *flow.Finding) object {

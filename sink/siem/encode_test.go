@@ -58,7 +58,8 @@ func drawn(rng *rand.Rand, emptyIn int, word func() string) *flow.Finding {
 	f := new(flow.Finding)
 	var fill func(v reflect.Value, name string)
 	fill = func(v reflect.Value, name string) {
-		if emptyIn > 0 && rng.IntN(emptyIn) == 0 && name != "ID" && name != "Type" && name != "Orientation" && name != "Edges" {
+		always := []string{"ID", "Type", "Orientation", "Observed", "Expected", "Outcome", "Edges", "Sample"}
+		if emptyIn > 0 && rng.IntN(emptyIn) == 0 && !slices.Contains(always, name) {
 			return
 		}
 		words := vocabulary[name]

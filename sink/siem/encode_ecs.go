@@ -149,7 +149,7 @@ func ecsNetwork(t *told) object {
 func ecsThreat(techniques []string) object {
 	var ids, names, subs, subNames []string
 	for _, id := range texts(techniques...) {
-		parent, _, sub := strings.Cut(id, ".")
+		parent, sub := technique(id)
 		if !slices.Contains(ids, parent) {
 			ids, names = append(ids, parent), append(names, techniqueNames[parent])
 		}

@@ -1,6 +1,10 @@
 package siem
 
-import "github.com/postern/postern/flow"
+import (
+	"strings"
+
+	"github.com/postern/postern/flow"
+)
 
 // behaves says whether a type of finding comes of how hosts behave, against what is usual for
 // them, and not of one rule.
@@ -47,4 +51,13 @@ var techniqueNames = map[string]string{
 	"T1550":     "Use Alternate Authentication Material",
 	"T1562":     "Impair Defenses",
 	"T1562.001": "Disable or Modify Tools",
+}
+
+// technique is what a technique's id is part of: of T1021.004 T1021, of T1078 itself.
+func technique(id string) (parent string, sub bool) {
+	parent, rest, _ := strings.Cut(id, ".")
+	if parent == "" || rest == "" {
+		return id, false
+	}
+	return parent, true
 }

@@ -3,7 +3,6 @@ package siem
 import (
 	"encoding/json"
 	"math"
-	"strings"
 
 	"github.com/postern/postern/flow"
 )
@@ -281,7 +280,7 @@ func ocsfAttacks(ids []string) (attacks []object) {
 		if id == "" {
 			continue
 		}
-		parent, _, sub := strings.Cut(id, ".")
+		parent, sub := technique(id)
 		a := object{"technique": filled(object{"uid": parent, "name": techniqueNames[parent]})}
 		if sub {
 			a["sub_technique"] = filled(object{"uid": id, "name": techniqueNames[id]})

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strconv"
@@ -138,7 +140,7 @@ func everyFinding() (list []*flow.Finding) {
 			list = append(list, f)
 		}
 	}
-	for range 120 {
+	for range 60 {
 		list = append(list, drawn(rng, 1+rng.IntN(6), nasty))
 	}
 	return list
@@ -332,4 +334,68 @@ func saysQuery(got any, want string) bool {
 	}
 	s, _ := got.(string)
 	return !strings.HasSuffix(s, "…") && says(got, want)
+}
+
+// TestEncodingsPage holds docs/encodings.md to the code: every encoding, every field and key that is
+// used, and the class of each type of finding that is no Detection Finding.
+func TestEncodingsPage(t *testing.T) {
+	b, err := os.ReadFile(filepath.Join("..", "..", "docs", "encodings.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := string(b)
+	must := func(text string) {
+		if !strings.Contains(page, text) {
+			t.Errorf("docs/encodings.md does not tell of %s", text)
+		}
+	}
+	for _, e := range Encodings {
+		must("| `" + e.Name + "` |")
+	}
+	for _, version := range []string{"Framework " + ocsfVersion, "declare " + ocsfVersion, "Schema " + ecsVersion, "7,800", "20,000"} {
+		must(version)
+	}
+	fields, _ := ecsFields()
+	for field := range fields {
+		must("`" + field + "`")
+	}
+	for key := range cefKeys {
+		if !strings.HasSuffix(key, "Label") {
+			must("`" + key + "`")
+		}
+	}
+	for _, f := range everyFinding()[:20] {
+		line, err := encodeCEF(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, keys, err := readCEF(string(line))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for key := range keys {
+			if strings.HasPrefix(key, "Postern") {
+				must("`" + key + "`")
+			}
+		}
+	}
+	rows := map[int]string{}
+	for line := range strings.Lines(page) {
+		for class, name := range map[int]string{ocsfNetwork: "| Network Activity 4001 |", ocsfCompliance: "| Compliance Finding 2003 |"} {
+			if strings.HasPrefix(line, name) {
+				rows[class] = line
+			}
+		}
+	}
+	for _, typ := range flow.FindingTypes() {
+		class := ocsfClass(&flow.Finding{Type: typ, Client: "10.0.0.1"})
+		for c, row := range rows {
+			if strings.Contains(row, "`"+typ+"`") != (c == class) {
+				t.Errorf("docs/encodings.md tells %s wrongly of class %d; it is told in %d", typ, c, class)
+			}
+		}
+	}
+	if len(rows) != 2 {
+		t.Errorf("%d rows of classes", len(rows))
+	}
 }

@@ -89,7 +89,8 @@ lint: check-go ## go vet, golangci-lint (.golangci.yml says what and why), gofmt
 
 .PHONY: docs
 docs: check-go ## write the reference pages anew from the code
-	$(GO) test ./cmd/postern -run '^TestReferencePages$$' -count=1 -update
+	$(GO) test ./cmd/postern -run '^(TestReferencePages|TestDemoExamples)$$' -count=1 -update
+	$(GO) test ./sink/siem -run '^TestFindingSchema$$' -count=1 -update
 	$(GO) generate ./sink
 
 .PHONY: clean

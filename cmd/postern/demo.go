@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"math"
 	"net"
@@ -289,17 +290,13 @@ type demoExporter struct {
 // connect makes the two exporters, the switch at 127.0.0.2 and the firewall at
 // 127.0.0.3, at a rate that loopback takes without loss.
 func (d *demo) connect() error {
-	boot := flow.TimeOf(d.start.Add(-(demoDays + 1) * 24 * time.Hour))
-	for i, cfg := range []exporter.Config{
-		{Protocol: flow.SourceNetFlowV9, Domain: 1, Boot: boot},
-		{Protocol: flow.SourceIPFIX, Domain: 7, Boot: boot, Biflow: true, BiflowDirection: true, Rich: true, Names: d.svc.names},
-	} {
+	for i, cfg := range demoExporters(d.start, d.svc.names) {
 		encode, err := exporter.New(cfg)
 		if err != nil {
 			return err
 		}
 		send, err := exporter.NewSender(exporter.SenderConfig{
-			Source: netip.AddrFrom4([4]byte{127, 0, 0, byte(2 + i)}), Target: d.svc.listeners[0].Addr(), Rate: 2000,
+			Source: demoAddress(i), Target: d.svc.listeners[0].Addr(), Rate: 2000,
 		})
 		if err != nil {
 			return err
@@ -309,38 +306,57 @@ func (d *demo) connect() error {
 	return nil
 }
 
-// export sends what the switch and the firewall saw, in the order flows ended: minute by minute
-// one after the other, as they would.
+// demoExporters are the switch and the firewall.
+func demoExporters(start time.Time, names *flow.Names) []exporter.Config {
+	boot := flow.TimeOf(start.Add(-(demoDays + 1) * 24 * time.Hour))
+	return []exporter.Config{
+		{Protocol: flow.SourceNetFlowV9, Domain: 1, Boot: boot},
+		{Protocol: flow.SourceIPFIX, Domain: 7, Boot: boot, Biflow: true, BiflowDirection: true, Rich: true, Names: names},
+	}
+}
+
+// demoAddress is where the exporter of that number sends from.
+func demoAddress(i int) netip.Addr { return netip.AddrFrom4([4]byte{127, 0, 0, byte(2 + i)}) }
+
+// export sends what the switch and the firewall saw.
 func (d *demo) export(ctx context.Context, seen ...[]flow.Record) (n int, err error) {
+	for i, records := range byMinute(seen...) {
+		n += len(records)
+		e := d.exporters[i]
+		if _, err := e.encode.Export(flow.TimeOf(time.Now()), records, e.send.Emit(ctx)); err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// byMinute gives what each exporter saw, by its number, in the order flows ended: minute by minute
+// one after the other, as they would export it.
+func byMinute(seen ...[]flow.Record) iter.Seq2[int, []flow.Record] {
 	const minute = flow.Time(60_000)
-	var at flow.Time
 	for i := range seen {
 		slices.SortStableFunc(seen[i], func(a, b flow.Record) int { return cmp.Compare(a.End, b.End) })
-		n += len(seen[i])
 	}
-	for {
-		at = math.MaxInt64
-		for _, records := range seen {
-			if len(records) > 0 {
-				at = min(at, records[0].End-records[0].End%minute+minute)
+	return func(yield func(int, []flow.Record) bool) {
+		for {
+			var at flow.Time = math.MaxInt64
+			for _, records := range seen {
+				if len(records) > 0 {
+					at = min(at, records[0].End-records[0].End%minute+minute)
+				}
 			}
-		}
-		if at == math.MaxInt64 {
-			return n, nil
-		}
-		for i, records := range seen {
-			k := 0
-			for k < len(records) && records[k].End < at {
-				k++
+			if at == math.MaxInt64 {
+				return
 			}
-			if k == 0 {
-				continue
+			for i, records := range seen {
+				k := 0
+				for k < len(records) && records[k].End < at {
+					k++
+				}
+				if seen[i] = records[k:]; k > 0 && !yield(i, records[:k]) {
+					return
+				}
 			}
-			e := d.exporters[i]
-			if _, err := e.encode.Export(flow.TimeOf(time.Now()), records[:k], e.send.Emit(ctx)); err != nil {
-				return n, err
-			}
-			seen[i] = records[k:]
 		}
 	}
 }

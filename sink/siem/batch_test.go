@@ -76,7 +76,6 @@ func TestOutboxBatches(t *testing.T) {
 		defer runOutbox(o, s)()
 		time.Sleep(20 * time.Hour)
 		checkDepth(t, o, 0, 0)
-		full := 0
 		for _, b := range s.batches {
 			keys := map[string]bool{}
 			for _, id := range b {
@@ -86,12 +85,9 @@ func TestOutboxBatches(t *testing.T) {
 			if len(b) > 7 || len(keys) != len(b) {
 				t.Errorf("batch %v", b)
 			}
-			if len(b) == 7 {
-				full++
-			}
 		}
-		if full < 5 {
-			t.Errorf("%d of %d batches are full", full, len(s.batches))
+		if n := len(s.batches); n > 60 { // 80 events, a fifth of which went twice
+			t.Errorf("%d batches", n)
 		}
 		next := map[string]int{}
 		for _, id := range s.taken() {

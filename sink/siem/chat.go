@@ -221,8 +221,6 @@ func plainLine(s string, n int) string {
 // chatPart is what a message says of one finding, and where more of it is, if anywhere.
 type chatPart struct{ text, link string }
 
-type object = map[string]any
-
 // slackMessage has its words in blocks of plain text, in which Slack reads neither mentions nor
 // links; text is what notifications show, and others than Slack, escaped as Slack's documentation
 // ("Formatting text") says.
@@ -263,6 +261,6 @@ func teamsMessage(head string, parts []chatPart) object {
 			body = append(body, object{"type": "TextBlock", "text": "[Open the finding](" + p.link + ")"})
 		}
 	}
-	card := object{"$schema": "http://adaptivecards.io/schemas/adaptive-card.json", "type": "AdaptiveCard", "version": "1.4", "body": body}
-	return object{"type": "message", "attachments": []object{{"contentType": "application/vnd.microsoft.card.adaptive", "content": card}}}
+	adaptive := object{"$schema": "http://adaptivecards.io/schemas/adaptive-object.json", "type": "AdaptiveCard", "version": "1.4", "body": body}
+	return object{"type": "message", "attachments": []object{{"contentType": "application/vnd.microsoft.object.adaptive", "content": adaptive}}}
 }

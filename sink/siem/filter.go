@@ -76,7 +76,7 @@ type filterWords struct {
 	Critical      int `expr:"critical"`
 }
 
-func wordsOf(f *flow.Finding) filterWords {
+func thatOf(f *flow.Finding) filterWords {
 	w := filterWords{
 		Type: f.Type, Severity: int(f.Severity), Confidence: f.Confidence, Count: f.Count, Revision: int64(f.Revision), Title: f.Title,
 		Client: f.Client, Server: f.Server, Service: f.Service, SrcSegment: f.SrcSegment, DstSegment: f.DstSegment,
@@ -133,7 +133,7 @@ func (f *filter) wants(fd *flow.Finding) bool {
 	if f.where == nil {
 		return true
 	}
-	out, err := expr.Run(f.where, wordsOf(fd))
+	out, err := expr.Run(f.where, thatOf(fd))
 	yes, ok := out.(bool)
 	return err != nil || !ok || yes
 }

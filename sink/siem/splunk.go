@@ -76,7 +76,7 @@ func (c *SplunkConfig) open(get func(string) (string, error), at *place) (Sender
 	if err != nil {
 		return nil, err
 	}
-	s := &splunk{httpDoor: h, cfg: *c, as: at.as, token: "Splunk " + token, channel: uuid.NewString()}
+	s := &splunk{httpDoor: h, cfg: *c, as: at.as, form: at.form, token: "Splunk " + token, channel: uuid.NewString()}
 	s.host, _ = os.Hostname() // only shown
 	s.event, s.ack = h.url.JoinPath("services/collector/event"), h.url.JoinPath("services/collector/ack")
 	s.ack.RawQuery = url.Values{"channel": {s.channel}}.Encode()
@@ -88,6 +88,7 @@ type splunk struct {
 	cfg                  SplunkConfig
 	as                   encoder
 	token, channel, host string
+	form                 string
 	event, ack           *url.URL
 }
 
@@ -186,16 +187,15 @@ func (s *splunk) encode(e *Event) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	form := "json"
 	v := hecEvent{Time: json.Number(fmt.Sprintf("%d.%03d", e.Time/1000, e.Time%1000)), Host: s.host, Source: "postern",
 		SourceType: s.cfg.SourceType, Index: s.cfg.Index, Fields: map[string]string{"event_id": e.ID, "finding_id": e.Key}}
 	if json.Valid(message) {
 		v.Event = json.RawMessage(message)
 	} else {
-		form, v.Event = "text", string(message)
+		v.Event = string(message)
 	}
 	if v.SourceType == "" {
-		v.SourceType = "postern:finding:" + form
+		v.SourceType = "postern:finding:" + s.form
 	}
 	b, err := json.Marshal(v)
 	if err != nil {

@@ -1,6 +1,7 @@
 package siem
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -217,7 +218,7 @@ func (c *TargetConfig) Validate() error {
 	if c.Encoding != "" && c.Template != "" {
 		return errors.New("template: the message is made by a template, so encoding has no effect; take one of them out")
 	}
-	if _, err := encodingNamed(c.Encoding); c.Encoding != "" && err != nil {
+	if _, err := LookupEncoding(c.Encoding); c.Encoding != "" && err != nil {
 		return fmt.Errorf("encoding: %w", err)
 	}
 	if c.Encoding == "cef" && k.json {
@@ -250,6 +251,7 @@ type place struct {
 	clock func() time.Time
 	met   *targetMetrics
 	as    encoder
+	form  string // what it makes: an encoding's name, or "template"
 	// bare says that nobody chose an encoding or a template: the sender may make its own form.
 	bare bool
 }
@@ -362,7 +364,7 @@ func newTarget(cfg TargetConfig, o TargetOptions) (*Target, error) {
 	if t.met, err = newTargetMetrics(o.Reg, cfg.Name, k.name); err != nil {
 		return nil, err
 	}
-	at := &place{name: cfg.Name, log: o.Log.With("target", cfg.Name), clock: o.Clock, met: t.met, as: as, bare: cfg.Encoding == "" && cfg.Template == ""}
+	at := &place{name: cfg.Name, log: o.Log.With("target", cfg.Name), clock: o.Clock, met: t.met, as: as, form: cfg.form(k), bare: cfg.Encoding == "" && cfg.Template == ""}
 	if t.sender, err = part.open(o.Secret, at); err != nil {
 		unregisterCollectors(t.met.reg, t.met.collectors())
 		return nil, err
@@ -370,16 +372,21 @@ func newTarget(cfg TargetConfig, o TargetOptions) (*Target, error) {
 	return t, nil
 }
 
+// form is what messages for a target of kind k are.
+func (c *TargetConfig) form(k kind) string {
+	if c.Template != "" {
+		return "template"
+	}
+	return cmp.Or(c.Encoding, k.encoding)
+}
+
 // encoder is what makes messages for a target of kind k.
 func (c *TargetConfig) encoder(k kind) (encoder, error) {
 	if c.Template != "" {
 		return templateEncoder(c.Template, k.json)
 	}
-	name := c.Encoding
-	if name == "" {
-		name = k.encoding
-	}
-	encode, err := encodingNamed(name)
+	name := c.form(k)
+	encoding, err := LookupEncoding(name)
 	if err != nil {
 		return nil, err
 	}
@@ -391,7 +398,7 @@ func (c *TargetConfig) encoder(k kind) (encoder, error) {
 		err := json.Unmarshal(e.Body, &f)
 		if err == nil {
 			var b []byte
-			if b, err = encode(&f); err == nil {
+			if b, err = encoding.Encode(&f); err == nil {
 				return b, nil
 			}
 		}

@@ -113,7 +113,7 @@ func checkCEF(f *flow.Finding) error {
 		say("header %q", header)
 	}
 	for k, v := range ext {
-		ok := true
+		var ok bool
 		switch most := cefKeys[k].(type) {
 		case int:
 			ok = utf8.RuneCountInString(v) <= most

@@ -70,7 +70,7 @@ func checkECS(f *flow.Finding) error {
 		}
 		s, isText := v.(string)
 		n, isNumber := v.(json.Number)
-		ok := false
+		var ok bool
 		switch typ := fields[path]; typ {
 		case "keyword", "match_only_text":
 			ok = isText && s != ""

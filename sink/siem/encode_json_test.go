@@ -73,8 +73,7 @@ func findingSchema(t *testing.T) []byte {
 		properties, required := object{}, []string{}
 		var add func(typ reflect.Type)
 		add = func(typ reflect.Type) {
-			for i := range typ.NumField() {
-				f := typ.Field(i)
+			for f := range typ.Fields() {
 				if f.Anonymous {
 					add(f.Type)
 					continue

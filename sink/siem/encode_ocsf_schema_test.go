@@ -258,7 +258,7 @@ func (s *ocsfDefs) event(e map[string]any) (wrong, missing []string) {
 
 // follow reads a path as observables have it: a.b[0].c.
 func follow(v any, path string) any {
-	for _, step := range strings.Split(path, ".") {
+	for step := range strings.SplitSeq(path, ".") {
 		name, index, indexed := strings.Cut(strings.TrimSuffix(step, "]"), "[")
 		if v = at(v, name); indexed {
 			i, err := strconv.Atoi(index)

@@ -55,7 +55,7 @@ func TestTargets(t *testing.T) {
 	for _, name := range []string{"rsyslog", "syslog-ng", "opensearch", "kafka", "webhook", "file"} {
 		section += "  - name: " + name + "\n    minSeverity: informational\n" + takers[name].section
 	}
-	s := newServer(t, crashPolicy, section+"detect: {updateEvery: 1s}\n"+quickSessions(4*time.Second))
+	s := newServer(t, crashPolicy, section+"enrich: {window: 2s}\ndetect: {updateEvery: 1s}\n"+quickSessions(4*time.Second))
 	g := newGenerator(t, s.udp)
 	s.start()
 	g.sendFor(3 * time.Second)

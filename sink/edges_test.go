@@ -339,7 +339,7 @@ func BenchmarkEdgeWriter(b *testing.B) {
 				ClientBytes: int64(r.BytesRaw), ServerBytes: int64(r.BytesRaw), ClientPackets: int64(r.PacketsRaw), ServerPackets: int64(r.PacketsRaw),
 				EdgeKey: flow.EdgeKey{Client: client, Server: server, ServerPort: port, Proto: r.Proto, HasPorts: true, ClientSegment: cseg, ServerSegment: sseg,
 					ClientIdentity: names.Intern(fmt.Sprintf(`CORP\user-%s`, client)), // each workstation has a user
-					Rule: v.Rule, Exception: v.Exception, Expected: v.Expected, Staged: v.Staged, Reason: v.Reason, Observed: v.Observed, Outcome: v.Outcome}}
+					Rule:           v.Rule, Exception: v.Exception, Expected: v.Expected, Staged: v.Staged, Reason: v.Reason, Observed: v.Observed, Outcome: v.Outcome}}
 		}
 		b.StartTimer()
 		start := time.Now()

@@ -163,27 +163,26 @@ func privilegesOf(sql string) (needs []string, object string, err error) {
 		return nil, "", fmt.Errorf("a statement of the schema whose privileges are not known: %.80s", sql)
 	}
 	object = m[5]
-	switch {
-	case m[3] == "":
+	if m[3] == "" {
 		needs = []string{"CREATE " + m[2]}
 		if m[1] != "" {
 			needs = append(needs, "DROP "+m[2])
 		}
-	default:
-		for _, clause := range alterClause.FindAllStringSubmatch(sql, -1) {
-			found := false
-			for text, p := range alterClauses {
-				if strings.HasPrefix(clause[1], text) {
-					needs, found = append(needs, p), true
-				}
-			}
-			if !found {
-				return nil, "", fmt.Errorf("a clause of the schema whose privileges are not known: %s", clause[1])
+		return needs, object, nil
+	}
+	for _, clause := range alterClause.FindAllStringSubmatch(sql, -1) {
+		found := false
+		for text, p := range alterClauses {
+			if strings.HasPrefix(clause[1], text) {
+				needs, found = append(needs, p), true
 			}
 		}
-		if len(needs) == 0 {
-			return nil, "", fmt.Errorf("a statement of the schema whose privileges are not known: %.80s", sql)
+		if !found {
+			return nil, "", fmt.Errorf("a clause of the schema whose privileges are not known: %s", clause[1])
 		}
+	}
+	if len(needs) == 0 {
+		return nil, "", fmt.Errorf("a statement of the schema whose privileges are not known: %.80s", sql)
 	}
 	return needs, object, nil
 }

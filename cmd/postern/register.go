@@ -14,17 +14,18 @@ import (
 // storePolicyVersion records that a policy was accepted: what it says in the register, unless an
 // acceptance as late as this one has put it there, and then the version itself.
 func storePolicyVersion(ctx context.Context, db *sink.ClickHouse, v sink.PolicyVersion, registered map[string]flow.Time) error {
-	p, err := policy.ParseSource([]byte(v.Source))
-	if err != nil {
-		return fmt.Errorf("policy version %s: %w", v.Hash, err)
-	}
-	if at, known := registered[p.Version()]; !known || at < v.AcceptedAt {
+	version := v.Hash[:min(16, len(v.Hash))]
+	if at, known := registered[version]; !known || at < v.AcceptedAt {
+		p, err := policy.ParseSource([]byte(v.Source))
+		if err != nil {
+			return fmt.Errorf("policy version %s: %w", v.Hash, err)
+		}
 		if err := db.InsertRegister(ctx, registerOf(p, v.AcceptedAt)); err != nil {
 			return err
 		}
-		registered[p.Version()] = v.AcceptedAt
+		registered[version] = v.AcceptedAt
 	}
-	_, err = db.InsertPolicyVersion(ctx, v)
+	_, err := db.InsertPolicyVersion(ctx, v)
 	return err
 }
 

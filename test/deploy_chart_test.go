@@ -242,6 +242,9 @@ func checkNetwork(t *testing.T, docs []object, pods map[string]object) {
 						t.Errorf("%v opens every port", at(p, "metadata", "name"))
 					}
 					for _, port := range each(r["ports"]) {
+						if way == "in" && port["protocol"] == "UDP" && len(each(r["from"])) == 0 {
+							t.Errorf("%v lets everybody send flows, not the exporters", at(p, "metadata", "name"))
+						}
 						allowed[fmt.Sprint(way, " ", port["protocol"], "/", port["port"])] = true
 					}
 				}

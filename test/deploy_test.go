@@ -179,8 +179,40 @@ func TestCompose(t *testing.T) {
 			t.Errorf("%s is reached from elsewhere than the inner network", name)
 		}
 	}
-	if run(t, "check", "-c", filepath.Join(folder, "postern.yaml"), "../deploy/config/policy") == "" {
-		t.Error("the configuration is not said to be right")
+	run(t, "check", "-c", filepath.Join(folder, "postern.yaml"), "../deploy/config/policy")
+}
+
+// TestComposePrometheus: Prometheus's own tool takes its configuration.
+func TestComposePrometheus(t *testing.T) {
+	promtool, err := exec.LookPath("promtool")
+	if err != nil {
+		part.Missing(t, "promtool is not on this machine; Prometheus's configuration was not checked")
+	}
+	output(t, composeFolder, promtool, "check", "config", "--syntax-only", "prometheus/prometheus.yml")
+}
+
+// TestComposeDataSources: Grafana's data sources in compose are those that the dashboards are made for.
+func TestComposeDataSources(t *testing.T) {
+	sources := func(file string) []string {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out []string
+		for _, s := range each(documents(t, text)[0]["datasources"]) {
+			out = append(out, fmt.Sprint(s["uid"], " ", s["type"], " ", s["name"]))
+		}
+		return out
+	}
+	want := []string{"postern-clickhouse grafana-clickhouse-datasource Postern ClickHouse", "postern-prometheus prometheus Postern Prometheus"}
+	files, err := filepath.Glob("../dashboards/provisioning/datasources/*.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range append(files, composeFolder+"/grafana/datasources.yaml") {
+		if got := sources(file); !slices.Equal(got, want) {
+			t.Errorf("%s: %q", file, got)
+		}
 	}
 }
 
@@ -315,8 +347,10 @@ func TestDockerfile(t *testing.T) {
 		}
 		bases[s.Name] = s.Base
 		for _, c := range s.Commands {
-			if from := regexp.MustCompile(`--from=(\S+)`).FindStringSubmatch(c.Text); from != nil && bases[from[1]] == "" {
-				t.Errorf("%s: there is no stage %s before", c.Text, from[1])
+			if _, from, copied := strings.Cut(c.Text, "--from="); copied {
+				if stage, _, _ := strings.Cut(from, " "); bases[stage] == "" {
+					t.Errorf("%s: there is no stage %s before", c.Text, stage)
+				}
 			}
 			if c.Name == "ADD" {
 				t.Errorf("%s: COPY does what it says", c.Text)
@@ -339,11 +373,15 @@ func TestDockerfile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var sent []string
 	for line := range strings.Lines(string(listed)) {
 		if file, again := strings.CutPrefix(strings.TrimSpace(line), "!"); again {
-			if _, err := os.Stat("../" + file); err != nil {
-				t.Errorf("Dockerfile.dockerignore: %v", err)
-			}
+			sent = append(sent, file)
+		}
+	}
+	for _, p := range goList(t, "-deps", "./cmd/postern") {
+		if folder, ours := strings.CutPrefix(p.ImportPath, modulePath+"/"); ours && !slices.ContainsFunc(sent, func(s string) bool { return within(folder, s) }) {
+			t.Errorf("Dockerfile.dockerignore leaves out %s, which the binary is built from", folder)
 		}
 	}
 }

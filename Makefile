@@ -19,7 +19,7 @@ PKG      ?= ./...
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 .PHONY: check-go
 check-go:
@@ -42,6 +42,10 @@ kafka: ## fetch Apache Kafka for the tests (44 MB, once)
 .PHONY: kubernetes
 kubernetes: check-go ## build a Kubernetes API server and etcd for the tests (minutes, once)
 	@test/kubernetes/apiserver build
+
+.PHONY: deploy-tools
+deploy-tools: check-go ## build helm and the other tools that check deploy/ (minutes, once)
+	@test/deploy/tools build
 
 .PHONY: demo
 demo: engine ## see it all work on this machine; Ctrl-C ends it

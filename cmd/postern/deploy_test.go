@@ -1,34 +1,34 @@
 package main
 
 import (
-	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strings"
 	"testing"
+
+	"github.com/postern/postern/sink"
 )
 
-// TestExampleConfiguration: what deploy/ tells people to install is accepted.
-func TestExampleConfiguration(t *testing.T) {
-	cfg, err := loadConfig(filepath.Join("..", "..", "deploy", "postern.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(cfg.Targets) != 1 || cfg.Targets[0].Webhook.Timeout == 0 || len(cfg.Ingest.NetFlow.Exporters) == 0 {
-		t.Errorf("the example does not say what it seems to say: %+v", cfg)
-	}
-}
-
-// TestExampleWithKafka: so is the one for the roles around Kafka, and it says how to make
-// its topics.
-func TestExampleWithKafka(t *testing.T) {
-	cfg, err := loadConfig(filepath.Join("..", "..", "deploy", "kafka.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(cfg.Kafka.Brokers) != 3 || cfg.Kafka.SASL.Mechanism == "" || len(cfg.Targets) != 1 {
-		t.Errorf("the example does not say what it seems to say: %+v", cfg.Kafka)
+// TestExampleConfigurations: what deploy/ tells people to install is accepted, beside the policy that it
+// ships, and says what it seems to say.
+func TestExampleConfigurations(t *testing.T) {
+	for size, says := range map[string]func(c config) bool{
+		"small":  func(c config) bool { return c.ClickHouse.URL == sink.URLEmbedded && !c.Kafka.Enabled() },
+		"medium": func(c config) bool { return c.ClickHouse.TLS.Enabled && c.Identity.enabled() && !c.Kafka.Enabled() },
+		"large": func(c config) bool {
+			return len(c.Kafka.Brokers) == 3 && c.Kafka.SASL.Mechanism != "" && c.ClickHouse.TLS.Enabled
+		},
+	} {
+		file := filepath.Join("..", "..", "deploy", "config", size+".yaml")
+		cfg, err := loadConfig(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !says(cfg) || len(cfg.Ingest.NetFlow.Exporters) == 0 {
+			t.Errorf("%s.yaml does not say what it seems to say: %+v", size, cfg)
+		}
+		if out, _, err := command(t, "check", "-c", file, filepath.Join("..", "..", "deploy", "config", "policy")); err != nil {
+			t.Errorf("postern check: %v: %s", err, out)
+		}
 	}
 }
 
@@ -61,39 +61,5 @@ func TestDocumentedConfigurations(t *testing.T) {
 	}
 	if checked < 20 {
 		t.Errorf("only %d configurations were found", checked)
-	}
-}
-
-// TestUnits: the systemd units verify, on machines that have systemd's tool.
-func TestUnits(t *testing.T) {
-	tool, err := exec.LookPath("systemd-analyze")
-	if err != nil {
-		t.Logf("systemd-analyze is not on this machine; the units' directives were not verified: %v", err)
-	}
-	for name, wants := range map[string][]string{
-		"postern.service":  {"ExecStart=/usr/local/bin/postern serve -c /etc/postern/postern.yaml"},
-		"postern@.service": {"ExecStart=/usr/local/bin/postern %i -c /etc/postern/%i.yaml"},
-	} {
-		raw, err := os.ReadFile(filepath.Join("..", "..", "deploy", name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		unit := string(raw)
-		for _, want := range append(wants, "ExecReload=/bin/kill -HUP", "NoNewPrivileges=true") {
-			if !strings.Contains(unit, want) {
-				t.Errorf("%s lacks %q", name, want)
-			}
-		}
-		if tool == "" {
-			continue
-		}
-		// The binary is not installed where the unit expects it; everything else must be right.
-		local := filepath.Join(t.TempDir(), strings.Replace(name, "@", "@detect", 1))
-		if err := os.WriteFile(local, []byte(strings.ReplaceAll(unit, "/usr/local/bin/postern", "/bin/true")), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if out, err := exec.Command(tool, "verify", local).CombinedOutput(); err != nil {
-			t.Errorf("%s: %v\n%s", name, err, out)
-		}
 	}
 }

@@ -69,7 +69,7 @@ and tells what was misused to the SIEM.
 	root.AddCommand(
 		serveCommand(), collectCommand(), detectCommand(), forwardCommand(), replayCommand(), decodeCommand(), demoCommand(),
 		checkCommand(), explainCommand(), testCommand(),
-		queryCommand(), findingCommand(), migrateCommand(), outboxCommand(), kafkaCommand(), engineCommand(),
+		queryCommand(), readyCommand(), findingCommand(), migrateCommand(), outboxCommand(), kafkaCommand(), engineCommand(),
 		versionCommand(),
 	)
 	return root

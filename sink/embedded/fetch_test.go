@@ -95,6 +95,17 @@ func TestDownloadAndInstall(t *testing.T) {
 	if got, err := locate(cache, a); err != nil || got != path {
 		t.Fatal(got, err)
 	}
+	// As an archive or an image's layer keeps it: in whole seconds.
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(path, time.Time{}, info.ModTime().Truncate(time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := locate(cache, a); err != nil || got != path {
+		t.Fatal(got, err)
+	}
 	// A library changed afterwards is not loaded.
 	if err := os.WriteFile(path, []byte("other"), 0o755); err != nil {
 		t.Fatal(err)

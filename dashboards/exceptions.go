@@ -50,8 +50,8 @@ FROM exceptions WHERE state IN ('active', 'expiring') AND ended <= now() + INTER
 	d.row(9,
 		table(12, "Used when or where they do not hold", "After the end, before the beginning, without approval, or beyond what was approved.", `
 SELECT toString(exception) AS exception, toString(reason) AS why, `+end("src_workload", "client")+` AS source, `+end("dst_workload", "server")+` AS destination, toString(service) AS service,
-  toUInt64(sum(sessions)) AS sessions, toUInt64(sumIf(sessions, outcome = 'escaped')) AS passed, max(hour) AS last_hour
-FROM edge_hours WHERE `+hours+` AND exception != '' AND reason IN ('expired-exception', 'not-yet-valid', 'unapproved', 'out-of-scope') AND `+ofOwners+`
+  toUInt64(sum(e.sessions)) AS sessions, toUInt64(sumIf(e.sessions, outcome = 'escaped')) AS passed, max(hour) AS last_hour
+FROM edge_hours AS e WHERE `+hours+` AND exception != '' AND reason IN ('expired-exception', 'not-yet-valid', 'unapproved', 'out-of-scope') AND `+ofOwners+`
 GROUP BY exception, why, source, destination, service ORDER BY sessions DESC LIMIT 50`).
 			leads("exception", "Everything about it", "one-exception", "exception").number("sessions", "short").number("passed", "short", first("text"), from(1, bad)).when("last_hour").width("exception", 100),
 		findingTable(12, "Pivots: on from where an exception ends", "Who came in by an exception and went on from its target, which nobody approved.",

@@ -55,9 +55,9 @@ SELECT $__timeInterval(hour) AS time, max(tried) AS tried, max(answered) AS answ
 FROM (SELECT hour, client, uniqExact(server) AS tried, uniqExactIf(server, answered > 0) AS answered FROM edge_hours WHERE `+hours+` AND `+administrative+` AND `+ofSegment+` GROUP BY hour, client)
 GROUP BY time ORDER BY time`).colour("tried", fair, "answered", calm),
 		table(12, "Who administers most hosts", "Clients by hosts reached over remote administration; scanners and backups belong here, others hardly.", `
-SELECT `+end("src_workload", "client")+` AS source, any(toString(src_segment)) AS segment, uniqExact(server) AS hosts, uniqExact(dst_segment) AS segments, toUInt64(sum(sessions)) AS sessions,
-  100 * sumIf(sessions, expected = 'deny') / greatest(sum(sessions), 1) AS denied
-FROM edge_hours WHERE `+hours+` AND `+administrative+` AND `+ofSegment+` GROUP BY source ORDER BY hosts DESC LIMIT 25`).
+SELECT `+end("src_workload", "client")+` AS source, any(toString(src_segment)) AS segment, uniqExact(server) AS hosts, uniqExact(dst_segment) AS segments, toUInt64(sum(e.sessions)) AS sessions,
+  100 * sumIf(e.sessions, expected = 'deny') / greatest(sum(e.sessions), 1) AS denied
+FROM edge_hours AS e WHERE `+hours+` AND `+administrative+` AND `+ofSegment+` GROUP BY source ORDER BY hosts DESC LIMIT 25`).
 			bar("hosts", "short", first(calm), from(20, fair), from(100, poor)).number("segments", "short").number("sessions", "short").number("denied", "percent", first("text"), from(1, fair), from(20, poor)),
 	)
 	return d

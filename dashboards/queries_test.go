@@ -70,6 +70,7 @@ func TestQueries(t *testing.T) {
 							t.Fatalf("%v\n%s", err, sql)
 						}
 						answers[q.RefID] = a
+						t.Logf("%d rows, %d bytes read in %.0f ms, %d rows told", a.Read.Rows, a.Read.Bytes, 1000*a.Read.Took, len(a.Data))
 						// What lies in the range, three times, where a query looks at it more than once, and
 						// some granules at its edges; the thirty days before where first contacts are counted.
 						share := min(s.to.Sub(s.from).Hours()/24/100, 1)

@@ -16,7 +16,7 @@ import (
 )
 
 // engine is a database of the real engine as Grafana meets it: by HTTP, as a user that may only read.
-type engine struct{ url, token, database string }
+type engine struct{ url, token, reader, database string }
 
 // answer is what the engine says to a query, with what it had to read.
 type answer struct {
@@ -45,12 +45,14 @@ func migrated(t *testing.T, database string) engine {
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
 	}
-	e := engine{at, token, database}
-	t.Cleanup(func() { _, _ = e.do(context.WithoutCancel(t.Context()), "DROP DATABASE "+database+" SYNC", nil) })
+	e := engine{at, token, "reader", database}
+	t.Cleanup(func() {
+		_, _ = e.do(context.WithoutCancel(t.Context()), "default", token, "DROP DATABASE "+database+" SYNC", nil)
+	})
 	return e
 }
 
-func (e engine) do(ctx context.Context, sql string, settings url.Values) ([]byte, error) {
+func (e engine) do(ctx context.Context, user, token, sql string, settings url.Values) ([]byte, error) {
 	q := url.Values{"database": {e.database}}
 	for k, v := range settings {
 		q[k] = v
@@ -61,11 +63,8 @@ func (e engine) do(ctx context.Context, sql string, settings url.Values) ([]byte
 	if err != nil {
 		return nil, err
 	}
-	req.Header.Set("X-ClickHouse-User", "default")
-	if e.token == "reader" {
-		req.Header.Set("X-ClickHouse-User", "reader")
-	}
-	req.Header.Set("X-ClickHouse-Key", e.token)
+	req.Header.Set("X-ClickHouse-User", user)
+	req.Header.Set("X-ClickHouse-Key", token)
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return nil, err
@@ -81,15 +80,14 @@ func (e engine) do(ctx context.Context, sql string, settings url.Values) ([]byte
 // insert runs a statement that writes.
 func (e engine) insert(t *testing.T, sql string) {
 	t.Helper()
-	if _, err := e.do(t.Context(), sql, nil); err != nil {
+	if _, err := e.do(t.Context(), "default", e.token, sql, nil); err != nil {
 		t.Fatalf("%v\n%s", err, sql)
 	}
 }
 
 // ask runs a query that only reads.
 func (e engine) ask(ctx context.Context, sql string) (a answer, err error) {
-	e.token = "reader"
-	b, err := e.do(ctx, sql, url.Values{"default_format": {"JSONCompact"}, "output_format_json_quote_64bit_integers": {"0"}})
+	b, err := e.do(ctx, "reader", e.reader, sql, url.Values{"default_format": {"JSONCompact"}, "output_format_json_quote_64bit_integers": {"0"}})
 	if err == nil {
 		err = json.Unmarshal(b, &a)
 	}

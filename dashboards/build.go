@@ -3,6 +3,7 @@ package dashboards
 import (
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"strings"
 )
 
@@ -212,6 +213,7 @@ func (d *Dashboard) row(h int, panels ...Panel) {
 		y = d.Panels[n-1].Grid.Y + d.Panels[n-1].Grid.H
 	}
 	for _, p := range panels {
+		p = p.readable()
 		p.ID, p.Grid.H, p.Grid.X, p.Grid.Y = len(d.Panels)+1, h, x, y
 		x += p.Grid.W
 		d.Panels = append(d.Panels, p)
@@ -310,11 +312,22 @@ func statOf(w int, title, about, unit string, t Target, steps ...step) Panel {
 	return p
 }
 
-// text makes a stat of a word.
-func (p Panel) text() Panel {
+// text makes a stat of what is no number, in colours by word if there are pairs of them.
+func (p Panel) text(pairs ...string) Panel {
 	o := p.Options.(map[string]any)
 	o["reduceOptions"] = reduce{Calcs: []string{"lastNotNull"}, Fields: "/.*/"}
+	if len(pairs) > 0 {
+		p.Fields.Defaults.Mappings = []mapping{{"value", inColours(pairs)}}
+	}
 	return p
+}
+
+func inColours(pairs []string) map[string]any {
+	options := map[string]any{}
+	for i := 0; i < len(pairs); i += 2 {
+		options[pairs[i]] = map[string]any{"color": pairs[i+1], "index": i / 2}
+	}
+	return options
 }
 
 func from(v float64, c string) step { return step{&v, c} }
@@ -383,11 +396,7 @@ func (p Panel) colour(pairs ...string) Panel {
 
 // words shows a column of words on grounds of colours.
 func (p Panel) words(column string, pairs ...string) Panel {
-	options := map[string]any{}
-	for i := 0; i < len(pairs); i += 2 {
-		options[pairs[i]] = map[string]any{"color": pairs[i+1], "index": i / 2}
-	}
-	return p.set(column, property{"mappings", []mapping{{"value", options}}}, property{"custom.width", 120},
+	return p.set(column, property{"mappings", []mapping{{"value", inColours(pairs)}}}, property{"custom.width", 120},
 		property{"custom.cellOptions", map[string]any{"type": "color-background", "mode": "basic"}})
 }
 
@@ -395,6 +404,9 @@ func (p Panel) words(column string, pairs ...string) Panel {
 func (p Panel) bar(column, unit string, steps ...step) Panel {
 	if len(steps) == 0 {
 		steps = []step{first(calm)}
+	}
+	if unit == "percent" {
+		p = p.set(column, property{"max", 100}, property{"decimals", 0})
 	}
 	return p.set(column, property{"custom.cellOptions", map[string]any{"type": "gauge", "mode": "basic", "valueDisplayMode": "text"}}, property{"unit", unit},
 		property{"min", 0}, property{"thresholds", limits{"absolute", steps}}, property{"color", color{Mode: "thresholds"}})
@@ -448,4 +460,25 @@ func (p Panel) named(label string) Panel {
 // wrap lets a column's text go over several lines.
 func (p Panel) wrap(column string) Panel {
 	return p.set(column, property{"custom.cellOptions", map[string]any{"type": "auto", "wrapText": true}})
+}
+
+// listed finds what a query selects under a name with an underscore.
+var listed = regexp.MustCompile(`(?:AS )?\b([a-z]+(?:_[a-z]+)+)(?:,|\n|$)`)
+
+// readable heads columns and names series as people write: last_seen is last seen.
+func (p Panel) readable() Panel {
+	if p.Type == "nodeGraph" || p.Fields.Defaults.DisplayName != "" {
+		return p
+	}
+	done := map[string]bool{}
+	for _, t := range p.Targets {
+		top, _, _ := strings.Cut(t.SQL, "\nFROM")
+		for _, m := range listed.FindAllStringSubmatch(top, -1) {
+			if name := m[1]; !done[name] {
+				done[name] = true
+				p = p.set(name, property{"displayName", strings.NewReplacer("src_", "from ", "dst_", "to ", "_", " ").Replace(name)})
+			}
+		}
+	}
+	return p
 }

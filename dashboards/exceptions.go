@@ -67,8 +67,8 @@ func oneException() *Dashboard {
 	const it = "exception = ${exception:singlequote}"
 	const id = "id = ${exception:singlequote}"
 	d.row(4,
-		stat(4, "State now", "", "none", "SELECT state FROM exceptions WHERE "+id).text(),
-		stat(4, "Ends, or ended", "The earliest of its expiry, its revocation and its removal.", "dateTimeFromNow", "SELECT ended FROM exceptions WHERE "+id),
+		stat(4, "State now", "", "none", "SELECT state FROM exceptions WHERE "+id).text(states...),
+		stat(4, "Ends, or ended", "The earliest of its expiry, its revocation and its removal.", "dateTimeFromNow", "SELECT ended FROM exceptions WHERE "+id).text(),
 		stat(4, "Owner", "Who answers for it.", "none", "SELECT owner FROM exceptions WHERE "+id).text(),
 		stat(4, "Sessions that it allowed", "In the range of time.", "short", "SELECT toUInt64(sum(sessions)) AS sessions FROM edge_hours WHERE "+hours+" AND "+it+" AND reason = 'waived'"),
 		stat(4, "Sessions that it does not allow", "It is implicated: expired, out of scope, unapproved.", "short", "SELECT toUInt64(sum(sessions)) AS sessions FROM edge_hours WHERE "+hours+" AND "+it+" AND reason != 'waived'", zeroIsGood(bad)...),

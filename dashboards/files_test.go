@@ -148,6 +148,9 @@ func TestLayout(t *testing.T) {
 				t.Errorf("%s: the title %q is there twice, or says little", f.Name, p.Title)
 			}
 			titles[p.Title] = true
+			if len(p.Title) > 9*p.Grid.W { // at 1600 pixels a column is 66 wide, and a letter of a title 7
+				t.Errorf("%s: the title %q is cut off", f.Name, p.Title)
+			}
 			if p.Type == "stat" && p.Grid.Y != 0 {
 				t.Errorf("%s: %s: a single number below the first row", f.Name, p.Title)
 			}

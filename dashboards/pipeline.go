@@ -12,7 +12,7 @@ func pipeline() *Dashboard {
 		gauge(4, "The ledger adds up", "1: every datagram and record is accounted for. 0: something was lost without being counted.", "none", "min(postern_ledger_closes"+of+")", first(bad), from(1, good)).mapped("0", "no", "1", "yes"),
 		gauge(4, "Oldest entry waiting in a spool", "How far judging is behind receiving.", "s", "max(postern_ingest_spool_oldest_seconds"+of+")", first(good), from(60, fair), from(600, bad)),
 		gauge(4, "Spool filled", "At 100 % datagrams are refused.", "percentunit", "max(postern_ingest_spool_bytes"+of+" / postern_ingest_spool_limit_bytes"+of+")", first(good), from(.5, fair), from(.8, bad)),
-		gauge(4, "Lost, refused or rejected: datagrams a second", "By the kernel, by the spool or by the decoder.", "pps", "sum(instance:postern_datagrams_lost:rate5m"+of+")", first(good), from(.001, bad)),
+		gauge(4, "Datagrams lost a second", "By the kernel, by the spool or by the decoder.", "pps", "sum(instance:postern_datagrams_lost:rate5m"+of+")", first(good), from(.001, bad)),
 		gauge(4, "Findings waiting to be delivered", "Over all receivers.", "short", "sum(postern_outbox_events"+of+")", first(good), from(100, fair), from(10000, bad)),
 		gauge(4, "Receivers that take nothing", "Every attempt has failed for five minutes or more.", "short", "count(postern_outbox_failing_seconds"+of+" > 300) or vector(0)", zeroIsGood(bad)...),
 	)

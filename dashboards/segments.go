@@ -8,13 +8,13 @@ FROM (SELECT src_segment, dst_segment, sum(e.sessions) AS n, sumIf(e.sessions, e
 LEFT JOIN (SELECT name, toString(zone) AS zone FROM segments) AS s ON s.name = p.src_segment
 LEFT JOIN (SELECT name, toString(zone) AS zone FROM segments) AS t ON t.name = p.dst_segment`
 	matrix := table(11, "From zone to zone: share of sessions that policy denies", "Rows are where sessions begin, columns where they end. Empty: no traffic. Outside is in no segment.", `
-SELECT if(s.zone = '', 'outside', s.zone) AS from_zone, if(t.zone = '', 'outside', t.zone) AS to_zone, round(100 * sum(denied) / greatest(sum(n), 1), 1) AS denied`+zones+`
-GROUP BY from_zone, to_zone ORDER BY from_zone, to_zone`)
-	matrix.Transform = []transform{{"groupingToMatrix", map[string]any{"columnField": "to_zone", "rowField": "from_zone", "valueField": "denied", "emptyValue": "null"}}}
+SELECT if(s.zone = '', 'outside', s.zone) AS "from", if(t.zone = '', 'outside', t.zone) AS "to", round(100 * sum(denied) / greatest(sum(n), 1), 1) AS denied`+zones+`
+GROUP BY "from", "to" ORDER BY "from", "to"`)
+	matrix.Transform = []transform{{"groupingToMatrix", map[string]any{"columnField": "to", "rowField": "from", "valueField": "denied", "emptyValue": "null"}}}
 	matrix.Fields.Defaults.Unit = "percent"
 	matrix.Fields.Defaults.Thresholds.Steps = []step{first(good), from(1, fair), from(10, poor), from(50, bad)}
 	matrix.Fields.Defaults.Custom = map[string]any{"align": "center", "inspect": false, "cellOptions": map[string]any{"type": "color-background", "mode": "basic"}}
-	matrix = matrix.set(`from_zone\to_zone`, property{"custom.cellOptions", map[string]any{"type": "auto"}})
+	matrix = matrix.set(`from\to`, property{"custom.cellOptions", map[string]any{"type": "auto"}})
 	d.row(11, matrix,
 		graph(13, "The map: which segments talk, and what becomes of it", "Rings: green permitted, blue blocked, red escaped, orange misblocked, the rest grey. Edges carry sessions and their share that policy denies.", `
 SELECT id, id AS title, any(subtitle) AS subtitle, toUInt64(sum(n)) AS mainstat, any(tier) AS secondarystat,

@@ -1,10 +1,10 @@
 package dashboards
 
-// byDay gives each day of the range of time what held on it: one row a version of policy in force, stage and tier.
-const byDay = `
-FROM (SELECT arrayJoin(arrayMap(i -> toStartOfDay($__fromTime) + toIntervalDay(i + 1), range(toUInt32(dateDiff('day', $__fromTime, $__toTime)) + 1))) AS time) AS d
-CROSS JOIN (SELECT since, until, stage, tier, workloads FROM coverage_history) AS c
-WHERE c.since <= d.time AND (c.until IS NULL OR c.until > d.time)`
+// days are those of the range of time; of each it is told how it stood at its end, or now.
+const (
+	days     = "arrayJoin(arrayMap(i -> toStartOfDay($__fromTime) + toIntervalDay(i), range(toUInt32(dateDiff('day', $__fromTime, $__toTime)) + 1)))"
+	endOfDay = "least(time + INTERVAL 1 DAY, $__toTime)"
+)
 
 // audit is for the CISO and for auditors: how far enforcement has come, and who approved what.
 func audit() *Dashboard {
@@ -25,17 +25,19 @@ func audit() *Dashboard {
 			"SELECT count() AS n FROM judged_findings WHERE "+found+" AND severity >= 'high' AND judgment = '' AND "+told, zeroIsGood(poor)...),
 	)
 	trend := over(12, "Share of workloads enforced, by tier", "As the policy of each day said.", "percent", "line", "none", asks("A", `
-SELECT d.time AS time, 100 * sumIf(workloads, stage = 'enforced' AND tier = 'crown-jewel') / greatest(sumIf(workloads, tier = 'crown-jewel'), 1) AS crown_jewel,
+SELECT time, 100 * sumIf(workloads, stage = 'enforced' AND tier = 'crown-jewel') / greatest(sumIf(workloads, tier = 'crown-jewel'), 1) AS crown_jewel,
   100 * sumIf(workloads, stage = 'enforced' AND tier = 'high') / greatest(sumIf(workloads, tier = 'high'), 1) AS high,
-  100 * sumIf(workloads, stage = 'enforced') / greatest(sum(workloads), 1) AS all_workloads`+byDay+`
+  100 * sumIf(workloads, stage = 'enforced') / greatest(sum(workloads), 1) AS all_workloads
+FROM (SELECT `+days+` AS time) AS d CROSS JOIN coverage_history AS c
+WHERE since <= `+endOfDay+` AND (until IS NULL OR until > `+endOfDay+`)
 GROUP BY time ORDER BY time`, true)).every("1d").colour("crown_jewel", bad, "high", poor, "all_workloads", calm)
 	hundred := 100.0
 	trend.Fields.Defaults.Max = &hundred
 	d.row(9, trend,
 		over(12, "Exceptions in force over time, by class", "How many held on each day; a register that only grows is not reviewed.", "short", "bars", "normal", asks("A", `
 SELECT time, toString(class) AS class, count() AS in_force FROM (
-  SELECT class, not_before, approved_at, ended, arrayJoin(arrayMap(i -> toStartOfDay($__fromTime) + toIntervalDay(i + 1), range(toUInt32(dateDiff('day', $__fromTime, $__toTime)) + 1))) AS time FROM exceptions WHERE `+ofOwner+`)
-WHERE approved_at <= time AND ifNull(not_before, approved_at) <= time AND (ended IS NULL OR ended > time) GROUP BY time, class ORDER BY time`, true)).every("1d").named("class"),
+  SELECT class, not_before, approved_at, ended, `+days+` AS time FROM exceptions WHERE `+ofOwner+`)
+WHERE approved_at <= `+endOfDay+` AND ifNull(not_before, approved_at) <= `+endOfDay+` AND (ended IS NULL OR ended > `+endOfDay+`) GROUP BY time, class ORDER BY time`, true)).every("1d").named("class"),
 	)
 	d.row(9,
 		table(10, "Workloads by how dear and how far under policy", "Where a crown jewel is only observed, begin there.", `
@@ -54,8 +56,8 @@ FROM exceptions WHERE `+ofOwner+` ORDER BY exceptions.approved_at DESC LIMIT 100
 SELECT since, any(substring(hash, 1, 16)) AS version, min(accepted_at) AS accepted, any(instance) AS by_instance, any(substring(git_commit, 1, 12)) AS commit
 FROM policy_versions GROUP BY since, hash ORDER BY since DESC LIMIT 50`).when("since", "accepted"),
 		table(14, "What people said of findings, by detector", "Right is true of those judged true or false-positive.", `
-SELECT type, sum(findings) AS findings, sum(unjudged) AS not_judged, sum(acknowledged) AS looked_at, sum(judged_true) AS true, sum(judged_false_positive) AS false_positive,
-  if(true + false_positive = 0, NULL, 100 * true / (true + false_positive)) AS right
+SELECT type, sum(findings) AS findings, sum(unjudged) AS not_judged, sum(acknowledged) AS looked_at, sum(judged_true) AS "true", sum(judged_false_positive) AS false_positive,
+  if(sum(judged_true) + sum(judged_false_positive) = 0, NULL, 100 * sum(judged_true) / (sum(judged_true) + sum(judged_false_positive))) AS right
 FROM detector_judgments WHERE day >= toDate($__fromTime) AND day <= toDate($__toTime) GROUP BY type ORDER BY findings DESC LIMIT 50`).
 			number("findings", "short").number("not_judged", "short").number("looked_at", "short").number("true", "short").number("false_positive", "short").bar("right", "percent", first(bad), from(50, poor), from(80, good)),
 	)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"strings"
@@ -54,9 +55,7 @@ func migrated(t *testing.T, database string) engine {
 
 func (e engine) do(ctx context.Context, user, token, sql string, settings url.Values) ([]byte, error) {
 	q := url.Values{"database": {e.database}}
-	for k, v := range settings {
-		q[k] = v
-	}
+	maps.Copy(q, settings)
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, e.url+"/?"+q.Encode(), strings.NewReader(sql))

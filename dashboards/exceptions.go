@@ -42,7 +42,7 @@ SELECT toStartOfDay(hour) AS time, toString(exception) AS exception, toUInt64(su
 FROM edge_hours WHERE `+hours+` AND exception IN (
   SELECT exception FROM edge_hours WHERE `+hours+` AND exception != '' AND `+ofOwners+` GROUP BY exception ORDER BY sum(sessions) DESC LIMIT 10)
 GROUP BY time, exception ORDER BY time`, true)).every("1d").named("exception"),
-		table(12, "What ends within 30 days, and who used it last", "The owner asks for a new one in time, or nobody needs it.", `
+		table(12, "What ends within 30 days", "The owner asks for a new one in time, or nobody needs it.", `
 SELECT id, owner, ticket, ended AS ends, dateDiff('day', now(), ended) AS days_left, reason
 FROM exceptions WHERE state IN ('active', 'expiring') AND ended <= now() + INTERVAL 30 DAY AND `+ofOwner+` ORDER BY ended LIMIT 50`).
 			leads("id", "Everything about it", "one-exception", "exception").when("ends").number("days_left", "d", first(bad), from(3, poor), from(7, fair), from(14, good)).width("id", 100),

@@ -98,6 +98,80 @@ func TestQueries(t *testing.T) {
 	}
 }
 
+// TestNumbers holds numbers that panels show to what is stored, counted another way.
+func TestNumbers(t *testing.T) {
+	e := migrated(t, "numbers")
+	generate(t, e)
+	told := func(d *Dashboard, title string, chosen map[string][]string) answer {
+		t.Helper()
+		for _, p := range d.Panels {
+			if p.Title == title {
+				sql, err := view(d, p, chosen).expand(p.Targets[0].SQL)
+				if err != nil {
+					t.Fatal(err)
+				}
+				a, err := e.ask(t.Context(), sql)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return a
+			}
+		}
+		t.Fatalf("no panel %s", title)
+		return answer{}
+	}
+	sum := func(a answer) (n float64) {
+		for _, row := range a.Data {
+			for _, v := range row[1:] {
+				if v, ok := v.(float64); ok {
+					n += v
+				}
+			}
+		}
+		return n
+	}
+	plainly := func(sql string) float64 {
+		t.Helper()
+		a, err := e.ask(t.Context(), sql)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a.Data[0][0].(float64)
+	}
+
+	if got, want := sum(told(overview(), "Sessions by what policy wanted and enforcement did", nil)), plainly("SELECT sum(sessions) FROM edges WHERE hour >= toStartOfHour(now() - INTERVAL 1 DAY)"); got != want {
+		t.Errorf("sessions of a day by outcome make %v, not %v", got, want)
+	}
+	one := map[string][]string{"segment": {"segment-3"}}
+	if got, want := told(overview(), "Denied sessions that passed", one).Data[0][0].(float64),
+		plainly("SELECT sum(escaped) FROM segment_pairs WHERE hour >= toStartOfHour(now() - INTERVAL 1 DAY) AND 'segment-3' IN (src_segment, dst_segment)"); got != want || got == 0 {
+		t.Errorf("%v sessions of segment-3 escaped, not %v", got, want)
+	}
+	states := map[string]string{"EX-1": "active", "EX-3": "expiring", "EX-5": "expired", "EX-6": "not-yet-valid", "EX-7": "unapproved", "EX-9": "revoked", "EX-10": "removed"}
+	for _, row := range told(exceptions(), "The register: every exception, its state and how much of it is used", nil).Data {
+		if want := states[row[0].(string)]; want != "" && row[1] != want {
+			t.Errorf("%v is %v, not %s", row[0], row[1], want)
+		}
+		delete(states, row[0].(string))
+	}
+	if len(states) > 0 {
+		t.Errorf("not in the register: %v", states)
+	}
+	if got := told(audit(), "Exceptions in force, self-approved", nil).Data[0][0].(float64); got != 1 { // EX-8
+		t.Errorf("%v exceptions are approved by who asked for them", got)
+	}
+	for _, row := range told(audit(), "What people said of findings, by detector", nil).Data {
+		right, wrong := row[4].(float64), row[5].(float64)
+		if share := row[6]; right+wrong == 0 && share != nil || right+wrong > 0 && math.Abs(share.(float64)-100*right/(right+wrong)) > 1e-9 {
+			t.Errorf("%v: right %v of 100, with %v true and %v not", row[0], share, right, wrong)
+		}
+	}
+	stood := told(audit(), "Share of workloads enforced, by tier", nil)
+	if days := len(stood.Data); days < 90 || days > 92 || stood.Data[0][3].(float64) >= stood.Data[days-1][3].(float64) {
+		t.Errorf("%d days of ninety, from %v to %v", days, stood.Data[0], stood.Data[days-1])
+	}
+}
+
 // fits says whether an answer is what a panel of the kind draws.
 func fits(kind string, q Target, a answer) error {
 	if len(a.Data) == 0 {

@@ -32,7 +32,7 @@ FROM edge_hours WHERE `+hours+` AND `+ofSegment+` AND src_segment != dst_segment
 			[2]string{"arc__permitted", good}, [2]string{"arc__blocked", calm}, [2]string{"arc__escaped", bad}, [2]string{"arc__misblocked", poor}, [2]string{"arc__undecided", neutral}),
 	)
 	d.row(8,
-		hourly(12, "Escaped and misblocked: where enforcement is not what policy says", "Escaped: denied and passed. Misblocked: allowed and stopped. Both should be nothing.", "short", "none", `
+		hourly(12, "Escaped and misblocked: where enforcement is not what policy says", "Escaped: denied and passed. Misblocked: allowed and stopped. Both should be nothing.", "short", "normal", `
 SELECT $__timeInterval(hour) AS time, toUInt64(sumIf(sessions, outcome = 'escaped')) AS escaped, toUInt64(sumIf(sessions, outcome = 'misblocked')) AS misblocked
 FROM edge_hours WHERE `+hours+` AND `+ofSegment+` GROUP BY time ORDER BY time`).colour("escaped", bad, "misblocked", poor),
 		table(12, "Between which segments, by which rule", "Pairs with most sessions that escaped or were misblocked.", `
@@ -52,7 +52,7 @@ WHERE $__conditionalAll(s.name IN (${segment:singlequote}), $segment) ORDER BY s
 			words("tier", "crown-jewel", bad, "high", poor, "normal", calm, "low", neutral).words("stage", "enforced", good, "staged", fair, "observe", neutral).
 			number("sessions", "short").number("would_be_denied", "short", first("text"), from(1, fair)).number("pairs_to_look_at", "short"),
 		findingTable(12, "Drift: what is enforced and mapped is not what policy says", "Rules enforced otherwise than written, points that disagree, addresses in no segment or another's.",
-			"type IN ('enforcement-drift', 'enforcement-split', 'misblocked', 'unmapped-address', 'segment-mismatch', 'segment-unseen', 'policy-violation') AND "+ofSegment, "50").width("sentence", 420),
+			"type IN ('enforcement-drift', 'enforcement-split', 'misblocked', 'unmapped-address', 'segment-mismatch', 'segment-unseen') AND "+ofSegment, "50").width("sentence", 420),
 	)
 	return d
 }

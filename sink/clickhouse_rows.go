@@ -215,7 +215,7 @@ func (db *ClickHouse) InsertedAt(ctx context.Context, input string) (flow.Time, 
 // policy does before it writes. The deleted rows' tokens stay remembered: what is
 // written afterwards needs another [Insert.At].
 func (db *ClickHouse) DeleteInput(ctx context.Context, input string) error {
-	for _, table := range []string{"flows", "session_versions", "edge_hours", "finding_contributions", "blind_spot_versions"} {
+	for _, table := range inputTables {
 		ctx, cancel := context.WithTimeout(ctx, db.cfg.Timeouts.Migration)
 		err := db.conn.Exec(ctx, "DELETE FROM "+db.cfg.Database+"."+table+" WHERE input = ?", input)
 		cancel()

@@ -338,6 +338,7 @@ func BenchmarkEdgeWriter(b *testing.B) {
 			edges[i] = flow.EdgeContribution{Hour: r.Start / flow.Hour * flow.Hour, Sessions: 1, Answered: 1, Over: true, First: r.Start, Last: r.End,
 				ClientBytes: int64(r.BytesRaw), ServerBytes: int64(r.BytesRaw), ClientPackets: int64(r.PacketsRaw), ServerPackets: int64(r.PacketsRaw),
 				EdgeKey: flow.EdgeKey{Client: client, Server: server, ServerPort: port, Proto: r.Proto, HasPorts: true, ClientSegment: cseg, ServerSegment: sseg,
+					ClientIdentity: names.Intern(fmt.Sprintf(`CORP\user-%s`, client)), // each workstation has a user
 					Rule: v.Rule, Exception: v.Exception, Expected: v.Expected, Staged: v.Staged, Reason: v.Reason, Observed: v.Observed, Outcome: v.Outcome}}
 		}
 		b.StartTimer()

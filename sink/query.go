@@ -49,6 +49,10 @@ const MaxTableRows = 10_000
 // written; what stands in arrays, tuples and maps is written as JSON within a
 // table's cell or a CSV field.
 func (db *ClickHouse) Query(ctx context.Context, sql string, format Format, w io.Writer) error {
+	return db.query(ctx, sql, nil, format, w)
+}
+
+func (db *ClickHouse) query(ctx context.Context, sql string, args []any, format Format, w io.Writer) error {
 	var out rowWriter
 	buffered := bufio.NewWriterSize(w, 64<<10)
 	switch format {
@@ -73,7 +77,7 @@ func (db *ClickHouse) Query(ctx context.Context, sql string, format Format, w io
 		return db.redact(err)
 	}
 	defer conn.Close() //nolint:errcheck // nothing is buffered in it
-	rows, err := conn.Query(ctx, sql)
+	rows, err := conn.Query(ctx, sql, args...)
 	if err != nil {
 		return db.redact(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"unicode"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -113,50 +114,108 @@ func (f *clientFlags) load() (config, *slog.Logger, error) {
 func queryCommand() *cobra.Command {
 	var where clientFlags
 	var format string
+	var params []string
+	var list bool
 	cmd := &cobra.Command{
-		Use:   "query SQL",
+		Use:   "query SQL|NAME",
 		Short: "Ask ClickHouse, the service's embedded one or a server",
-		Long: `Runs one statement and prints the answer as a table, as JSON lines or as CSV. - reads the statement from
-standard input. The tables and example questions are in docs/clickhouse.md.`,
-		Example: `  postern query "SELECT reason, outcome, count() FROM flows GROUP BY ALL ORDER BY 3 DESC"
-  postern query --format json "SELECT * FROM findings"`,
-		Args: cobra.ExactArgs(1),
+		Long: `Runs one statement, or one of the questions that come with postern (--list, and docs/queries.md), and prints
+the answer as a table, as JSON lines or as CSV. - reads the statement from standard input. Values of parameters
+travel beside the statement, which has {name:Type} in their places. The tables and more examples are in
+docs/clickhouse.md.`,
+		Example: `  postern query exception-use --param exception=EX-2041 --param days=30
+  postern query "SELECT reason, outcome, count() FROM flows GROUP BY ALL ORDER BY 3 DESC"
+  postern query --format json --param who=10.50.3.3 "SELECT * FROM sessions WHERE client = {who:IPv6} AND began > now() - 3600"`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if list {
+				return cobra.NoArgs(cmd, args)
+			}
+			return cobra.ExactArgs(1)(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if list {
+				listQueries(cmd.OutOrStdout())
+				return nil
+			}
+			given := map[string]string{}
+			for _, p := range params {
+				name, value, ok := strings.Cut(p, "=")
+				if !ok || name == "" {
+					return fmt.Errorf("--param %q is no parameter; write it as name=value", p)
+				}
+				given[name] = value
+			}
 			sql := args[0]
-			if sql == "-" {
+			switch {
+			case sql == "-":
 				raw, err := io.ReadAll(io.LimitReader(cmd.InOrStdin(), 1<<20))
 				if err != nil {
 					return err
 				}
 				sql = string(raw)
+			case !strings.ContainsFunc(sql, unicode.IsSpace):
+				q, err := sink.FindNamedQuery(sql)
+				if err != nil {
+					return err
+				}
+				if given, err = q.Bind(given, wallClock().Std()); err != nil {
+					return err
+				}
+				sql = q.SQL
 			}
 			cfg, log, err := where.load()
 			if err != nil {
 				return err
 			}
 			return connectClickHouse(cmd.Context(), cfg, log, func(ctx context.Context, db *sink.ClickHouse) error {
-				return db.Query(ctx, strings.TrimSpace(sql), sink.Format(format), cmd.OutOrStdout())
+				return db.QueryWith(ctx, sql, given, sink.Format(format), cmd.OutOrStdout())
 			})
 		},
 	}
 	where.add(cmd)
 	cmd.Flags().StringVarP(&format, "format", "f", "table", "table, json (a line a row) or csv")
+	cmd.Flags().StringArrayVarP(&params, "param", "p", nil, "a parameter's value, as name=value; again for each")
+	cmd.Flags().BoolVar(&list, "list", false, "list the questions that have a name, and their parameters")
 	return cmd
+}
+
+// listQueries prints the questions and what each wants to know.
+func listQueries(w io.Writer) {
+	for _, q := range sink.NamedQueries() {
+		var params []string
+		for _, p := range q.Params {
+			if p.Required {
+				params = append(params, p.Name)
+			} else {
+				params = append(params, p.Name+" = "+p.Default)
+			}
+		}
+		fmt.Fprintf(w, "%-20s %s\n%-20s %s\n", q.Name, q.Question, "", strings.Join(params, ", "))
+	}
 }
 
 func migrateCommand() *cobra.Command {
 	var where clientFlags
-	var plan bool
+	var plan, grants bool
+	who := sink.Grantees{Writer: "postern", Reader: "postern_reader", Grafana: "grafana"}
 	cmd := &cobra.Command{
 		Use:   "migrate",
 		Short: "Bring the tables in ClickHouse up to date, or print what would be done",
 		Long: `Applies the schema migrations that this binary knows and the database has not seen, as the service does at
-every start. --plan prints the statements and changes nothing.`,
+every start. --plan prints the statements and changes nothing. --grants prints, without asking any server, what
+an administrator runs to make the users of one: what they may do follows from the tables of this binary, so
+print it anew before an upgrade. An empty name leaves a user out. With --migrator the writer alters no tables;
+then run postern migrate as that user before each new version starts.`,
+		Example: `  postern migrate --plan
+  postern migrate --grants --migrator postern_migrate > grants.sql`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, log, err := where.load()
 			if err != nil {
 				return err
+			}
+			if grants {
+				return printGrants(cmd.OutOrStdout(), cfg, who)
 			}
 			if cfg.ClickHouse.URL == sink.URLEmbedded { // a first plan may come before the first start
 				if err := os.MkdirAll(filepath.Join(cfg.Data, "clickhouse"), 0o700); err != nil {
@@ -190,7 +249,30 @@ every start. --plan prints the statements and changes nothing.`,
 	}
 	where.add(cmd)
 	cmd.Flags().BoolVar(&plan, "plan", false, "print the statements instead of running them")
+	cmd.Flags().BoolVar(&grants, "grants", false, "print the users that a server needs and what each is granted")
+	cmd.Flags().StringVar(&who.Writer, "writer", who.Writer, "with --grants, the user of the service")
+	cmd.Flags().StringVar(&who.Migrator, "migrator", "", "with --grants, the user who migrates; the writer if empty")
+	cmd.Flags().StringVar(&who.Reader, "reader", who.Reader, "with --grants, the user who asks")
+	cmd.Flags().StringVar(&who.Grafana, "grafana", who.Grafana, "with --grants, the user of Grafana's data source")
+	cmd.MarkFlagsMutuallyExclusive("plan", "grants")
 	return cmd
+}
+
+// printGrants prints what an administrator of the server runs.
+func printGrants(w io.Writer, cfg config, who sink.Grantees) error {
+	if cfg.ClickHouse.URL == sink.URLEmbedded {
+		fmt.Fprintln(w, "-- The embedded engine has no users: it goes by the tokens of embedded.token and embedded.readOnlyToken. This is for a server.")
+	}
+	statements, err := cfg.ClickHouse.Grants(who)
+	if err != nil {
+		return err
+	}
+	fmt.Fprint(w, "-- Put the hash of a password of your own into each CREATE USER: echo -n \"$PASSWORD\" | sha256sum\n",
+		"-- Each statement can be run again; print and run them anew before a new version of postern starts.\n")
+	for _, s := range statements {
+		fmt.Fprintln(w, s+";")
+	}
+	return nil
 }
 
 func engineCommand() *cobra.Command {

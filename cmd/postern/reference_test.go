@@ -41,6 +41,7 @@ func TestReferencePages(t *testing.T) {
 		"cli.md":           cliPage,
 		"metrics.md":       metricsPage,
 		"vocabulary.md":    vocabularyPage,
+		"queries.md":       queriesPage,
 	}
 	for name, page := range pages {
 		t.Run(name, func(t *testing.T) {
@@ -77,6 +78,41 @@ empty file runs everything on this machine. Unknown keys are errors. Durations a
 |---|---|---|
 `)
 	writeFields(t, &b, "", reflect.ValueOf(defaultConfig()), fieldDocs(t))
+	return b.String()
+}
+
+func queriesPage(*testing.T) string {
+	var b strings.Builder
+	b.WriteString(generated + `# Questions with a name
+
+What people ask again and again, as SQL that comes with the binary:
+
+    postern query --list
+    postern query exception-use --param exception=EX-2041 --param days=30 --format csv
+
+Each runs on the embedded engine and on a server alike, for a running service or without one. Parameters are
+ClickHouse's own, so the SQL below can be taken as it is into clickhouse-client (` + "`--param_days=7`" + `), a Grafana panel or a
+script. A time is written as 2026-10-01T09:00:00Z or 2026-10-01, in UTC, and ` + "`now`" + ` by postern alone. Answers end at
+the limit in the SQL. What stands in the tables: tables.md; how to ask beyond these: clickhouse.md.
+`)
+	for _, q := range sink.NamedQueries() {
+		fmt.Fprintf(&b, "\n## %s\n\n%s", q.Name, q.Question)
+		if q.Notes != "" {
+			b.WriteString("\n\n" + q.Notes)
+		}
+		b.WriteString("\n\n| parameter | type | default | meaning |\n|---|---|---|---|\n")
+		example := "postern query " + q.Name
+		for _, p := range q.Params {
+			def := "required"
+			if !p.Required {
+				def = "`" + p.Default + "`"
+			} else {
+				example += " --param " + p.Name + "=" + p.Example
+			}
+			fmt.Fprintf(&b, "| `%s` | `%s` | %s | %s |\n", p.Name, p.Type, def, p.Meaning)
+		}
+		fmt.Fprintf(&b, "\n    %s\n\n```sql\n%s\n```\n", example, q.SQL)
+	}
 	return b.String()
 }
 

@@ -75,6 +75,7 @@ type Variable struct {
 	Sort       int     `json:"sort,omitempty"`
 	Multi      bool    `json:"multi,omitempty"`
 	IncludeAll bool    `json:"includeAll,omitempty"`
+	AllValue   string  `json:"allValue,omitempty"`
 	Current    *choice `json:"current,omitempty"`
 }
 

@@ -5,7 +5,7 @@ import "strconv"
 // pipeline is for those who run Postern: is anything lost, late or full. It is the one on Prometheus.
 func pipeline() *Dashboard {
 	d := dashboard("pipeline", "Pipeline", "For those who run Postern: whether anything is lost, late or full. Kafka's panels fill where the roles are split by Kafka.", "now-6h", choosePrometheus,
-		Variable{Name: "instance", Label: "Instance", Type: "query", Source: &prometheus, Query: "label_values(postern_ledger_closes, instance)", Definition: "label_values(postern_ledger_closes, instance)", Refresh: 2, Multi: true, IncludeAll: true,
+		Variable{Name: "instance", Label: "Instance", Type: "query", Source: &prometheus, Query: "label_values(up{job=~\".*postern.*\"}, instance)", Definition: "label_values(up{job=~\".*postern.*\"}, instance)", Refresh: 2, Multi: true, IncludeAll: true, AllValue: ".*",
 			Current: &choice{[]string{"All"}, []string{"$__all"}}})
 	d.Refresh = "30s"
 	d.row(4,
@@ -36,8 +36,8 @@ func pipeline() *Dashboard {
 	)
 	d.row(8,
 		rates(8, "Memory: the process, Go's heap, the embedded engine", "", "bytes", "none",
-			q("sum by (instance) (process_resident_memory_bytes"+of+" and on(instance) postern_ledger_closes)", "process {{instance}}"),
-			q("sum by (instance) (go_memstats_heap_alloc_bytes"+of+" and on(instance) postern_ledger_closes)", "heap {{instance}}"), q("sum by (instance) (postern_embedded_memory_bytes"+of+")", "engine {{instance}}").optional()),
+			q("sum by (instance) (process_resident_memory_bytes"+ofJob+")", "process {{instance}}"),
+			q("sum by (instance) (go_memstats_heap_alloc_bytes"+ofJob+")", "heap {{instance}}"), q("sum by (instance) (postern_embedded_memory_bytes"+of+")", "engine {{instance}}").optional()),
 		rates(8, "What is remembered, against its caps", "What is forgotten for want of room is counted on the right.", "short", "none",
 			q("sum(postern_enrich_sessions_held"+of+")", "sessions"), q("sum(postern_behaviour_hosts"+of+")", "hosts"), q("sum(postern_contacts_edges"+of+")", "edges"), q("sum(postern_detect_findings"+of+") + sum(postern_behaviour_findings"+of+")", "findings")),
 		rates(8, "Forgotten before its time", "State that detectors lost: findings may be missing.", "ops", "none",
@@ -51,8 +51,11 @@ func pipeline() *Dashboard {
 	return d
 }
 
-// of chooses the instances.
-const of = `{instance=~"$instance"}`
+// of chooses the instances, of what other processes have as well those of Postern's jobs.
+const (
+	of    = `{instance=~"$instance"}`
+	ofJob = `{instance=~"$instance",job=~".*postern.*"}`
+)
 
 func q(expr, legend string) Target {
 	return Target{Source: prometheus, Expr: expr, Legend: legend, Range: true, Format: "time_series"}

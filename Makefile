@@ -95,7 +95,7 @@ lint: check-go ## go vet, golangci-lint (.golangci.yml says what and why), gofmt
 docs: check-go ## write the reference pages anew from the code
 	$(GO) test ./cmd/postern -run '^(TestReferencePages|TestDemoExamples)$$' -count=1 -update
 	$(GO) test ./sink/siem -run '^TestFindingSchema$$' -count=1 -update
-	$(GO) generate ./sink
+	$(GO) generate ./sink ./dashboards
 
 .PHONY: clean
 clean: ## remove what was built; data and the engine cache stay

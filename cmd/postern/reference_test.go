@@ -23,6 +23,7 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/postern/postern/flow"
 	"github.com/postern/postern/sink"
+	"github.com/postern/postern/sink/embedded/embeddedtest"
 	"github.com/postern/postern/sink/siem"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
@@ -344,9 +345,16 @@ func everyMetric(t *testing.T) []metricDoc {
 	if err != nil {
 		t.Fatal(err)
 	}
+	stored := prometheus.NewRegistry() // the store's own are there once it answers
+	endpoint, token := embeddedtest.Start(t)
+	db, err := sink.Open(t.Context(), sink.DefaultClickHouseConfig(), sink.Options{Endpoint: endpoint, Token: token, Metrics: stored})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
 	descs := make(chan *prometheus.Desc)
 	go func() {
-		for _, r := range []*prometheus.Registry{s.registry, collector.registry, detection.registry, forwarder.registry} {
+		for _, r := range []*prometheus.Registry{s.registry, collector.registry, detection.registry, forwarder.registry, stored} {
 			r.Describe(descs)
 		}
 		close(descs)

@@ -167,6 +167,7 @@ type Engine struct {
 
 	queries, inserts chan struct{}
 	serial           atomic.Uint64 // of statements, for KILL
+	writes           writes
 	running          sync.WaitGroup
 
 	// patience is how long a client may stand still in the middle of a body before
@@ -430,6 +431,24 @@ func (e *Engine) close() {
 	}
 }
 
+// duplicates is how many inserted blocks the engine has recognised as duplicates
+// since it was started; 0 where nobody asks.
+func (e *Engine) duplicates(ask bool) (n uint64) {
+	if !ask {
+		return 0
+	}
+	e.controlMu.Lock()
+	defer e.controlMu.Unlock()
+	if e.control == nil {
+		return 0
+	}
+	out, _, err := e.control.Query("SELECT value FROM system.events WHERE event = 'DuplicatedInsertedBlocks'", "TSVRaw")
+	if err == nil {
+		n, _ = strconv.ParseUint(strings.TrimSpace(string(out)), 10, 64) // no row is 0
+	}
+	return n
+}
+
 // kill stops the statement with that tag; it returns before the statement has
 // ended.
 func (e *Engine) kill(tag string) {
@@ -499,17 +518,7 @@ const (
 )
 
 // authorize compares in constant time; the user name does not matter.
-func (e *Engine) authorize(r *http.Request) access {
-	var secret string
-	if _, p, ok := r.BasicAuth(); ok {
-		secret = p
-	} else if b, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); ok {
-		secret = b
-	} else if k := r.Header.Get("X-ClickHouse-Key"); k != "" {
-		secret = k
-	} else {
-		secret = r.URL.Query().Get("password")
-	}
+func (e *Engine) authorize(secret string) access {
 	got := sha256.Sum256([]byte(secret))
 	full := subtle.ConstantTimeCompare(got[:], e.token[:])
 	read := subtle.ConstantTimeCompare(got[:], e.reader[:])

@@ -349,7 +349,7 @@ func (o *result) begin() {
 func (o *result) write(b []byte) error {
 	if o.format == "Native" && o.q.revision > 0 {
 		o.frame.Reset()
-		if err := reframe(&o.frame, b, o.q.revision); err != nil {
+		if err := reframe(&o.frame, b, o.q.revision, nil); err != nil {
 			return &Exception{Code: codeNotImplemented, Message: err.Error() + " (NOT_IMPLEMENTED)"}
 		}
 		b = o.frame.Buf

@@ -126,8 +126,10 @@ func shownEdges(t testing.TB, db *ClickHouse) []string {
 // TestEdges: the view shows the sums of what was inserted, each block once however often it was
 // sent, in any order, over months and inputs, merged or not; and what one input gave can be
 // taken away.
-func TestEdges(t *testing.T) {
-	db := open(t, nil)
+func TestEdges(t *testing.T) { overBoth(t, testEdges) }
+
+func testEdges(t *testing.T, p protocol) {
+	db := p.open(t, nil)
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 1))
@@ -180,8 +182,10 @@ func TestEdges(t *testing.T) {
 }
 
 // TestSegmentPairs: rates are of sessions, by pair of segments and hour.
-func TestSegmentPairs(t *testing.T) {
-	db := open(t, nil)
+func TestSegmentPairs(t *testing.T) { overBoth(t, testSegmentPairs) }
+
+func testSegmentPairs(t *testing.T, p protocol) {
+	db := p.open(t, nil)
 	names := flow.NewNames(0)
 	w := NewEdgeWriter(names)
 	w.Bind(db)
@@ -233,8 +237,10 @@ func TestEdgeColumnsMatchTable(t *testing.T) {
 
 // TestEdgesRead: a question to the view about one hour, or one client of it, reads that hour
 // of the table and not all of it.
-func TestEdgesRead(t *testing.T) {
-	db := open(t, nil)
+func TestEdgesRead(t *testing.T) { overBoth(t, testEdgesRead) }
+
+func testEdgesRead(t *testing.T, p protocol) {
+	db := p.open(t, nil)
 	names := flow.NewNames(0)
 	w := NewEdgeWriter(names)
 	w.Bind(db)
@@ -317,8 +323,10 @@ func BenchmarkEdgeWriter(b *testing.B) {
 }
 
 // TestRecall: only what is normal counts as seen before, of the pairs asked for, in the hours asked for.
-func TestRecall(t *testing.T) {
-	db := open(t, nil)
+func TestRecall(t *testing.T) { overBoth(t, testRecall) }
+
+func testRecall(t *testing.T, p protocol) {
+	db := p.open(t, nil)
 	names := flow.NewNames(0)
 	w := NewEdgeWriter(names)
 	w.Bind(db)

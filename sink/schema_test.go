@@ -11,8 +11,10 @@ import (
 	"time"
 )
 
-func TestMigrateFromEmpty(t *testing.T) {
-	db := openEmpty(t, nil)
+func TestMigrateFromEmpty(t *testing.T) { overBoth(t, testMigrateFromEmpty) }
+
+func testMigrateFromEmpty(t *testing.T, p protocol) {
+	db := p.openEmpty(t, nil)
 	plan, err := db.Plan(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -61,8 +63,10 @@ func TestMigrateFromEmpty(t *testing.T) {
 	}
 }
 
-func TestMigrateTwoAtOnce(t *testing.T) {
-	db := openEmpty(t, nil)
+func TestMigrateTwoAtOnce(t *testing.T) { overBoth(t, testMigrateTwoAtOnce) }
+
+func testMigrateTwoAtOnce(t *testing.T, p protocol) {
+	db := p.openEmpty(t, nil)
 	var wg sync.WaitGroup
 	errs := make([]error, 2)
 	for i := range errs {
@@ -77,8 +81,10 @@ func TestMigrateTwoAtOnce(t *testing.T) {
 	}
 }
 
-func TestSchemaNewerOrAltered(t *testing.T) {
-	db := open(t, nil)
+func TestSchemaNewerOrAltered(t *testing.T) { overBoth(t, testSchemaNewerOrAltered) }
+
+func testSchemaNewerOrAltered(t *testing.T, p protocol) {
+	db := p.open(t, nil)
 	note := func(version int, sum string) {
 		t.Helper()
 		if err := db.exec(t.Context(), time.Minute, fmt.Sprintf("INSERT INTO %s.schema_migrations VALUES (%d, 'x', '%s', now64(3) + 1)",
@@ -96,8 +102,10 @@ func TestSchemaNewerOrAltered(t *testing.T) {
 	}
 }
 
-func TestRetention(t *testing.T) {
-	db := open(t, func(c *ClickHouseConfig) { c.Retention.Exporters = 0 })
+func TestRetention(t *testing.T) { overBoth(t, testRetention) }
+
+func testRetention(t *testing.T, p protocol) {
+	db := p.open(t, func(c *ClickHouseConfig) { c.Retention.Exporters = 0 })
 	ttlOf := func(table string) string {
 		q := query(t, db, "SELECT extract(engine_full, 'TTL (.*?) SETTINGS') AS ttl FROM system.tables WHERE database = '"+db.cfg.Database+"' AND name = '"+table+"'")
 		return q
@@ -167,8 +175,10 @@ func TestReadMigrations(t *testing.T) {
 }
 
 // A statement that fails says which migration and why.
-func TestMigrateError(t *testing.T) {
-	db := openEmpty(t, nil)
+func TestMigrateError(t *testing.T) { overBoth(t, testMigrateError) }
+
+func testMigrateError(t *testing.T, p protocol) {
+	db := p.openEmpty(t, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := db.Migrate(ctx, nil); !errors.Is(err, context.Canceled) {

@@ -109,8 +109,10 @@ func expectedSession(s *flow.Session, n *flow.Names, ins Insert) map[string]any 
 	return row
 }
 
-func TestSessionRoundTrip(t *testing.T) {
-	db := open(t, nil)
+func TestSessionRoundTrip(t *testing.T) { overBoth(t, testSessionRoundTrip) }
+
+func testSessionRoundTrip(t *testing.T, p protocol) {
+	db := p.open(t, nil)
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 1))
@@ -178,8 +180,10 @@ func TestSessionColumnsMatchTable(t *testing.T) {
 
 // TestSessionsView: the view shows the newest version of each session, across days, and none
 // that became part of another; a block sent twice under its token is there once.
-func TestSessionsView(t *testing.T) {
-	db := open(t, nil)
+func TestSessionsView(t *testing.T) { overBoth(t, testSessionsView) }
+
+func testSessionsView(t *testing.T, p protocol) {
+	db := p.open(t, nil)
 	names := flow.NewNames(0)
 	w := NewSessionWriter(names)
 	w.Bind(db)

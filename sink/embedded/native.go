@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -78,6 +79,9 @@ func (f *nativeFront) serve() {
 		go func() {
 			defer f.running.Done()
 			defer func() {
+				if p := recover(); p != nil { // as net/http does: one client's request must not end the collector
+					f.e.log.Error("embedded ClickHouse: a native connection failed", "panic", p, "stack", string(debug.Stack()))
+				}
 				f.mu.Lock()
 				delete(f.conns, c)
 				f.mu.Unlock()
@@ -535,7 +539,7 @@ func (c *nativeConn) insertColumns(ctx context.Context, q request, head string) 
 	if err != nil {
 		return nil, nil, err
 	}
-	rows, err := c.ask(ctx, q, "DESCRIBE TABLE "+target, "TSVRaw")
+	rows, err := c.ask(ctx, q, "DESCRIBE TABLE "+target, "TabSeparated")
 	if err != nil {
 		return nil, nil, err
 	}
@@ -563,7 +567,7 @@ func (c *nativeConn) emptyResult(ctx context.Context, q request, st statement, t
 	var names, types []string
 	switch st.verb {
 	case "SELECT", "WITH", "FROM":
-		rows, err := c.ask(ctx, q, "DESCRIBE TABLE (\n"+text+"\n)", "TSVRaw")
+		rows, err := c.ask(ctx, q, "DESCRIBE TABLE (\n"+text+"\n)", "TabSeparated")
 		if err != nil {
 			return err
 		}
@@ -571,7 +575,7 @@ func (c *nativeConn) emptyResult(ctx context.Context, q request, st statement, t
 			names, types = append(names, r[0]), append(types, r[1])
 		}
 	default:
-		rows, err := c.ask(ctx, q, text, "TSVRawWithNamesAndTypes")
+		rows, err := c.ask(ctx, q, text, "TabSeparatedWithNamesAndTypes")
 		if err != nil || len(rows) < 2 {
 			return err
 		}
@@ -580,7 +584,8 @@ func (c *nativeConn) emptyResult(ctx context.Context, q request, st statement, t
 	return c.sendHeader(names, types)
 }
 
-// ask runs a statement of ours with the client's rights and returns its rows.
+// ask runs a statement of ours with the client's rights and returns its rows. format
+// is a TabSeparated one.
 func (c *nativeConn) ask(ctx context.Context, q request, text, format string) ([][]string, error) {
 	q.format = format
 	var out collected
@@ -589,7 +594,11 @@ func (c *nativeConn) ask(ctx context.Context, q request, text, format string) ([
 	}
 	var rows [][]string
 	for line := range strings.Lines(out.String()) {
-		rows = append(rows, strings.Split(strings.TrimSuffix(line, "\n"), "\t"))
+		row := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
+		for i, field := range row {
+			row[i] = unquote("'" + field + "'") // the escapes are those of a literal
+		}
+		rows = append(rows, row)
 	}
 	return rows, nil
 }

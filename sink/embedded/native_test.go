@@ -54,7 +54,7 @@ func TestNativeRaw(t *testing.T) {
 				}
 			}
 			table := fmt.Sprint("native_raw_", i)
-			do("CREATE TABLE " + table + " (n UInt64, s LowCardinality(String), a Array(String), d UInt8 DEFAULT 7, e String EPHEMERAL, m UInt8 MATERIALIZED 1) ENGINE = MergeTree ORDER BY n SETTINGS non_replicated_deduplication_window = 10")
+			do("CREATE TABLE " + table + " (n UInt64, s LowCardinality(String), a Array(String), d UInt8 DEFAULT 7 COMMENT 'line\nline\t''tab''', e String EPHEMERAL, m UInt8 MATERIALIZED 1) ENGINE = MergeTree ORDER BY n SETTINGS non_replicated_deduplication_window = 10")
 			t.Cleanup(func() { exe(t, open(t, nil), "DROP TABLE "+table) })
 			const rows, blocks = 50_000, 3
 			for try := range 2 {

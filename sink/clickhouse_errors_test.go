@@ -127,10 +127,8 @@ func TestRetryStoresOnce(t *testing.T) {
 }
 
 // While ClickHouse is away flushing waits, and ends when told to.
-func TestRetryEndsWithContext(t *testing.T) { overBoth(t, testRetryEndsWithContext) }
-
-func testRetryEndsWithContext(t *testing.T, p protocol) {
-	db := p.open(t, nil)
+func TestRetryEndsWithContext(t *testing.T) {
+	db := open(t, nil)
 	names := flow.NewNames(0)
 	w := db.NewFlowWriter(names)
 	w.AppendRecords(randomRecords(rand.New(rand.NewPCG(1, 1)), names, 5))

@@ -95,10 +95,8 @@ func testFindingRoundTrip(t *testing.T, p protocol) {
 
 // The view's sums do not depend on how contributions are cut into batches, nor
 // on their order, and a batch that is sent again changes nothing.
-func TestFindingsAggregate(t *testing.T) { overBoth(t, testFindingsAggregate) }
-
-func testFindingsAggregate(t *testing.T, p protocol) {
-	db := p.open(t, nil)
+func TestFindingsAggregate(t *testing.T) {
+	db := open(t, nil)
 	rnd := rand.New(rand.NewPCG(9, 9))
 	var all []flow.Contribution
 	for i := range 40 {
@@ -152,10 +150,8 @@ func testFindingsAggregate(t *testing.T, p protocol) {
 }
 
 // The newest version of a blind spot counts, whichever came last, and the same range again changes nothing.
-func TestBlindSpots(t *testing.T) { overBoth(t, testBlindSpots) }
-
-func testBlindSpots(t *testing.T, p protocol) {
-	db := p.open(t, nil)
+func TestBlindSpots(t *testing.T) {
+	db := open(t, nil)
 	spot := flow.BlindSpot{ID: "b1", Version: 1, Kind: flow.FindingSilentExporter, Subject: flow.BlindExporter, About: hostile[0],
 		Address: flow.MustParseAddr("192.0.2.1"), Source: "ipfix", Domain: 7, Name: hostile[5], Segment: "dmz", From: today, Details: hostile[8], Finding: "f1"}
 	all := flow.BlindSpot{ID: "b2", Version: 3, Kind: flow.FindingSilentExporter, Subject: flow.BlindEverything, About: "everybody", From: today, Until: today + 5}
@@ -179,10 +175,8 @@ func testBlindSpots(t *testing.T, p protocol) {
 	wantQuery(t, db, "SELECT count() AS n FROM blind_spot_versions", `{"n":0}`)
 }
 
-func TestInsertLedger(t *testing.T) { overBoth(t, testInsertLedger) }
-
-func testInsertLedger(t *testing.T, p protocol) {
-	db := p.open(t, nil)
+func TestInsertLedger(t *testing.T) {
+	db := open(t, nil)
 	l := flow.Ledger{}
 	a := l.Of(flow.MustParseAddr("192.0.2.1"))
 	a.Datagrams = flow.DatagramAccount{Received: 10, Decoded: 6, Parked: 1, Queued: 1}
@@ -208,10 +202,8 @@ func testInsertLedger(t *testing.T, p protocol) {
 {"exporter":"2001:db8::5","datagrams_received":0,"datagrams_rejected_by":{},"records_written":0,"records_rejected_by":{},"gaps":0,"templates":3,"d":1,"lines_received":0,"l":1,"r":1}`)
 }
 
-func TestInsertExporters(t *testing.T) { overBoth(t, testInsertExporters) }
-
-func testInsertExporters(t *testing.T, p protocol) {
-	db := p.open(t, nil)
+func TestInsertExporters(t *testing.T) {
+	db := open(t, nil)
 	es := []Exporter{{Exporter: flow.MustParseAddr("192.0.2.1"), Domain: 7, Source: flow.SourceIPFIX, FirstSeen: today - 9, LastSeen: today,
 		Datagrams: 1, Records: 2, Templates: 3, SamplingRate: 4, Gaps: 5, Skew: -1500 * time.Millisecond}}
 	if _, err := db.InsertExporters(t.Context(), insertNo(1), "here", today, es); err != nil {
@@ -221,10 +213,8 @@ func testInsertExporters(t *testing.T, p protocol) {
 		`{"instance":"here","exporter":"192.0.2.1","domain":7,"source":"ipfix","datagrams":1,"records":2,"templates":3,"sampling_rate":4,"gaps":5,"skew_ms":-1500,"seen":0.009}`)
 }
 
-func TestPolicyVersions(t *testing.T) { overBoth(t, testPolicyVersions) }
-
-func testPolicyVersions(t *testing.T, p protocol) {
-	db := p.open(t, nil)
+func TestPolicyVersions(t *testing.T) {
+	db := open(t, nil)
 	if vs, err := db.PolicyVersions(t.Context()); err != nil || len(vs) != 0 {
 		t.Fatalf("empty table: %v, %v", vs, err)
 	}
@@ -266,10 +256,8 @@ func testPolicyVersions(t *testing.T, p protocol) {
 	}
 }
 
-func TestDeleteInput(t *testing.T) { overBoth(t, testDeleteInput) }
-
-func testDeleteInput(t *testing.T, p protocol) {
-	db := p.open(t, nil)
+func TestDeleteInput(t *testing.T) {
+	db := open(t, nil)
 	names := flow.NewNames(0)
 	w := db.NewFlowWriter(names)
 	records := randomRecords(rand.New(rand.NewPCG(7, 7)), names, 20)

@@ -72,6 +72,11 @@ func open(t testing.TB, change func(*ClickHouseConfig)) *ClickHouse {
 	return overHTTP.open(t, change)
 }
 
+func openEmpty(t testing.TB, change func(*ClickHouseConfig)) *ClickHouse {
+	t.Helper()
+	return overHTTP.openEmpty(t, change)
+}
+
 func query(t testing.TB, db *ClickHouse, sql string) string {
 	t.Helper()
 	var b strings.Builder

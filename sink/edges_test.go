@@ -182,10 +182,8 @@ func testEdges(t *testing.T, p protocol) {
 }
 
 // TestSegmentPairs: rates are of sessions, by pair of segments and hour.
-func TestSegmentPairs(t *testing.T) { overBoth(t, testSegmentPairs) }
-
-func testSegmentPairs(t *testing.T, p protocol) {
-	db := p.open(t, nil)
+func TestSegmentPairs(t *testing.T) {
+	db := open(t, nil)
 	names := flow.NewNames(0)
 	w := NewEdgeWriter(names)
 	w.Bind(db)
@@ -237,10 +235,8 @@ func TestEdgeColumnsMatchTable(t *testing.T) {
 
 // TestEdgesRead: a question to the view about one hour, or one client of it, reads that hour
 // of the table and not all of it.
-func TestEdgesRead(t *testing.T) { overBoth(t, testEdgesRead) }
-
-func testEdgesRead(t *testing.T, p protocol) {
-	db := p.open(t, nil)
+func TestEdgesRead(t *testing.T) {
+	db := open(t, nil)
 	names := flow.NewNames(0)
 	w := NewEdgeWriter(names)
 	w.Bind(db)
@@ -323,10 +319,8 @@ func BenchmarkEdgeWriter(b *testing.B) {
 }
 
 // TestRecall: only what is normal counts as seen before, of the pairs asked for, in the hours asked for.
-func TestRecall(t *testing.T) { overBoth(t, testRecall) }
-
-func testRecall(t *testing.T, p protocol) {
-	db := p.open(t, nil)
+func TestRecall(t *testing.T) {
+	db := open(t, nil)
 	names := flow.NewNames(0)
 	w := NewEdgeWriter(names)
 	w.Bind(db)

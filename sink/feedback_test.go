@@ -25,10 +25,8 @@ func storeFindings(t testing.TB, db *ClickHouse, n int, fs ...*flow.Finding) {
 
 // TestFindingsRead reads findings back as they were told, hostile names and all, and by
 // every filter.
-func TestFindingsRead(t *testing.T) { overBoth(t, testFindingsRead) }
-
-func testFindingsRead(t *testing.T, p protocol) {
-	db := p.open(t, nil)
+func TestFindingsRead(t *testing.T) {
+	db := open(t, nil)
 	var want []*flow.Finding
 	for i := range 4 {
 		f := testFinding(fmt.Sprintf("%da%030x", i, i), uint64(i+1))
@@ -82,10 +80,8 @@ func testFindingsRead(t *testing.T, p protocol) {
 
 // TestJudgments keeps every judgment, lets the newest count, and counts a judgment that
 // is sent again once.
-func TestJudgments(t *testing.T) { overBoth(t, testJudgments) }
-
-func testJudgments(t *testing.T, p protocol) {
-	db := p.open(t, nil)
+func TestJudgments(t *testing.T) {
+	db := open(t, nil)
 	a, b := testFinding("aa01", 1), testFinding("aa02", 1)
 	for _, f := range []*flow.Finding{a, b} {
 		f.FirstSeen, f.LastSeen, f.Count, f.SuppressedBy, f.Suppressed = today, today, 1, "", 0

@@ -204,10 +204,8 @@ func testTokenWritesOnce(t *testing.T, p protocol) {
 }
 
 // As many tokens as may be read again stay known.
-func TestDedupWindow(t *testing.T) { overBoth(t, testDedupWindow) }
-
-func testDedupWindow(t *testing.T, p protocol) {
-	db := p.open(t, nil)
+func TestDedupWindow(t *testing.T) {
+	db := open(t, nil)
 	wantQuery(t, db, "SELECT count() AS n FROM system.tables WHERE database = '"+db.cfg.Database+"' AND engine = 'MergeTree' AND "+
 		fmt.Sprintf("engine_full NOT LIKE '%%non_replicated_deduplication_window = %d%%'", DedupWindow), `{"n":0}`)
 	names := flow.NewNames(0)

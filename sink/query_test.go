@@ -95,10 +95,8 @@ func testQueryHostileStrings(t *testing.T, p protocol) {
 	}
 }
 
-func TestQueryTable(t *testing.T) { overBoth(t, testQueryTable) }
-
-func testQueryTable(t *testing.T, p protocol) {
-	db := p.openEmpty(t, nil)
+func TestQueryTable(t *testing.T) {
+	db := openEmpty(t, nil)
 	if err := db.Migrate(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}

@@ -63,10 +63,8 @@ func testMigrateFromEmpty(t *testing.T, p protocol) {
 	}
 }
 
-func TestMigrateTwoAtOnce(t *testing.T) { overBoth(t, testMigrateTwoAtOnce) }
-
-func testMigrateTwoAtOnce(t *testing.T, p protocol) {
-	db := p.openEmpty(t, nil)
+func TestMigrateTwoAtOnce(t *testing.T) {
+	db := openEmpty(t, nil)
 	var wg sync.WaitGroup
 	errs := make([]error, 2)
 	for i := range errs {
@@ -81,10 +79,8 @@ func testMigrateTwoAtOnce(t *testing.T, p protocol) {
 	}
 }
 
-func TestSchemaNewerOrAltered(t *testing.T) { overBoth(t, testSchemaNewerOrAltered) }
-
-func testSchemaNewerOrAltered(t *testing.T, p protocol) {
-	db := p.open(t, nil)
+func TestSchemaNewerOrAltered(t *testing.T) {
+	db := open(t, nil)
 	note := func(version int, sum string) {
 		t.Helper()
 		if err := db.exec(t.Context(), time.Minute, fmt.Sprintf("INSERT INTO %s.schema_migrations VALUES (%d, 'x', '%s', now64(3) + 1)",
@@ -102,10 +98,8 @@ func testSchemaNewerOrAltered(t *testing.T, p protocol) {
 	}
 }
 
-func TestRetention(t *testing.T) { overBoth(t, testRetention) }
-
-func testRetention(t *testing.T, p protocol) {
-	db := p.open(t, func(c *ClickHouseConfig) { c.Retention.Exporters = 0 })
+func TestRetention(t *testing.T) {
+	db := open(t, func(c *ClickHouseConfig) { c.Retention.Exporters = 0 })
 	ttlOf := func(table string) string {
 		q := query(t, db, "SELECT extract(engine_full, 'TTL (.*?) SETTINGS') AS ttl FROM system.tables WHERE database = '"+db.cfg.Database+"' AND name = '"+table+"'")
 		return q
@@ -175,10 +169,8 @@ func TestReadMigrations(t *testing.T) {
 }
 
 // A statement that fails says which migration and why.
-func TestMigrateError(t *testing.T) { overBoth(t, testMigrateError) }
-
-func testMigrateError(t *testing.T, p protocol) {
-	db := p.openEmpty(t, nil)
+func TestMigrateError(t *testing.T) {
+	db := openEmpty(t, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := db.Migrate(ctx, nil); !errors.Is(err, context.Canceled) {

@@ -180,10 +180,8 @@ func TestSessionColumnsMatchTable(t *testing.T) {
 
 // TestSessionsView: the view shows the newest version of each session, across days, and none
 // that became part of another; a block sent twice under its token is there once.
-func TestSessionsView(t *testing.T) { overBoth(t, testSessionsView) }
-
-func testSessionsView(t *testing.T, p protocol) {
-	db := p.open(t, nil)
+func TestSessionsView(t *testing.T) {
+	db := open(t, nil)
 	names := flow.NewNames(0)
 	w := NewSessionWriter(names)
 	w.Bind(db)

@@ -141,6 +141,10 @@ func Open(ctx context.Context, cfg ClickHouseConfig, opt Options) (*ClickHouse, 
 	if t.http {
 		db.options.Protocol = clickhouse.HTTP
 	}
+	if cfg.Cluster.Name != "" {
+		// A subquery over a distributed table inside of a query over one is refused otherwise.
+		db.options.Settings = clickhouse.Settings{"distributed_product_mode": "global"}
+	}
 	if t.tls {
 		host, _, _ := net.SplitHostPort(t.addr)
 		if db.options.TLS, err = cfg.TLS.config(host); err != nil {

@@ -61,7 +61,11 @@ func (c *ClusterConfig) insertSettings() map[string]string {
 	if c.Name == "" {
 		return nil
 	}
-	return map[string]string{"distributed_foreground_insert": "1", "insert_distributed_one_random_shard": "0", "insert_quorum": c.Quorum}
+	return map[string]string{
+		"distributed_foreground_insert": "1", "insert_distributed_one_random_shard": "0",
+		// Without insert_quorum_parallel a quorum does not work through a Distributed table.
+		"insert_quorum": c.Quorum, "insert_quorum_parallel": "1",
+	}
 }
 
 // settingsClause is insertSettings as it goes on in a SETTINGS clause.

@@ -376,6 +376,7 @@ func (c *nativeConn) run(ctx context.Context, cancel context.CancelFunc, q reque
 		if err != nil {
 			return err
 		}
+		out.inserted = true
 		return out.end(stat)
 	}
 	// The client formats what it shows; results travel as Native.
@@ -529,6 +530,12 @@ func (c *nativeConn) insert(ctx context.Context, cancel context.CancelFunc, q re
 				stop = c.watch(cancel)
 				return nil
 			}
+			if c.revision >= revisionInsertEvents {
+				if err := c.send(func(b *chproto.Buffer) error { encodeEvents(b, c.revision); return nil }); err != nil {
+					c.broken = true
+					return err
+				}
+			}
 		}
 	})
 }
@@ -643,6 +650,8 @@ type nativeResult struct {
 	stat  statistics
 	frame chproto.Buffer
 
+	inserted bool // there is no result: rows came from the client
+
 	rows, blocks, size uint64
 }
 
@@ -675,8 +684,11 @@ func (o *nativeResult) close() error { return nil }
 // end sends what stands behind the last block.
 func (o *nativeResult) end(stat statistics) error {
 	return o.c.send(func(b *chproto.Buffer) error {
-		if stat.duplicate && o.c.revision >= revisionProfileEvents {
-			encodeEvent(b, "DuplicatedInsertedBlocks", 1, o.c.revision)
+		switch {
+		case stat.duplicate && o.c.revision >= revisionProfileEvents:
+			encodeEvents(b, o.c.revision, "DuplicatedInsertedBlocks")
+		case o.inserted && o.c.revision >= revisionInsertEvents:
+			encodeEvents(b, o.c.revision)
 		}
 		if o.begun {
 			chproto.Profile{Rows: o.rows, Blocks: o.blocks, Bytes: o.size}.EncodeAware(b, int(o.c.revision))
@@ -687,28 +699,25 @@ func (o *nativeResult) end(stat statistics) error {
 	})
 }
 
-// encodeEvent puts down a packet with one event of the statement.
-func encodeEvent(b *chproto.Buffer, name string, value int64, revision uint64) {
+// encodeEvents puts down a packet of what was counted, once each, while a statement ran.
+func encodeEvents(b *chproto.Buffer, revision uint64, names ...string) {
 	chproto.ServerProfileEvents.Encode(b)
 	b.PutString("")
-	encodeBlockHead(b, 6, 1, revision)
-	column := func(name, kind string) {
+	encodeBlockHead(b, 6, len(names), revision)
+	column := func(name, kind string, put func(event string)) {
 		b.PutString(name)
 		b.PutString(kind)
 		if revision >= revisionCustom {
 			b.PutBool(false)
 		}
+		for _, n := range names {
+			put(n)
+		}
 	}
-	column("host_name", "String")
-	b.PutString("postern-embedded")
-	column("current_time", "DateTime")
-	b.PutUInt32(uint32(time.Now().Unix()))
-	column("thread_id", "UInt64")
-	b.PutUInt64(0)
-	column("type", "Enum8('increment' = 1, 'gauge' = 2)")
-	b.PutInt8(int8(chproto.ProfileIncrement))
-	column("name", "String")
-	b.PutString(name)
-	column("value", "Int64")
-	b.PutInt64(value)
+	column("host_name", "String", func(string) { b.PutString("postern-embedded") })
+	column("current_time", "DateTime", func(string) { b.PutUInt32(uint32(time.Now().Unix())) })
+	column("thread_id", "UInt64", func(string) { b.PutUInt64(0) })
+	column("type", "Enum8('increment' = 1, 'gauge' = 2)", func(string) { b.PutInt8(int8(chproto.ProfileIncrement)) })
+	column("name", "String", func(n string) { b.PutString(n) })
+	column("value", "Int64", func(string) { b.PutInt64(1) })
 }

@@ -26,6 +26,7 @@ const (
 	revisionProfileEvents = 54451
 	revisionReplicas      = 54453
 	revisionCustom        = 54454 // a column says whether it is serialized in an own way
+	revisionInsertEvents  = 54456 // each block of an insert is answered by events
 	revisionAddendum      = 54458
 	revisionParams        = 54459
 )

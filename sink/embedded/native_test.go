@@ -60,7 +60,7 @@ func TestNativeRaw(t *testing.T) {
 			for try := range 2 {
 				var n proto.ColUInt64
 				s, a := proto.NewLowCardinality[string](new(proto.ColStr)), proto.NewArray[string](new(proto.ColStr))
-				sent, duplicate := 0, false
+				sent, answers, duplicate := 0, 0, false
 				fill := func() {
 					n.Reset()
 					s.Reset()
@@ -86,6 +86,7 @@ func TestNativeRaw(t *testing.T) {
 						return nil
 					},
 					OnProfileEvents: func(_ context.Context, es []ch.ProfileEvent) error {
+						answers++
 						for _, e := range es {
 							duplicate = duplicate || e.Name == "DuplicatedInsertedBlocks" && e.Value == 1
 						}
@@ -93,6 +94,9 @@ func TestNativeRaw(t *testing.T) {
 					},
 				}); err != nil {
 					t.Fatal(err)
+				}
+				if answers != blocks+1 { // clickhouse-driver (Python) waits for one behind each block, and at the end
+					t.Errorf("%d packets of events for %d blocks", answers, blocks)
 				}
 				if duplicate != (try == 1) {
 					t.Errorf("attempt %d: told that the rows were there already: %v", try+1, duplicate)

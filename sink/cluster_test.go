@@ -151,7 +151,7 @@ func TestClusterDDLRuns(t *testing.T) {
 			t.Errorf("%s has columns %s\n%s has %s", name, a, table, b)
 		}
 	}
-	for _, view := range strings.Fields(one(t, db, "SELECT arrayStringConcat(groupArray(name), ' ') FROM system.tables WHERE database = '"+cfg.Database+"' AND engine = 'View'")) {
+	for view := range strings.FieldsSeq(one(t, db, "SELECT arrayStringConcat(groupArray(name), ' ') FROM system.tables WHERE database = '"+cfg.Database+"' AND engine = 'View'")) {
 		if err := db.exec(t.Context(), time.Minute, "SELECT * FROM "+cfg.Database+"."+view); err != nil {
 			t.Errorf("the view %s over distributed tables: %v", view, err)
 		}

@@ -166,7 +166,7 @@ func overBoth(t *testing.T, test func(*testing.T, front)) {
 		t.Run(clickhouse.Protocol(f).String(), func(t *testing.T) {
 			c := open(t, nil)
 			t.Cleanup(func() {
-				for _, table := range strings.Fields(one[string](t, c, "SELECT arrayStringConcat(groupArray(name), ' ') FROM system.tables WHERE database = 'postern'")) {
+				for table := range strings.FieldsSeq(one[string](t, c, "SELECT arrayStringConcat(groupArray(name), ' ') FROM system.tables WHERE database = 'postern'")) {
 					exe(t, c, "DROP TABLE "+table+" SYNC")
 				}
 			})

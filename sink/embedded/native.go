@@ -156,7 +156,7 @@ type nativeConn struct {
 
 func newNativeConn(f *nativeFront, conn net.Conn) *nativeConn {
 	c := &nativeConn{front: f, e: f.e, conn: conn, wait: 10 * time.Second}
-	c.packets.in = bufio.NewReaderSize(c, 64<<10)
+	c.packets.in = bufio.NewReaderSize(c, 256<<10)
 	return c
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"strings"
@@ -140,6 +141,10 @@ func Open(ctx context.Context, cfg ClickHouseConfig, opt Options) (*ClickHouse, 
 	if t.http {
 		db.options.Protocol = clickhouse.HTTP
 	}
+	if cfg.Cluster.Name != "" {
+		// A subquery over a distributed table inside of a query over one is refused otherwise.
+		db.options.Settings = clickhouse.Settings{"distributed_product_mode": "global"}
+	}
 	if t.tls {
 		host, _, _ := net.SplitHostPort(t.addr)
 		if db.options.TLS, err = cfg.TLS.config(host); err != nil {
@@ -218,8 +223,8 @@ func (e *redacted) Is(target error) bool { return errors.Is(e.err, target) }
 func (e *redacted) As(target any) bool   { return errors.As(e.err, target) }
 
 // insertSettings are sent with every insert, so that nothing depends on how a server is set up.
-func insertSettings(token string) map[string]string {
-	return map[string]string{
+func (c *ClickHouseConfig) insertSettings(token string) map[string]string {
+	settings := map[string]string{
 		"insert_deduplicate":                                 "1",
 		"insert_deduplication_token":                         token,
 		"deduplicate_blocks_in_dependent_materialized_views": "1",
@@ -234,6 +239,8 @@ func insertSettings(token string) map[string]string {
 		"input_format_parallel_parsing":            "0",
 		"input_format_defaults_for_omitted_fields": "1",
 	}
+	maps.Copy(settings, c.Cluster.insertSettings())
+	return settings
 }
 
 // insertBlock sends one block under a token. Over HTTP it goes through
@@ -385,7 +392,7 @@ func (db *ClickHouse) insertHTTP(ctx context.Context, table string, in proto.Inp
 		return 0, permanent(err)
 	}
 	settings := clickhouse.Settings{}
-	for k, v := range insertSettings(ins.token()) {
+	for k, v := range db.cfg.insertSettings(ins.token()) {
 		settings[k] = v
 	}
 	r := db.block.reader()
@@ -433,7 +440,7 @@ func (db *ClickHouse) insertNative(ctx context.Context, table string, in proto.I
 			return nil
 		},
 	}
-	for k, v := range insertSettings(ins.token()) {
+	for k, v := range db.cfg.insertSettings(ins.token()) {
 		q.Settings = append(q.Settings, ch.Setting{Key: k, Value: v, Important: k == "insert_deduplication_token"})
 	}
 	if err = db.raw.Do(ctx, q); err != nil {
@@ -494,7 +501,7 @@ func (db *ClickHouse) insertRows(ctx context.Context, table, columns string, ins
 	ctx, cancel := context.WithTimeout(ctx, db.cfg.Timeouts.Insert)
 	defer cancel()
 	settings := clickhouse.Settings{}
-	for k, v := range insertSettings(ins.token()) {
+	for k, v := range db.cfg.insertSettings(ins.token()) {
 		settings[k] = v
 	}
 	start := time.Now()

@@ -29,6 +29,8 @@ type ClickHouseConfig struct {
 	TLS ClickHouseTLSConfig `yaml:"tls"`
 	// Compression of inserts on the wire: none, lz4 or zstd.
 	Compression string `yaml:"compression"`
+	// Cluster puts the tables on a cluster of servers.
+	Cluster ClusterConfig `yaml:"cluster"`
 	// Timeouts bound every exchange with the server.
 	Timeouts ClickHouseTimeouts `yaml:"timeouts"`
 	// Retention says how long rows of each table stay, counted from when they were inserted.
@@ -97,7 +99,8 @@ func DefaultClickHouseConfig() ClickHouseConfig {
 	return ClickHouseConfig{
 		URL:         URLEmbedded,
 		Database:    "postern",
-		Compression: "none", // embedded and in one data centre bytes are cheaper than LZ4's time
+		Cluster:     ClusterConfig{Quorum: "auto"}, // most replicas of a shard: one may be lost
+		Compression: "none",                        // embedded and in one data centre bytes are cheaper than LZ4's time
 		Timeouts: ClickHouseTimeouts{
 			Dial: 5 * time.Second,
 			// The largest block is some 30 MB; at 10 MB/s that is 3 s, and a server
@@ -148,6 +151,7 @@ func (c *ClickHouseConfig) Validate() error {
 	if (c.TLS.Cert == "") != (c.TLS.Key == "") {
 		bad("clickhouse.tls has only one of cert and key; give both or neither")
 	}
+	errs = append(errs, c.Cluster.validate(c.URL == URLEmbedded)...)
 	for _, t := range []struct {
 		name string
 		d    time.Duration

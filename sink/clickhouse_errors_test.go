@@ -60,8 +60,10 @@ func TestRetryable(t *testing.T) {
 }
 
 // What the server refuses for good is refused at once and says why; the block stays.
-func TestRefusedForGood(t *testing.T) {
-	db := open(t, nil)
+func TestRefusedForGood(t *testing.T) { overBoth(t, testRefusedForGood) }
+
+func testRefusedForGood(t *testing.T, p protocol) {
+	db := p.open(t, nil)
 	names := flow.NewNames(0)
 	w := db.NewFlowWriter(names)
 	w.AppendRecords(randomRecords(rand.New(rand.NewPCG(1, 1)), names, 5))

@@ -217,7 +217,7 @@ func (db *ClickHouse) InsertedAt(ctx context.Context, input string) (flow.Time, 
 func (db *ClickHouse) DeleteInput(ctx context.Context, input string) error {
 	for _, table := range inputTables {
 		ctx, cancel := context.WithTimeout(ctx, db.cfg.Timeouts.Migration)
-		err := db.conn.Exec(ctx, "DELETE FROM "+db.cfg.Database+"."+table+" WHERE input = ?", input)
+		err := db.conn.Exec(ctx, "DELETE FROM "+db.cfg.Database+"."+db.cfg.Cluster.stored(table)+db.cfg.Cluster.on()+" WHERE input = ?", input)
 		cancel()
 		if err != nil {
 			return fmt.Errorf("removing input %s from %s: %w", input, table, db.redact(err))

@@ -33,8 +33,10 @@ func testFinding(id string, revision uint64) *flow.Finding {
 }
 
 // A finding comes back from the view as it is in webhooks, member by member.
-func TestFindingRoundTrip(t *testing.T) {
-	db := open(t, nil)
+func TestFindingRoundTrip(t *testing.T) { overBoth(t, testFindingRoundTrip) }
+
+func testFindingRoundTrip(t *testing.T, p protocol) {
+	db := p.open(t, nil)
 	f := testFinding("f1", 3)
 	f.FirstSeen, f.LastSeen, f.Count = today, today+500, 7
 	bare := &flow.Finding{ID: "f2", SchemaVersion: 1, Revision: 1, FirstSeen: today, LastSeen: today, Count: 1}

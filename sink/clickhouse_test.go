@@ -16,25 +16,46 @@ import (
 // databases numbers the tests' databases; they share one engine.
 var databases atomic.Int32
 
+// protocol is how a test reaches the engine.
+type protocol string
+
+const (
+	overHTTP   protocol = "http"
+	overNative protocol = "native"
+)
+
+// overBoth runs a test over HTTP and over the native protocol, which most servers
+// are reached by.
+func overBoth(t *testing.T, test func(*testing.T, protocol)) {
+	for _, p := range []protocol{overHTTP, overNative} {
+		t.Run(string(p), func(t *testing.T) { test(t, p) })
+	}
+}
+
 // open gives a migrated database of its own.
-func open(t testing.TB, change func(*ClickHouseConfig)) *ClickHouse {
+func (p protocol) open(t testing.TB, change func(*ClickHouseConfig)) *ClickHouse {
 	t.Helper()
-	db := openEmpty(t, change)
+	db := p.openEmpty(t, change)
 	if err := db.Migrate(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 	return db
 }
 
-func openEmpty(t testing.TB, change func(*ClickHouseConfig)) *ClickHouse {
+func (p protocol) openEmpty(t testing.TB, change func(*ClickHouseConfig)) *ClickHouse {
 	t.Helper()
 	url, token := embeddedtest.Start(t)
 	cfg := DefaultClickHouseConfig()
 	cfg.Database = fmt.Sprintf("t%d", databases.Add(1))
+	opt := Options{Endpoint: url, Token: token}
+	if p == overNative {
+		addr, token := embeddedtest.Native(t)
+		cfg.URL, opt = "clickhouse://default@"+addr, Options{Password: token}
+	}
 	if change != nil {
 		change(&cfg)
 	}
-	db, err := Open(t.Context(), cfg, Options{Endpoint: url, Token: token})
+	db, err := Open(t.Context(), cfg, opt)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,6 +64,17 @@ func openEmpty(t testing.TB, change func(*ClickHouseConfig)) *ClickHouse {
 		_ = db.Close()
 	})
 	return db
+}
+
+// open is a migrated database over HTTP.
+func open(t testing.TB, change func(*ClickHouseConfig)) *ClickHouse {
+	t.Helper()
+	return overHTTP.open(t, change)
+}
+
+func openEmpty(t testing.TB, change func(*ClickHouseConfig)) *ClickHouse {
+	t.Helper()
+	return overHTTP.openEmpty(t, change)
 }
 
 func query(t testing.TB, db *ClickHouse, sql string) string {

@@ -126,8 +126,10 @@ func shownEdges(t testing.TB, db *ClickHouse) []string {
 // TestEdges: the view shows the sums of what was inserted, each block once however often it was
 // sent, in any order, over months and inputs, merged or not; and what one input gave can be
 // taken away.
-func TestEdges(t *testing.T) {
-	db := open(t, nil)
+func TestEdges(t *testing.T) { overBoth(t, testEdges) }
+
+func testEdges(t *testing.T, p protocol) {
+	db := p.open(t, nil)
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 1))

@@ -108,22 +108,24 @@ func BenchmarkAppend(b *testing.B) {
 
 // BenchmarkInsert is from records to acknowledged rows in the embedded engine, its own work included.
 func BenchmarkInsert(b *testing.B) {
-	for _, compression := range []string{"none", "lz4", "zstd"} {
-		b.Run(compression, func(b *testing.B) {
-			db := open(b, func(c *ClickHouseConfig) { c.Compression = compression })
-			names := flow.NewNames(0)
-			w := db.NewFlowWriter(names)
-			records := company(rand.New(rand.NewPCG(1, 1)), names, 1<<16, today)
-			n := 0
-			for b.Loop() {
-				w.AppendRecords(records)
-				if _, err := w.Flush(b.Context(), insertNo(n)); err != nil {
-					b.Fatal(err)
+	for _, p := range []protocol{overHTTP, overNative} {
+		for _, compression := range []string{"none", "lz4", "zstd"} {
+			b.Run(string(p)+"/"+compression, func(b *testing.B) {
+				db := p.open(b, func(c *ClickHouseConfig) { c.Compression = compression })
+				names := flow.NewNames(0)
+				w := db.NewFlowWriter(names)
+				records := company(rand.New(rand.NewPCG(1, 1)), names, 1<<16, today)
+				n := 0
+				for b.Loop() {
+					w.AppendRecords(records)
+					if _, err := w.Flush(b.Context(), insertNo(n)); err != nil {
+						b.Fatal(err)
+					}
+					n++
 				}
-				n++
-			}
-			b.ReportMetric(float64(n*len(records))/b.Elapsed().Seconds(), "rows/s")
-		})
+				b.ReportMetric(float64(n*len(records))/b.Elapsed().Seconds(), "rows/s")
+			})
+		}
 	}
 }
 

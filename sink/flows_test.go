@@ -90,10 +90,12 @@ func expectedRow(t *testing.T, r *flow.Record, names *flow.Names, ins Insert) ma
 	return row
 }
 
-func TestFlowRoundTrip(t *testing.T) {
+func TestFlowRoundTrip(t *testing.T) { overBoth(t, testFlowRoundTrip) }
+
+func testFlowRoundTrip(t *testing.T, p protocol) {
 	for _, compression := range []string{"none", "lz4", "zstd"} {
 		t.Run(compression, func(t *testing.T) {
-			db := open(t, func(c *ClickHouseConfig) { c.Compression = compression })
+			db := p.open(t, func(c *ClickHouseConfig) { c.Compression = compression })
 			seed := rand.Uint64()
 			t.Logf("seed %d", seed)
 			rnd := rand.New(rand.NewPCG(seed, 1))
@@ -170,28 +172,34 @@ func TestFlowColumnsMatchTable(t *testing.T) {
 	}
 }
 
-func TestTokenWritesOnce(t *testing.T) {
-	db := open(t, nil)
+func TestTokenWritesOnce(t *testing.T) { overBoth(t, testTokenWritesOnce) }
+
+func testTokenWritesOnce(t *testing.T, p protocol) {
+	db := p.open(t, nil)
 	rnd := rand.New(rand.NewPCG(1, 2))
 	names := flow.NewNames(0)
 	records := randomRecords(rnd, names, 100)
-	flush := func(ins Insert) {
+	flush := func(ins Insert, duplicate bool) {
 		t.Helper()
 		w := db.NewFlowWriter(names) // another writer, as after a restart
 		w.AppendRecords(records)
-		if _, err := w.Flush(t.Context(), ins); err != nil {
+		done, err := w.Flush(t.Context(), ins)
+		if err != nil {
 			t.Fatal(err)
 		}
+		if done.Duplicate != (duplicate && p == overNative) { // over HTTP nobody tells
+			t.Errorf("%s over %s: told that it was there already: %v", ins.Token, p, done.Duplicate)
+		}
 	}
-	flush(insertNo(1))
-	flush(insertNo(1))
+	flush(insertNo(1), false)
+	flush(insertNo(1), true)
 	wantQuery(t, db, "SELECT count() AS n FROM flows", `{"n":100}`)
 	// The same under another token doubles: it is the token that holds the rest back.
-	flush(insertNo(2))
+	flush(insertNo(2), false)
 	wantQuery(t, db, "SELECT count() AS n, uniqExact(record_id) AS u FROM flows", `{"n":200,"u":100}`)
 	// Other rows under a known token are the same range, encoded otherwise: not stored.
 	records = randomRecords(rnd, names, 50)
-	flush(insertNo(1))
+	flush(insertNo(1), true)
 	wantQuery(t, db, "SELECT count() AS n FROM flows", `{"n":200}`)
 }
 

@@ -9,8 +9,10 @@ import (
 	"unicode"
 )
 
-func TestQueryTypes(t *testing.T) {
-	db := openEmpty(t, nil)
+func TestQueryTypes(t *testing.T) { overBoth(t, testQueryTypes) }
+
+func testQueryTypes(t *testing.T, p protocol) {
+	db := p.openEmpty(t, nil)
 	if err := db.Migrate(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
@@ -57,8 +59,10 @@ func sqlString(s string) string {
 }
 
 // What hosts on the network may say stays inside its cell, whatever the format (THREATS 36).
-func TestQueryHostileStrings(t *testing.T) {
-	db := openEmpty(t, nil)
+func TestQueryHostileStrings(t *testing.T) { overBoth(t, testQueryHostileStrings) }
+
+func testQueryHostileStrings(t *testing.T, p protocol) {
+	db := p.openEmpty(t, nil)
 	if err := db.Migrate(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}

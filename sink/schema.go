@@ -68,6 +68,7 @@ func readMigrations(fsys fs.FS, c *ClickHouseConfig) ([]Migration, error) {
 		return "TTL " + ttl(d), nil
 	}}
 	var out []Migration
+	ddl := c.clusterDDL()
 	for i, f := range files {
 		text, err := fs.ReadFile(fsys, f)
 		if err != nil {
@@ -86,8 +87,12 @@ func readMigrations(fsys fs.FS, c *ClickHouseConfig) ([]Migration, error) {
 		if err := t.Execute(&b, map[string]any{"Database": c.Database, "DedupWindow": DedupWindow}); err != nil {
 			return nil, err
 		}
+		sql, err := ddl.all(statements(b.String()))
+		if err != nil {
+			return nil, fmt.Errorf("migration %s: %w", f, err)
+		}
 		sum := sha256.Sum256(text)
-		out = append(out, Migration{version, name, hex.EncodeToString(sum[:]), statements(b.String())})
+		out = append(out, Migration{version, name, hex.EncodeToString(sum[:]), sql})
 	}
 	return out, nil
 }
@@ -118,8 +123,8 @@ func ttl(keep time.Duration) string {
 	return "toDateTime(inserted_at) + toIntervalSecond(" + strconv.FormatInt(int64(keep/time.Second), 10) + ")"
 }
 
-func (c *ClickHouseConfig) preamble() []string {
-	return []string{
+func (c *ClickHouseConfig) preamble() ([]string, error) {
+	return c.clusterDDL().all([]string{
 		"CREATE DATABASE IF NOT EXISTS " + c.Database + " COMMENT 'Postern'",
 		"CREATE TABLE IF NOT EXISTS " + c.Database + `.schema_migrations
 (
@@ -131,7 +136,7 @@ func (c *ClickHouseConfig) preamble() []string {
 ENGINE = ReplacingMergeTree(applied_at)
 ORDER BY version
 COMMENT 'which migrations have been applied'`,
-	}
+	})
 }
 
 // Plan lists what Migrate would do now, without doing it; empty if the schema
@@ -151,7 +156,11 @@ func (db *ClickHouse) Plan(ctx context.Context) ([]Step, error) {
 	}
 	var steps []Step
 	if !exists {
-		steps = append(steps, Step{Name: "database " + db.cfg.Database, Statements: db.cfg.preamble()})
+		preamble, err := db.cfg.preamble()
+		if err != nil {
+			return nil, permanent(err)
+		}
+		steps = append(steps, Step{Name: "database " + db.cfg.Database, Statements: preamble})
 	}
 	if newest := slices.Max(append(mapKeys(applied), 0)); newest > len(all) {
 		return nil, permanent(fmt.Errorf("%w: database %s has migration %d, this binary knows %d; use the newer postern, or another clickhouse.database",
@@ -228,11 +237,12 @@ func (db *ClickHouse) planRetention(ctx context.Context) ([]Step, error) {
 	}
 	var steps []Step
 	for _, r := range db.cfg.Retention.byTable() {
-		q, ok := ddl[r.table]
+		stored := db.cfg.Cluster.stored(r.table)
+		q, ok := ddl[stored]
 		if !ok {
 			continue // its migration will make it so
 		}
-		table := db.cfg.Database + "." + r.table
+		table := db.cfg.Database + "." + stored + db.cfg.Cluster.on()
 		has := strings.Contains(q, " TTL toDateTime(inserted_at)") || strings.Contains(q, "\nTTL ")
 		switch {
 		case r.keep == 0 && has:
@@ -267,8 +277,8 @@ func (db *ClickHouse) Migrate(ctx context.Context, progress func(done, total int
 			continue
 		}
 		if err := db.exec(ctx, db.cfg.Timeouts.Migration, fmt.Sprintf(
-			"INSERT INTO %s.schema_migrations (version, name, checksum, applied_at) SETTINGS async_insert = 0 VALUES (%d, '%s', '%s', now64(3))",
-			db.cfg.Database, s.version, s.Name, s.checksum)); err != nil {
+			"INSERT INTO %s.schema_migrations (version, name, checksum, applied_at) SETTINGS async_insert = 0%s VALUES (%d, '%s', '%s', now64(3))",
+			db.cfg.Database, db.cfg.Cluster.settingsClause(), s.version, s.Name, s.checksum)); err != nil {
 			return fmt.Errorf("noting migration %s: %w", s.Name, err)
 		}
 		db.log.Info("schema migrated", "migration", s.Name, "database", db.cfg.Database)

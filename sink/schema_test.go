@@ -11,8 +11,10 @@ import (
 	"time"
 )
 
-func TestMigrateFromEmpty(t *testing.T) {
-	db := openEmpty(t, nil)
+func TestMigrateFromEmpty(t *testing.T) { overBoth(t, testMigrateFromEmpty) }
+
+func testMigrateFromEmpty(t *testing.T, p protocol) {
+	db := p.openEmpty(t, nil)
 	plan, err := db.Plan(t.Context())
 	if err != nil {
 		t.Fatal(err)

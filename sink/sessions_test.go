@@ -109,8 +109,10 @@ func expectedSession(s *flow.Session, n *flow.Names, ins Insert) map[string]any 
 	return row
 }
 
-func TestSessionRoundTrip(t *testing.T) {
-	db := open(t, nil)
+func TestSessionRoundTrip(t *testing.T) { overBoth(t, testSessionRoundTrip) }
+
+func testSessionRoundTrip(t *testing.T, p protocol) {
+	db := p.open(t, nil)
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 1))

@@ -6,7 +6,7 @@
 //
 // It is for one machine: a laptop, a test, a site with a few ten thousand flows a
 // second. It is no server: no replication, no users beyond two tokens, no sessions,
-// no native protocol, linux/amd64 with glibc only. The engine can be started once in
+// linux/amd64 with glibc only. The engine can be started once in
 // a process, and one process at a time may hold a data directory.
 //
 // The library is not part of the program. [Fetch] downloads the pinned npm package,

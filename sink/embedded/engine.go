@@ -41,6 +41,8 @@ type Config struct {
 	Database string `yaml:"database"`
 	// Listen is the loopback address of the HTTP endpoint; port 0 takes a free one.
 	Listen string `yaml:"listen"`
+	// Native is the second door, for clients of the native protocol.
+	Native NativeConfig `yaml:"native"`
 	// Token is the password of full access, SQL that reads local files included;
 	// empty means a random one for each start.
 	Token string `yaml:"token"`
@@ -66,6 +68,12 @@ type Config struct {
 	QueueTime time.Duration `yaml:"queueTime"`
 	// ReadOnlyTime caps a statement under ReadOnlyToken.
 	ReadOnlyTime time.Duration `yaml:"readOnlyTime"`
+}
+
+// NativeConfig is the endpoint of ClickHouse's native TCP protocol.
+type NativeConfig struct {
+	// Listen is its loopback address; port 0 takes a free one, empty means that there is none.
+	Listen string `yaml:"listen"`
 }
 
 // DefaultConfig returns the defaults; DataDir is left to the caller.
@@ -106,17 +114,23 @@ func (c Config) Validate() error {
 	if c.Database == "" || c.Database == "default" || c.Database == "system" || strings.ContainsAny(c.Database, "/\x00") {
 		bad("database %q cannot be used; name one of your own, such as postern", c.Database)
 	}
-	host, port, err := net.SplitHostPort(c.Listen)
-	if err != nil {
-		bad("listen %q is no host:port; write 127.0.0.1:18123", c.Listen)
-	} else {
+	loopback := func(key, listen, example string) {
+		host, port, err := net.SplitHostPort(listen)
+		if err != nil {
+			bad("%s %q is no host:port; write %s", key, listen, example)
+			return
+		}
 		a, err := netip.ParseAddr(host)
 		if host != "localhost" && (err != nil || !a.IsLoopback()) {
-			bad("listen %q is not a loopback address; SQL can read local files, so the endpoint stays on 127.0.0.1 or [::1]", c.Listen)
+			bad("%s %q is not a loopback address; SQL can read local files, so the endpoint stays on 127.0.0.1 or [::1]", key, listen)
 		}
 		if _, err := strconv.ParseUint(port, 10, 16); err != nil {
-			bad("listen %q has no port between 0 and 65535", c.Listen)
+			bad("%s %q has no port between 0 and 65535", key, listen)
 		}
+	}
+	loopback("listen", c.Listen, "127.0.0.1:18123")
+	if c.Native.Listen != "" {
+		loopback("native.listen", c.Native.Listen, "127.0.0.1:19000")
 	}
 	if c.Token != "" && c.Token == c.ReadOnlyToken {
 		bad("token and readOnlyToken are the same; the second would not be read-only")
@@ -154,19 +168,22 @@ type Engine struct {
 	token   [sha256.Size]byte
 	reader  [sha256.Size]byte
 
-	ready chan struct{}
-	addr  net.Addr // set before ready is closed
+	ready  chan struct{}
+	addr   net.Addr     // set before ready is closed, as is native
+	native *nativeFront // nil if there is none
 
 	lib     *library
 	version string // of the server, as it names itself
 	guard   *guard
 	names   map[string]bool // settings the engine knows
+	formats map[string]bool // formats it knows, in lower case
 
 	controlMu sync.Mutex
 	control   *session // open for life: closing the last connection stops the engine
 
 	queries, inserts chan struct{}
 	serial           atomic.Uint64 // of statements, for KILL
+	writes           writes
 	running          sync.WaitGroup
 
 	// patience is how long a client may stand still in the middle of a body before
@@ -206,6 +223,15 @@ func (e *Engine) Ready() <-chan struct{} { return e.ready }
 
 // Addr is the endpoint's address; valid once Ready is closed.
 func (e *Engine) Addr() net.Addr { return e.addr }
+
+// NativeAddr is the address for the native protocol, nil if there is none; valid once
+// Ready is closed.
+func (e *Engine) NativeAddr() net.Addr {
+	if e.native == nil {
+		return nil
+	}
+	return e.native.ln.Addr()
+}
 
 // Token is the password of full access, the configured or the random one.
 func (e *Engine) Token() string { return e.cfg.Token }
@@ -270,9 +296,17 @@ func (e *Engine) Run(ctx context.Context) (err error) {
 		ErrorLog:          slog.NewLogLogger(e.log.Handler(), slog.LevelDebug),
 	}
 	e.addr = ln.Addr()
-	failed := make(chan error, 1)
+	failed := make(chan error, 2)
+	where := []any{"address", e.addr.String()}
+	if e.cfg.Native.Listen != "" {
+		if e.native, err = e.listenNative(base); err != nil {
+			return errors.Join(err, ln.Close())
+		}
+		where = append(where, "native", e.NativeAddr().String())
+		go e.native.serve()
+	}
 	go func() { failed <- srv.Serve(ln) }()
-	e.log.Info("embedded ClickHouse is ready", "address", e.addr.String(), "version", e.version, "data", e.cfg.DataDir)
+	e.log.Info("embedded ClickHouse is ready", append(where, "version", e.version, "data", e.cfg.DataDir)...)
 	close(e.ready)
 
 	tick := time.NewTicker(5 * time.Second)
@@ -289,9 +323,21 @@ func (e *Engine) Run(ctx context.Context) (err error) {
 	}
 	stop, cancel := context.WithTimeout(base, grace)
 	defer cancel()
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		if e.native != nil {
+			e.native.drain(stop)
+		}
+	}()
 	if srv.Shutdown(stop) != nil {
 		kill() // every statement under way is killed by its watcher
 		_ = srv.Close()
+	}
+	<-drained
+	kill()
+	if e.native != nil {
+		e.native.close()
 	}
 	e.running.Wait() // the engine must not be closed under a statement
 	if errors.Is(err, http.ErrServerClosed) {
@@ -404,6 +450,13 @@ func (e *Engine) prepare() error {
 	for n := range strings.FieldsSeq(string(out)) {
 		e.names[n] = true
 	}
+	if out, _, err = e.control.Query("SELECT lower(name) FROM system.formats", "TSVRaw"); err != nil {
+		return err
+	}
+	e.formats = make(map[string]bool)
+	for n := range strings.FieldsSeq(string(out)) {
+		e.formats[n] = true
+	}
 	if out, _, err = e.control.Query("SELECT name FROM system.table_functions", "TSVRaw"); err != nil {
 		return err
 	}
@@ -428,6 +481,24 @@ func (e *Engine) close() {
 		e.control.Close()
 		e.control = nil
 	}
+}
+
+// duplicates is how many inserted blocks the engine has recognised as duplicates
+// since it was started; 0 where nobody asks.
+func (e *Engine) duplicates(ask bool) (n uint64) {
+	if !ask {
+		return 0
+	}
+	e.controlMu.Lock()
+	defer e.controlMu.Unlock()
+	if e.control == nil {
+		return 0
+	}
+	out, _, err := e.control.Query("SELECT value FROM system.events WHERE event = 'DuplicatedInsertedBlocks'", "TSVRaw")
+	if err == nil {
+		n, _ = strconv.ParseUint(strings.TrimSpace(string(out)), 10, 64) // no row is 0
+	}
+	return n
 }
 
 // kill stops the statement with that tag; it returns before the statement has
@@ -499,17 +570,7 @@ const (
 )
 
 // authorize compares in constant time; the user name does not matter.
-func (e *Engine) authorize(r *http.Request) access {
-	var secret string
-	if _, p, ok := r.BasicAuth(); ok {
-		secret = p
-	} else if b, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); ok {
-		secret = b
-	} else if k := r.Header.Get("X-ClickHouse-Key"); k != "" {
-		secret = k
-	} else {
-		secret = r.URL.Query().Get("password")
-	}
+func (e *Engine) authorize(secret string) access {
 	got := sha256.Sum256([]byte(secret))
 	full := subtle.ConstantTimeCompare(got[:], e.token[:])
 	read := subtle.ConstantTimeCompare(got[:], e.reader[:])

@@ -52,6 +52,9 @@ func child(dir string) {
 	if os.Getenv("POSTERN_TEST_DISK") != "" {
 		cfg.MaxDisk = 64 * flow.MiB
 	}
+	if os.Getenv("POSTERN_TEST_NATIVE") != "" {
+		cfg.Native.Listen = "127.0.0.1:0"
+	}
 	fail := func(err error) {
 		fmt.Println("failed:", err)
 		os.Exit(3)
@@ -72,6 +75,9 @@ func child(dir string) {
 		fail(err)
 	case <-e.Ready():
 		fmt.Println("ready:", e.Addr())
+		if a := e.NativeAddr(); a != nil {
+			fmt.Println("native:", a)
+		}
 	}
 	if err := <-done; err != nil {
 		fail(err)
@@ -121,11 +127,52 @@ func dial(t testing.TB, addr, token string, change func(*clickhouse.Options)) dr
 	return c
 }
 
-// open connects the real driver to the shared engine.
+// open connects the real driver to the shared engine over HTTP.
 func open(t testing.TB, change func(*clickhouse.Options)) driver.Conn {
 	t.Helper()
-	u, token := embeddedtest.Start(t)
-	return dial(t, strings.TrimPrefix(u, "http://"), token, change)
+	return overHTTP.open(t, change)
+}
+
+// front is a way to the engine: each of its tests that can runs over both.
+type front clickhouse.Protocol
+
+const (
+	overHTTP   = front(clickhouse.HTTP)
+	overNative = front(clickhouse.Native)
+)
+
+func (f front) open(t testing.TB, change func(*clickhouse.Options)) driver.Conn {
+	t.Helper()
+	return f.dial(t, tokenOf(t), change)
+}
+
+func (f front) dial(t testing.TB, token string, change func(*clickhouse.Options)) driver.Conn {
+	t.Helper()
+	addr := addrOf(t)
+	if f == overNative {
+		addr, _ = embeddedtest.Native(t)
+	}
+	return dial(t, addr, token, func(o *clickhouse.Options) {
+		o.Protocol = clickhouse.Protocol(f)
+		if change != nil {
+			change(o)
+		}
+	})
+}
+
+// overBoth runs a test over both fronts, each time on a database without tables.
+func overBoth(t *testing.T, test func(*testing.T, front)) {
+	for _, f := range []front{overHTTP, overNative} {
+		t.Run(clickhouse.Protocol(f).String(), func(t *testing.T) {
+			c := open(t, nil)
+			t.Cleanup(func() {
+				for table := range strings.FieldsSeq(one[string](t, c, "SELECT arrayStringConcat(groupArray(name), ' ') FROM system.tables WHERE database = 'postern'")) {
+					exe(t, c, "DROP TABLE "+table+" SYNC")
+				}
+			})
+			test(t, f)
+		})
+	}
 }
 
 func exe(t testing.TB, c driver.Conn, q string) {
@@ -167,7 +214,9 @@ func code(err error) int32 {
 	return -1
 }
 
-func TestTypes(t *testing.T) {
+func TestTypes(t *testing.T) { overBoth(t, testTypes) }
+
+func testTypes(t *testing.T, f front) {
 	type row struct {
 		A  uint64
 		L  string
@@ -198,8 +247,11 @@ func TestTypes(t *testing.T) {
 	const ddl = ` (A UInt64, L LowCardinality(String), I6 IPv6, D DateTime64(3), DT DateTime('UTC'), AR Array(LowCardinality(String)), M Map(LowCardinality(String), UInt32),
 		N Nullable(Int32), E Enum8('in' = 1, 'out' = 2), B Bool, F Float64, FS FixedString(4), D2 Array(Array(UInt16)), NL Array(Nullable(String))) ENGINE = MergeTree ORDER BY A`
 	for _, m := range []clickhouse.CompressionMethod{clickhouse.CompressionNone, clickhouse.CompressionLZ4, clickhouse.CompressionZSTD, clickhouse.CompressionGZIP} {
+		if m == clickhouse.CompressionGZIP && f == overNative {
+			continue
+		}
 		t.Run(m.String(), func(t *testing.T) {
-			c := open(t, func(o *clickhouse.Options) {
+			c := f.open(t, func(o *clickhouse.Options) {
 				o.Compression = &clickhouse.Compression{Method: m, Level: 3}
 				if m == clickhouse.CompressionGZIP {
 					o.Settings = clickhouse.Settings{"enable_http_compression": 1}
@@ -233,8 +285,10 @@ func TestTypes(t *testing.T) {
 	}
 }
 
-func TestBindAndParameters(t *testing.T) {
-	c := open(t, nil)
+func TestBindAndParameters(t *testing.T) { overBoth(t, testBindAndParameters) }
+
+func testBindAndParameters(t *testing.T, f front) {
+	c := f.open(t, nil)
 	var a string
 	var n uint64
 	ctx := clickhouse.Context(context.Background(), clickhouse.WithParameters(clickhouse.Parameters{"s": "it's \\\\ a\\ttab", "n": "7"}))
@@ -266,13 +320,15 @@ func TestBindAndParameters(t *testing.T) {
 	}
 }
 
-func TestTokens(t *testing.T) {
-	c := open(t, nil)
+func TestTokens(t *testing.T) { overBoth(t, testTokens) }
+
+func testTokens(t *testing.T, f front) {
+	c := f.open(t, nil)
 	const window = " ENGINE = MergeTree ORDER BY a SETTINGS non_replicated_deduplication_window = 1000"
 	exe(t, c, "CREATE TABLE tokens (a UInt64)"+window)
 	exe(t, c, "CREATE TABLE tokens_sum (a UInt64, n UInt64) ENGINE = SummingMergeTree ORDER BY a SETTINGS non_replicated_deduplication_window = 1000")
 	exe(t, c, "CREATE MATERIALIZED VIEW tokens_mv TO tokens_sum AS SELECT a % 10 AS a, count() AS n FROM tokens GROUP BY a")
-	dedup := dial(t, addrOf(t), tokenOf(t), func(o *clickhouse.Options) {
+	dedup := f.open(t, func(o *clickhouse.Options) {
 		o.Settings = clickhouse.Settings{"deduplicate_blocks_in_dependent_materialized_views": 1}
 	})
 	for _, tok := range []string{"one", "one", "two", "one"} {
@@ -298,9 +354,11 @@ func tokenOf(t testing.TB) string {
 	return token
 }
 
-func TestErrors(t *testing.T) {
+func TestErrors(t *testing.T) { overBoth(t, testErrors) }
+
+func testErrors(t *testing.T, f front) {
 	for _, m := range []clickhouse.CompressionMethod{clickhouse.CompressionNone, clickhouse.CompressionLZ4} {
-		c := open(t, func(o *clickhouse.Options) { o.Compression = &clickhouse.Compression{Method: m} })
+		c := f.open(t, func(o *clickhouse.Options) { o.Compression = &clickhouse.Compression{Method: m} })
 		ctx := context.Background()
 		for q, want := range map[string]int32{
 			"SELECT * FROM nowhere":  60,
@@ -327,21 +385,23 @@ func TestErrors(t *testing.T) {
 		if err := c.Exec(clickhouse.Context(ctx, clickhouse.WithSettings(clickhouse.Settings{"no_such_setting": 1})), "SELECT 1"); code(err) != 115 {
 			t.Errorf("unknown setting: %v", err)
 		}
-		if err := c.Exec(clickhouse.Context(ctx, clickhouse.WithSettings(clickhouse.Settings{"session_id": "x"})), "SELECT 1"); code(err) != 344 {
+		if err := c.Exec(clickhouse.Context(ctx, clickhouse.WithSettings(clickhouse.Settings{"session_id": "x"})), "SELECT 1"); f == overHTTP && code(err) != 344 {
 			t.Errorf("session: %v", err)
 		}
 		if err := c.Exec(ctx, "INSERT INTO nowhere VALUES (1)"); code(err) != 60 {
 			t.Errorf("insert into nowhere: %v", err)
 		}
 	}
-	c := open(t, func(o *clickhouse.Options) { o.Auth.Password = "wrong" })
+	c := f.open(t, func(o *clickhouse.Options) { o.Auth.Password = "wrong" })
 	if err := c.Ping(context.Background()); code(err) != 516 {
 		t.Errorf("wrong token: %v", err)
 	}
 }
 
-func TestInsertText(t *testing.T) {
-	c := open(t, nil)
+func TestInsertText(t *testing.T) { overBoth(t, testInsertText) }
+
+func testInsertText(t *testing.T, f front) {
+	c := f.open(t, nil)
 	exe(t, c, "CREATE TABLE txt (a UInt64, s String) ENGINE = MergeTree ORDER BY a")
 	exe(t, c, "INSERT INTO txt VALUES (1, 'a;b FORMAT x'), (2, 'c')")
 	exe(t, c, "INSERT INTO postern.txt (a, s) FORMAT JSONEachRow {\"a\": 3, \"s\": \"VALUES\"}\n{\"a\": 4, \"s\": \"é\"}")
@@ -357,8 +417,10 @@ func TestInsertText(t *testing.T) {
 	}
 }
 
-func TestCancel(t *testing.T) {
-	c := open(t, nil)
+func TestCancel(t *testing.T) { overBoth(t, testCancel) }
+
+func testCancel(t *testing.T, f front) {
+	c := f.open(t, nil)
 	for _, q := range []string{
 		"SELECT sleepEachRow(1), number FROM numbers(60) SETTINGS max_block_size = 1, function_sleep_max_microseconds_per_block = 100000000",
 		"SELECT count() FROM numbers(1000000000000) WHERE cityHash64(number) = 1",
@@ -404,8 +466,10 @@ func TestStandingStill(t *testing.T) {
 	exe(t, c, "INSERT INTO s VALUES (1)")
 }
 
-func TestConcurrency(t *testing.T) {
-	c := open(t, func(o *clickhouse.Options) { o.MaxOpenConns = 16 })
+func TestConcurrency(t *testing.T) { overBoth(t, testConcurrency) }
+
+func testConcurrency(t *testing.T, f front) {
+	c := f.open(t, func(o *clickhouse.Options) { o.MaxOpenConns = 16 })
 	exe(t, c, "CREATE TABLE conc (a UInt64) ENGINE = MergeTree ORDER BY a")
 	var wg sync.WaitGroup
 	for g := range 12 {
@@ -430,8 +494,10 @@ func TestConcurrency(t *testing.T) {
 	}
 }
 
-func TestMemoryCap(t *testing.T) {
-	c := open(t, nil)
+func TestMemoryCap(t *testing.T) { overBoth(t, testMemoryCap) }
+
+func testMemoryCap(t *testing.T, f front) {
+	c := f.open(t, nil)
 	err := c.Exec(context.Background(), "SELECT length(groupArray(number)) FROM numbers(2000000000)")
 	if code(err) != 241 {
 		t.Fatalf("%v; want code 241", err)
@@ -591,15 +657,17 @@ func TestAbortedInsertLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestReadOnly(t *testing.T) {
-	full := open(t, nil)
+func TestReadOnly(t *testing.T) { overBoth(t, testReadOnly) }
+
+func testReadOnly(t *testing.T, f front) {
+	full := f.open(t, nil)
 	exe(t, full, "CREATE TABLE ro (a UInt64, s String) ENGINE = MergeTree ORDER BY a")
 	exe(t, full, "INSERT INTO ro VALUES (1, 'x')")
 	secret := filepath.Join(t.TempDir(), "secret.csv")
 	if err := os.WriteFile(secret, []byte("1,hush\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c := dial(t, addrOf(t), "reader", func(o *clickhouse.Options) { o.Settings = clickhouse.Settings{"max_execution_time": 30} })
+	c := f.dial(t, "reader", func(o *clickhouse.Options) { o.Settings = clickhouse.Settings{"max_execution_time": 30} })
 	run := func(ctx context.Context, q string) (out string, err error) {
 		rows, err := c.Query(ctx, q)
 		if err != nil {
@@ -823,8 +891,10 @@ func BenchmarkSelectOne(b *testing.B) {
 
 // TestBareNull reads columns that hold nothing but NULL beside others: a byte a
 // row that the driver's library reads and would not write.
-func TestBareNull(t *testing.T) {
-	rows, err := open(t, func(*clickhouse.Options) {}).Query(context.Background(), "SELECT number, NULL AS n, [] AS e, toString(number) AS s FROM numbers(5)")
+func TestBareNull(t *testing.T) { overBoth(t, testBareNull) }
+
+func testBareNull(t *testing.T, f front) {
+	rows, err := f.open(t, func(*clickhouse.Options) {}).Query(context.Background(), "SELECT number, NULL AS n, [] AS e, toString(number) AS s FROM numbers(5)")
 	if err != nil {
 		t.Fatal(err)
 	}

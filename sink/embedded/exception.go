@@ -27,6 +27,7 @@ const (
 	codeSyntaxError    = 62
 	codeUnknownFormat  = 73
 	codeCannotParse    = 6
+	codeNoSuchColumn   = 16
 	codeUnknownSetting = 115
 	codeReadonly       = 164
 	codeTooManyQueries = 202

@@ -86,6 +86,7 @@ type param struct{ name, value string }
 type statistics struct {
 	rowsRead, bytesRead       uint64
 	rowsWritten, bytesWritten uint64
+	duplicate                 bool // the rows of an insert are known to have been there already
 }
 
 // session is one connection of the engine: one statement at a time, its own

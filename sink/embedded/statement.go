@@ -9,6 +9,8 @@ type statement struct {
 	verb   string // first word in upper case: SELECT, INSERT, SET …
 	format string // FORMAT of a query at the end of its text, or of an INSERT's data
 
+	formatStart, formatEnd int // where a query's FORMAT and its word stand
+
 	insertData bool   // an INSERT whose data follows: FORMAT, VALUES or neither
 	head       string // that INSERT without FORMAT clause and data
 	data       string // what of the data stands in the text already
@@ -136,7 +138,7 @@ func parseStatement(s string) statement {
 		return st
 	}
 	for depth := 0; ; {
-		k, w, _, _ := word()
+		k, w, start, _ := word()
 		switch {
 		case k == tokenEnd:
 			return st
@@ -146,8 +148,72 @@ func parseStatement(s string) statement {
 			depth--
 		case k == tokenWord && w == "FORMAT" && depth <= 0:
 			if k, _, a, b := word(); k == tokenWord {
-				st.format = s[a:b]
+				st.format, st.formatStart, st.formatEnd = s[a:b], start, b
 			}
+		}
+	}
+}
+
+// withoutFormat returns the text of a query without its FORMAT, if the word behind
+// that names one of formats (in lower case): `ORDER BY format DESC` stays.
+func (st statement) withoutFormat(text string, formats map[string]bool) string {
+	if st.formatEnd == 0 || !formats[strings.ToLower(st.format)] {
+		return text
+	}
+	return text[:st.formatStart] + " " + text[st.formatEnd:]
+}
+
+// insertTarget finds in the head of an INSERT what it inserts into, as DESCRIBE TABLE
+// takes it, and the columns it lists; nil if it lists none.
+func insertTarget(head string) (target string, columns []string, err error) {
+	l := &lexer{s: head}
+	kind, start, end := l.next() // INSERT
+	is := func(w string) bool { return kind == tokenWord && strings.EqualFold(head[start:end], w) }
+	other := func(c byte) bool { return kind == tokenOther && head[start] == c }
+	next := func() { kind, start, end = l.next() }
+	for next(); is("INTO") || is("TABLE"); next() {
+	}
+	function := is("FUNCTION")
+	if function {
+		next()
+	}
+	from, to := start, end
+	for next(); other('.'); next() {
+		next()
+		to = end
+	}
+	if function {
+		depth := 0
+		for ; kind != tokenEnd; next() {
+			if other('(') {
+				depth++
+			} else if other(')') {
+				if depth--; depth == 0 {
+					to = end
+					next()
+					break
+				}
+			}
+		}
+	}
+	target = head[from:to]
+	if !other('(') {
+		return target, nil, nil
+	}
+	columns = []string{}
+	for name := ""; ; {
+		next()
+		switch {
+		case kind == tokenWord || other('.'):
+			name += head[start:end]
+		case kind == tokenQuoted:
+			name += unquote(head[start:end])
+		case (other(',') || other(')')) && name != "":
+			if columns, name = append(columns, name), ""; head[start] == ')' {
+				return target, columns, nil
+			}
+		default:
+			return "", nil, &Exception{Code: codeNotImplemented, Message: "the columns of an INSERT over the native protocol of the embedded ClickHouse must be written out, name by name (NOT_IMPLEMENTED)"}
 		}
 	}
 }

@@ -1,6 +1,8 @@
 package embedded
 
 import (
+	"errors"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -25,8 +27,57 @@ func TestParseStatement(t *testing.T) {
 		"INSERT INTO t FORMAT Values (1)":                              {verb: "INSERT", format: "Values", insertData: true, head: "INSERT INTO t ", data: " (1)"},
 	} {
 		got := parseStatement(in)
+		if clause := in[got.formatStart:got.formatEnd]; formatOf(got) != strings.ToUpper(clause) {
+			t.Errorf("%q: the format is said in %q", in, clause)
+		}
+		got.formatStart, got.formatEnd = 0, 0
 		if d := cmp.Diff(want, got, cmp.AllowUnexported(statement{})); d != "" {
 			t.Errorf("%q:\n%s", in, d)
+		}
+	}
+}
+
+// formatOf is the FORMAT of a query as it is written.
+func formatOf(s statement) string {
+	if s.insertData || s.format == "" {
+		return ""
+	}
+	return strings.ToUpper("FORMAT " + s.format)
+}
+
+func TestInsertTarget(t *testing.T) {
+	for head, want := range map[string]string{
+		"INSERT INTO t ": "t",
+		"insert into a.`b.c` (x, `y z`, n.k) settings a = 1":   "a.`b.c`: x|y z|n.k",
+		"INSERT INTO TABLE FUNCTION null('a Int8, b (c)') (a)": "null('a Int8, b (c)'): a",
+		"INSERT INTO FUNCTION f(g(1), 2)":                      "f(g(1), 2)",
+		"INSERT INTO t (* EXCEPT a)":                           "48",
+		"INSERT INTO t (a, ":                                   "48",
+		"INSERT INTO":                                          "",
+	} {
+		target, columns, err := insertTarget(head)
+		got := target
+		if columns != nil {
+			got += ": " + strings.Join(columns, "|")
+		}
+		if ex, ok := errors.AsType[*Exception](err); ok {
+			got = strconv.Itoa(ex.Code)
+		}
+		if got != want {
+			t.Errorf("%q: %s, want %s", head, got, want)
+		}
+	}
+}
+
+func TestWithoutFormat(t *testing.T) {
+	known := map[string]bool{"json": true}
+	for in, want := range map[string]string{
+		"SELECT 1 FORMAT JSON SETTINGS a = 1":       "SELECT 1   SETTINGS a = 1",
+		"SELECT format FROM t ORDER BY format DESC": "SELECT format FROM t ORDER BY format DESC",
+		"SELECT 1": "SELECT 1",
+	} {
+		if got := parseStatement(in).withoutFormat(in, known); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
 		}
 	}
 }
@@ -40,6 +91,8 @@ func FuzzParseStatement(f *testing.F) {
 		if st.insertData && (!strings.HasPrefix(s, st.head) || !strings.HasSuffix(s, st.data) || len(st.head)+len(st.data) > len(s)) {
 			t.Fatalf("%q: head %q and data %q are not its two ends", s, st.head, st.data)
 		}
+		_, _, _ = insertTarget(s)
+		_ = st.withoutFormat(s, map[string]bool{strings.ToLower(st.format): true})
 		if strings.ContainsAny(st.format, " '\"`(;") {
 			t.Fatalf("%q: format %q", s, st.format)
 		}

@@ -38,6 +38,7 @@ var start = sync.OnceValues(func() (*embedded.Engine, error) {
 	}
 	cfg := embedded.DefaultConfig()
 	cfg.Library, cfg.DataDir, cfg.Listen = lib, dir, "127.0.0.1:0"
+	cfg.Native.Listen = "127.0.0.1:0"
 	cfg.ReadOnlyToken = "reader"
 	cfg.MaxMemory = 1 << 30 // several test processes share a machine
 	e, err := embedded.New(cfg, slog.New(slog.DiscardHandler), nil)
@@ -73,6 +74,20 @@ func sweep() {
 // failure fails it.
 func Start(t testing.TB) (url, token string) {
 	t.Helper()
+	e := engine(t)
+	return "http://" + e.Addr().String(), e.Token()
+}
+
+// Native returns the address (127.0.0.1:port) and the full token of the same engine
+// for the native protocol.
+func Native(t testing.TB) (addr, token string) {
+	t.Helper()
+	e := engine(t)
+	return e.NativeAddr().String(), e.Token()
+}
+
+func engine(t testing.TB) *embedded.Engine {
+	t.Helper()
 	if err := embedded.Supported(); err != nil {
 		t.Skip(err)
 	}
@@ -80,5 +95,5 @@ func Start(t testing.TB) (url, token string) {
 	if err != nil {
 		t.Fatalf("the embedded ClickHouse: %v", err)
 	}
-	return "http://" + e.Addr().String(), e.Token()
+	return e
 }

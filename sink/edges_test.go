@@ -195,7 +195,11 @@ func TestIdentitiesAddedToEdges(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, sql := range db.cfg.preamble() {
+	preamble, err := db.cfg.preamble()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, sql := range preamble {
 		run(sql)
 	}
 	for _, m := range all[:12] {

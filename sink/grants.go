@@ -33,7 +33,7 @@ func (c *ClickHouseConfig) Grants(who Grantees) ([]string, error) {
 		return nil, err
 	}
 	var out []string
-	add := func(format string, a ...any) { out = append(out, fmt.Sprintf(format, a...)) }
+	add := func(format string, a ...any) { out = append(out, c.Cluster.everywhere(fmt.Sprintf(format, a...))) }
 	db, taken := c.Database, map[string]bool{}
 	user := func(name, role string) error {
 		if !identifier.MatchString(name) {
@@ -64,11 +64,14 @@ func (c *ClickHouseConfig) Grants(who Grantees) ([]string, error) {
 		add("GRANT SELECT ON system.tables TO %s", r)
 		for _, t := range shape.tables {
 			if t != migrationsTable {
-				add("GRANT INSERT ON %s.%s TO %s", db, t, r)
+				for _, t := range c.Cluster.parts(t) {
+					add("GRANT INSERT ON %s.%s TO %s", db, t, r)
+				}
 			}
 		}
 		for _, t := range inputTables {
-			add("GRANT ALTER DELETE ON %s.%s TO %s", db, t, r)
+			parts := c.Cluster.parts(t)
+			add("GRANT ALTER DELETE ON %s.%s TO %s", db, parts[len(parts)-1], r)
 		}
 		migrator := r
 		if who.Migrator != "" {
@@ -76,7 +79,16 @@ func (c *ClickHouseConfig) Grants(who Grantees) ([]string, error) {
 			add("GRANT SELECT ON %s.* TO %s", db, migrator)
 			add("GRANT SELECT ON system.tables TO %s", migrator)
 		}
-		add("GRANT INSERT ON %s.%s TO %s", db, migrationsTable, migrator)
+		for _, t := range c.Cluster.parts(migrationsTable) {
+			add("GRANT INSERT ON %s.%s TO %s", db, t, migrator)
+		}
+		if c.Cluster.Name != "" {
+			// ON CLUSTER, and Distributed tables, which are made anew with their columns.
+			add("GRANT DROP TABLE ON %s.* TO %s", db, migrator)
+			for _, who := range slices.Compact([]string{r, migrator}) {
+				add("GRANT CLUSTER, REMOTE ON *.* TO %s", who)
+			}
+		}
 		add("GRANT %s ON %s.* TO %s", strings.Join(shape.privileges, ", "), db, migrator)
 		if err := user(who.Writer, "write"); err != nil {
 			return nil, err
@@ -107,6 +119,25 @@ func (c *ClickHouseConfig) Grants(who Grantees) ([]string, error) {
 	return out, nil
 }
 
+// parts are the tables that hold what is written to one: on a cluster the Distributed table and the
+// one behind it.
+func (c *ClusterConfig) parts(table string) []string {
+	if c.Name == "" {
+		return []string{table}
+	}
+	return []string{table, table + "_local"}
+}
+
+var accessForm = regexp.MustCompile(`^(GRANT|CREATE (?:USER|ROLE|SETTINGS PROFILE) IF NOT EXISTS \w+)`)
+
+// everywhere has a statement about users or their rights run on every server of a cluster.
+func (c *ClusterConfig) everywhere(sql string) string {
+	if c.Name == "" {
+		return sql
+	}
+	return accessForm.ReplaceAllString(sql, "${1}"+c.on())
+}
+
 // migrationsTable notes which migrations have been applied.
 const migrationsTable = "schema_migrations"
 
@@ -116,8 +147,8 @@ type shape struct {
 	privileges    []string
 }
 
-// ddl is what the statements of the schema begin with.
-var ddl = regexp.MustCompile(`^(?:CREATE (OR REPLACE )?(DATABASE|TABLE|VIEW)(?: IF NOT EXISTS)?|ALTER (TABLE)) (\w+)(?:\.(\w+))?`)
+// ddlForm is what the statements of the schema begin with.
+var ddlForm = regexp.MustCompile(`^(?:CREATE (OR REPLACE )?(DATABASE|TABLE|VIEW)(?: IF NOT EXISTS)?|ALTER (TABLE)) (\w+)(?:\.(\w+))?`)
 
 // alterClauses are the clauses of ALTER TABLE that migrations and retention use, and the privilege of each.
 var alterClauses = map[string]string{
@@ -129,11 +160,17 @@ var alterClause = regexp.MustCompile(`(?m)^\s*(?:ALTER TABLE \S+\s+)?((?:ADD|MOD
 
 // shape reads it off the statements.
 func (c *ClickHouseConfig) shape() (s shape, err error) {
-	all, err := c.migrations()
+	one := *c
+	one.Cluster = ClusterConfig{} // what a cluster takes beside is known to Grants
+	all, err := one.migrations()
 	if err != nil {
 		return s, err
 	}
-	statements := slices.Concat(c.preamble(), []string{"ALTER TABLE " + c.Database + ".flows MODIFY TTL " + ttl(day), "ALTER TABLE " + c.Database + ".flows REMOVE TTL"})
+	preamble, err := one.preamble()
+	if err != nil {
+		return s, err
+	}
+	statements := slices.Concat(preamble, []string{"ALTER TABLE " + c.Database + ".flows MODIFY TTL " + ttl(day), "ALTER TABLE " + c.Database + ".flows REMOVE TTL"})
 	for _, m := range all {
 		statements = append(statements, m.Statements...)
 	}
@@ -158,7 +195,7 @@ func (c *ClickHouseConfig) shape() (s shape, err error) {
 
 // privilegesOf says what a statement of the schema takes, and on which table or view of the database.
 func privilegesOf(sql string) (needs []string, object string, err error) {
-	m := ddl.FindStringSubmatch(sql)
+	m := ddlForm.FindStringSubmatch(sql)
 	if m == nil {
 		return nil, "", fmt.Errorf("a statement of the schema whose privileges are not known: %.80s", sql)
 	}

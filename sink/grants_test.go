@@ -316,6 +316,36 @@ func TestGrantsAreRead(t *testing.T) {
 	}
 }
 
+// TestGrantsOnCluster: on a cluster users are made on every server, and may write to what lies behind the Distributed
+// tables too. The engine reads the statements.
+func TestGrantsOnCluster(t *testing.T) {
+	db := open(t, nil)
+	cfg := db.cfg
+	cfg.URL, cfg.Cluster = "clickhouse://ch:9000", ClusterConfig{Name: "flows", Quorum: "auto"}
+	statements, err := cfg.Grants(Grantees{Writer: "w", Migrator: "m", Reader: "r", Grafana: "g"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, sql := range statements {
+		if !strings.Contains(sql, " ON CLUSTER 'flows'") {
+			t.Errorf("not on the cluster: %s", sql)
+		}
+		if err := db.exec(t.Context(), time.Minute, "EXPLAIN AST "+sql); err != nil {
+			t.Errorf("%s: %v", sql, err)
+		}
+	}
+	for _, want := range []string{
+		"GRANT ON CLUSTER 'flows' INSERT ON " + cfg.Database + ".flows TO " + cfg.Database + "_role_write",
+		"GRANT ON CLUSTER 'flows' INSERT ON " + cfg.Database + ".flows_local TO " + cfg.Database + "_role_write",
+		"GRANT ON CLUSTER 'flows' ALTER DELETE ON " + cfg.Database + ".flows_local TO " + cfg.Database + "_role_write",
+		"GRANT ON CLUSTER 'flows' CLUSTER, REMOTE ON *.* TO " + cfg.Database + "_role_migrate",
+	} {
+		if !slices.Contains(statements, want) {
+			t.Errorf("missing: %s", want)
+		}
+	}
+}
+
 func TestGrantsRefuse(t *testing.T) {
 	cfg := DefaultClickHouseConfig()
 	for want, who := range map[string]Grantees{

@@ -147,7 +147,7 @@ func writeFields(t *testing.T, b *strings.Builder, prefix string, v reflect.Valu
 // filled is an entry that says nothing, with the defaults that it gets.
 func filled(t reflect.Type) reflect.Value {
 	v := reflect.New(t)
-	if f, ok := v.Interface().(interface{ Fill() }); ok {
+	if f, ok := reflect.TypeAssert[interface{ Fill() }](v); ok {
 		f.Fill()
 	}
 	return v.Elem()

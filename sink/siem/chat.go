@@ -229,16 +229,16 @@ func slackMessage(head string, parts []chatPart) object {
 		return object{"type": kind, "text": object{"type": "plain_text", "text": cutText(text, n), "emoji": false}}
 	}
 	blocks := []object{plain("header", head, 140)}
-	text := head
+	texts := []string{head}
 	for _, p := range parts {
 		blocks = append(blocks, plain("section", p.text, 2900))
-		text += "\n\n" + p.text
+		texts = append(texts, p.text)
 		if p.link != "" {
 			blocks = append(blocks, object{"type": "context", "elements": []object{{"type": "mrkdwn", "text": "<" + p.link + "|Open the finding>"}}})
 		}
 	}
 	escape := strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", "@", "@\u200b")
-	return object{"text": escape.Replace(cutText(text, 3000)), "blocks": blocks, "unfurl_links": false, "unfurl_media": false}
+	return object{"text": escape.Replace(cutText(strings.Join(texts, "\n\n"), 3000)), "blocks": blocks, "unfurl_links": false, "unfurl_media": false}
 }
 
 // teamsMessage is an Adaptive Card. Its text blocks read a little Markdown, so what could be some is

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -259,9 +260,7 @@ func (h *httpDoor) post(ctx context.Context, u *url.URL, header http.Header, bod
 		req.Header.Set(name, value)
 	}
 	req.Header.Set("User-Agent", "postern")
-	for name, values := range header {
-		req.Header[name] = values
-	}
+	maps.Copy(req.Header, header)
 	resp, err := h.client.Do(req)
 	if err != nil {
 		if ue, ok := errors.AsType[*url.Error](err); ok {

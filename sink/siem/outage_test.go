@@ -4,8 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"log"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"net"
@@ -145,7 +144,7 @@ func TestTargetsThreeDaysAway(t *testing.T) {
 				var mu sync.Mutex
 				door := newPipes()
 				at := func() *pipes { mu.Lock(); defer mu.Unlock(); return door }
-				quiet := log.New(io.Discard, "", 0)
+				quiet := slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 				start := func() *http.Server {
 					mu.Lock()
 					door = newPipes()

@@ -213,7 +213,7 @@ func (s *syslog) deliver(ctx context.Context, frames []byte) error {
 	if err := c.SetWriteDeadline(deadline); err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { c.SetWriteDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { _ = c.SetWriteDeadline(time.Unix(1, 0)) })
 	_, err = c.Write(frames)
 	stop()
 	if err != nil {

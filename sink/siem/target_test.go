@@ -2,9 +2,18 @@ package siem
 
 import (
 	"cmp"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"log/slog"
+	"math/big"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -12,6 +21,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/postern/postern/flow"
 )
@@ -353,5 +363,94 @@ func TestChat(t *testing.T) {
 				t.Error("a name made a link")
 			}
 		})
+	}
+}
+
+// authority signs certificates for a test: pairs written as NAME.pem and NAME.key in a folder, beside ca.pem.
+func authority(t *testing.T, names ...string) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	write := func(name, kind string, der []byte) {
+		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	must := func(err error) {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	ca := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(err)
+	der, err := x509.CreateCertificate(rand.Reader, ca, ca, caKey.Public(), caKey)
+	must(err)
+	write("ca.pem", "CERTIFICATE", der)
+	for i, name := range names {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		must(err)
+		cert := &x509.Certificate{SerialNumber: big.NewInt(int64(i) + 2), Subject: pkix.Name{CommonName: name}, NotBefore: ca.NotBefore, NotAfter: ca.NotAfter, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
+		der, err := x509.CreateCertificate(rand.Reader, cert, ca, key.Public(), caKey)
+		must(err)
+		write(name+".pem", "CERTIFICATE", der)
+		der, err = x509.MarshalPKCS8PrivateKey(key)
+		must(err)
+		write(name+".key", "PRIVATE KEY", der)
+	}
+	return dir
+}
+
+// TestTargetMutualTLS: we show a certificate to who asks for one, the newest that is on disk; nobody gets less than TLS 1.2.
+func TestTargetMutualTLS(t *testing.T) {
+	dir := authority(t, "server", "first", "second")
+	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "server.pem"), filepath.Join(dir, "server.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	ca, err := os.ReadFile(filepath.Join(dir, "ca.pem"))
+	if err != nil || !roots.AppendCertsFromPEM(ca) {
+		t.Fatal(err)
+	}
+	var who []string
+	serve := func(versions ...uint16) *httptest.Server {
+		srv := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			who = append(who, r.TLS.PeerCertificates[0].Subject.CommonName)
+		}))
+		srv.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: roots, MinVersion: versions[0], MaxVersion: versions[1]}
+		srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0)
+		srv.StartTLS()
+		t.Cleanup(srv.Close)
+		return srv
+	}
+	srv := serve(tls.VersionTLS12, tls.VersionTLS13)
+	c := testWebhookConfig(srv.URL)
+	c.Webhook.CAFile = filepath.Join(dir, "ca.pem")
+	if err := newTestTarget(t, c, nil, nil).Send(t.Context(), webhookEvent); err == nil {
+		t.Error("the receiver took somebody without a certificate")
+	}
+	c.Webhook.CertFile, c.Webhook.KeyFile = filepath.Join(dir, "first.pem"), filepath.Join(dir, "first.key")
+	target := newTestTarget(t, c, nil, nil)
+	if err := target.Send(t.Context(), webhookEvent); err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range []string{".pem", ".key"} { // it is renewed
+		if err := os.Rename(filepath.Join(dir, "second"+kind), filepath.Join(dir, "first"+kind)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	target.sender.(*webhook).Close() // the connection that stands goes on as who it was
+	if err := target.Send(t.Context(), webhookEvent); err != nil || !slices.Equal(who, []string{"first", "second"}) {
+		t.Errorf("%v: came as %v", err, who)
+	}
+	old := serve(tls.VersionTLS10, tls.VersionTLS11)
+	c.Webhook.URL = old.URL
+	if err := newTestTarget(t, c, nil, nil).Send(t.Context(), webhookEvent); err == nil {
+		t.Error("TLS 1.1 was spoken")
+	}
+	c.Webhook.KeyFile = filepath.Join(dir, "none.key")
+	if _, err := NewTarget(c, TargetOptions{Secret: asIs}); err == nil || !strings.Contains(err.Error(), "none.key") {
+		t.Errorf("a key that is not there: %v", err)
 	}
 }

@@ -40,11 +40,11 @@ kafka: ## fetch Apache Kafka for the tests (44 MB, once)
 	@test/kafka/broker fetch
 
 .PHONY: kubernetes
-kubernetes: check-go ## build a Kubernetes API server and etcd for the tests (minutes, once)
+kubernetes: check-go ## build a Kubernetes API server, etcd and helm for the tests (minutes, once)
 	@test/kubernetes/apiserver build
 
 .PHONY: deploy-tools
-deploy-tools: check-go ## build helm and the other tools that check deploy/ (minutes, once)
+deploy-tools: check-go ## build the other tools that check deploy/ (a minute, once)
 	@test/deploy/tools build
 
 .PHONY: demo

@@ -29,6 +29,7 @@ func pipeline() *Dashboard {
 		rates(8, "The ledger: where records are", "Decoded is the sum of the others; in flight should come and go.", "short", "none", q("sum by (term) (postern_ledger_records"+of+")", "{{term}}")),
 		rates(8, "How far behind: age of the oldest, and Kafka's lag", "", "s", "none",
 			q("max by (instance) (postern_ingest_spool_oldest_seconds"+of+")", "spool {{instance}}"),
+			q("max by (target) (postern_outbox_oldest_seconds"+of+")", "finding for {{target}}"),
 			q("max(postern_behaviour_lag"+of+")", "partitions, event time").optional(), q("sum(postern_kafka_lag"+of+")", "Kafka, values").optional()).set("Kafka, values", property{"unit", "short"}),
 		rates(8, "Time to store a block, 50th and 99th of 100", "", "s", "none",
 			q("histogram_quantile(0.5, sum by (le) (rate(postern_sink_insert_seconds_bucket"+of+"[$__rate_interval])))", "half"),

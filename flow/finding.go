@@ -1,7 +1,6 @@
 package flow
 
 import (
-	"bytes"
 	"encoding/json"
 	"strconv"
 )
@@ -149,14 +148,6 @@ type Detail struct {
 	Observers  []string    `json:"observers,omitempty"` // agents, sensors and nodes, by their own names
 	// Query is the SQL that finds the sessions behind it in the database of flows.
 	Query string `json:"query,omitempty"`
-}
-
-// MarshalJSON is how encoding/json writes f, with DEL escaped as well, the one control
-// character that JSON lets stand in a string and a terminal obeys.
-func (f Finding) MarshalJSON() ([]byte, error) {
-	type plain Finding
-	b, err := json.Marshal(plain(f))
-	return bytes.ReplaceAll(b, []byte{0x7f}, []byte(`\u007f`)), err
 }
 
 // ScorePart is one thing that speaks for or against.

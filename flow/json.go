@@ -1,6 +1,7 @@
 package flow
 
 import (
+	"bytes"
 	"strconv"
 	"unicode/utf8"
 )
@@ -287,3 +288,7 @@ func AppendJSONString(b []byte, s string) []byte {
 	}
 	return append(b, '"')
 }
+
+// EscapeDEL gives JSON with DEL escaped: the one control character that JSON lets stand in a text, and
+// that a terminal obeys. encoding/json leaves it; texts of a finding may hold what a host calls itself.
+func EscapeDEL(b []byte) []byte { return bytes.ReplaceAll(b, []byte{0x7f}, []byte(`\u007f`)) }

@@ -400,7 +400,7 @@ func TestWebhookInward(t *testing.T) {
 	hook := newReceiver(t) // and one that is allowed
 	section := hook.section()
 	for i, host := range []string{"127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "169.254.169.254"} {
-		section += fmt.Sprintf("  - {name: inward-%d, url: \"https://%s:%s/\", secrets: [\"env:POSTERN_TEST_WEBHOOK\"], minSeverity: informational}\n", i, host, port)
+		section += fmt.Sprintf("  - {name: inward-%d, minSeverity: informational, webhook: {url: \"https://%s:%s/\", secrets: [\"env:POSTERN_TEST_WEBHOOK\"]}}\n", i, host, port)
 	}
 	s := newServer(t, livePolicy(false), section)
 	s.start()
@@ -410,7 +410,7 @@ func TestWebhookInward(t *testing.T) {
 	s.until("the refusals to be audited", 60*time.Second, func() bool {
 		refused := map[string]bool{}
 		for line := range strings.Lines(s.logs()) {
-			if strings.Contains(line, `msg="webhook destination refused"`) && strings.Contains(line, "audit=true") {
+			if strings.Contains(line, `msg="destination refused"`) && strings.Contains(line, "audit=true") {
 				_, target, _ := strings.Cut(line, "target=")
 				refused[strings.Fields(target)[0]] = true
 			}

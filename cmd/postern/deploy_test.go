@@ -44,7 +44,7 @@ func TestDocumentedConfigurations(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Files of other kinds: policies, an inventory, objects of Kubernetes.
-	other := regexp.MustCompile(`^(postern: v1|rules:|exceptions:|suppressions:|inventory:\n  - address|apiVersion:)`)
+	other := regexp.MustCompile(`^(postern: v1|rules:|exceptions:|suppressions:|inventory:\n  - address|apiVersion:|rule_files:)`)
 	block := regexp.MustCompile("(?ms)^```yaml\n(.*?)^```$")
 	checked := 0
 	for _, page := range append(pages, agents...) {

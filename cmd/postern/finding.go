@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os/user"
 	"slices"
@@ -209,9 +211,8 @@ func findingListCommand(at atDesk) *cobra.Command {
 				}
 				out := cmd.OutOrStdout()
 				if asJSON {
-					enc := json.NewEncoder(out)
 					for i := range list {
-						if err := enc.Encode(&list[i]); err != nil {
+						if err := printJSON(out, &list[i], ""); err != nil {
 							return err
 						}
 					}
@@ -300,9 +301,7 @@ func findingShowCommand(at atDesk) *cobra.Command {
 					return err
 				}
 				if asJSON {
-					enc := json.NewEncoder(cmd.OutOrStdout())
-					enc.SetIndent("", "  ")
-					return enc.Encode(shown)
+					return printJSON(cmd.OutOrStdout(), shown, "  ")
 				}
 				return findingText(cmd.OutOrStdout(), shown)
 			})
@@ -369,4 +368,16 @@ func osUser() string {
 		return ""
 	}
 	return u.Username
+}
+
+// printJSON writes v and a line's end; texts in it may hold what hosts chose to say.
+func printJSON(w io.Writer, v any, indent string) error {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetIndent("", indent)
+	if err := enc.Encode(v); err != nil {
+		return err
+	}
+	_, err := w.Write(flow.EscapeDEL(b.Bytes()))
+	return err
 }

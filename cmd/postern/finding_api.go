@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/postern/postern/flow"
 	"github.com/postern/postern/sink"
 )
 
@@ -176,7 +177,7 @@ func answerJSON(w http.ResponseWriter, v any) error {
 		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
-	_, _ = w.Write(append(b, '\n')) // the client went away; there is nobody to tell
+	_, _ = w.Write(append(flow.EscapeDEL(b), '\n')) // the client went away; there is nobody to tell
 	return nil
 }
 

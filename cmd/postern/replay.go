@@ -233,7 +233,7 @@ func (r *replayer) openOutputs(o replayOptions, stdout io.Writer) (func() error,
 			if err := enc.Encode(f); err != nil {
 				return err
 			}
-			if _, err := findings.Write(line.Bytes()); err != nil {
+			if _, err := findings.Write(flow.EscapeDEL(line.Bytes())); err != nil {
 				return err
 			}
 		}

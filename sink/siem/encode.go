@@ -60,6 +60,12 @@ func asTold(f *flow.Finding) (*flow.Finding, error) {
 	return m, nil
 }
 
+// marshal is json.Marshal without a control character in what comes of it.
+func marshal(v any) ([]byte, error) {
+	b, err := json.Marshal(v)
+	return flow.EscapeDEL(b), err
+}
+
 // fitted gives what form makes of a finding, in less than most bytes.
 func fitted(f *flow.Finding, most int, form func(*flow.Finding) ([]byte, error)) ([]byte, error) {
 	m, err := asTold(f)

@@ -1,7 +1,6 @@
 package siem
 
 import (
-	"encoding/json"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,7 +18,7 @@ func encodeECS(f *flow.Finding) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		return json.Marshal(o)
+		return marshal(o)
 	})
 }
 

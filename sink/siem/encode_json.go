@@ -1,8 +1,6 @@
 package siem
 
 import (
-	"encoding/json"
-
 	"github.com/postern/postern/flow"
 )
 
@@ -12,6 +10,6 @@ func encodeJSON(f *flow.Finding) ([]byte, error) {
 		if f.Edges == nil {
 			f.Edges = []flow.Edge{}
 		}
-		return json.Marshal(f)
+		return marshal(f)
 	})
 }

@@ -1,7 +1,6 @@
 package siem
 
 import (
-	"encoding/json"
 	"math"
 
 	"github.com/postern/postern/flow"
@@ -44,7 +43,7 @@ func encodeOCSF(f *flow.Finding) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		return json.Marshal(o)
+		return marshal(o)
 	})
 }
 

@@ -1,7 +1,6 @@
 package siem
 
 import (
-	"encoding/json"
 	"fmt"
 	"unicode/utf8"
 
@@ -26,7 +25,7 @@ func MarshalFinding(f *flow.Finding) ([]byte, error) {
 	}
 	longest := 1024
 	for {
-		b, err := json.Marshal(&m)
+		b, err := marshal(&m)
 		if err != nil {
 			return nil, fmt.Errorf("finding %q as JSON: %w", f.ID, err)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -45,6 +46,25 @@ func newDeployment(t testing.TB, brokers []string, name, policy string) *deploym
 	if err := os.WriteFile(d.token, []byte(password), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	// The engine is shared by the tests of a process, and each database takes its memory.
+	t.Cleanup(func() {
+		for _, database := range []string{d.database, d.database + "_alone"} {
+			req, err := http.NewRequestWithContext(context.Background(), http.MethodPost, d.clickhouse, strings.NewReader("DROP DATABASE IF EXISTS "+database+" SYNC"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.SetBasicAuth("default", password)
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Errorf("dropping %s: %v", database, err)
+				continue
+			}
+			if said, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusOK {
+				t.Errorf("dropping %s: %s %s", database, resp.Status, said)
+			}
+			resp.Body.Close()
+		}
+	})
 	d.writePolicy(policy)
 	return d
 }

@@ -40,7 +40,7 @@ var start = sync.OnceValues(func() (*embedded.Engine, error) {
 	cfg.Library, cfg.DataDir, cfg.Listen = lib, dir, "127.0.0.1:0"
 	cfg.Native.Listen = "127.0.0.1:0"
 	cfg.ReadOnlyToken = "reader"
-	cfg.MaxMemory = 1 << 30 // several test processes share a machine
+	cfg.MaxMemory = 2 << 30 // several test processes share a machine
 	e, err := embedded.New(cfg, slog.New(slog.DiscardHandler), nil)
 	if err != nil {
 		return nil, err

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/postern/postern/sink/embedded"
+	"github.com/postern/postern/test/part"
 )
 
 // demo is a running `postern demo`: the real binary, with its engine and its metrics.
@@ -134,7 +135,7 @@ func TestDemo(t *testing.T) {
 		t.Errorf("the demo goes back %v days, generated: %v", a.Data, err)
 	}
 	if prom == "" {
-		t.Skip("Prometheus is not installed (Debian: prometheus); the Pipeline dashboard was not tried")
+		part.Missing(t, "Prometheus is not installed (Debian: prometheus); the Pipeline dashboard was not tried")
 	}
 	for _, p := range pipeline().Panels {
 		for _, q := range p.Targets {

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/goccy/go-yaml"
+
+	"github.com/postern/postern/test/part"
 )
 
 type ruleFile struct {
@@ -67,7 +69,7 @@ func TestRules(t *testing.T) {
 	}
 	promtool, err := exec.LookPath("promtool")
 	if err != nil {
-		t.Skip("promtool is not installed (Debian: prometheus)")
+		part.Missing(t, "promtool is not installed (Debian: prometheus)")
 	}
 	for _, args := range [][]string{{"check", "rules", "postern.yaml"}, {"test", "rules", "postern_test.yaml"}} {
 		cmd := exec.CommandContext(t.Context(), promtool, args...)

@@ -116,8 +116,6 @@ func (c *chat) SendBatch(ctx context.Context, events []*Event) []error {
 	if err != nil {
 		return []error{err}
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.httpDoor.cfg.Timeout)
-	defer cancel()
 	a, err := c.post(ctx, c.url, http.Header{"Content-Type": {"application/json"}}, body, answerExcerpt)
 	if err != nil {
 		return []error{err}

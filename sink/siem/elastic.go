@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -134,56 +135,31 @@ type bulkItem struct {
 
 // SendBatch implements [BatchSender]. An event that is there already (409) is delivered.
 func (s *elastic) SendBatch(ctx context.Context, events []*Event) []error {
-	errs := make([]error, len(events))
-	var body bytes.Buffer
-	var sent []int
-	for i, e := range events {
-		action, document, err := s.lines(e)
-		if err != nil {
-			errs[i] = err
-			continue
-		}
-		for _, line := range [][]byte{action, document} {
-			body.Write(line)
-			body.WriteByte('\n')
-		}
-		sent = append(sent, i)
+	made, o := eachOf(events, s.lines)
+	if len(o.sent) == 0 {
+		return o.errs
 	}
-	if len(sent) == 0 {
-		return errs
-	}
-	all := func(err error) []error {
-		for _, i := range sent {
-			errs[i] = err
-		}
-		return errs
-	}
-	ctx, cancel := context.WithTimeout(ctx, s.httpDoor.cfg.Timeout)
-	defer cancel()
-	a, err := s.post(ctx, s.bulk, s.header, gzipped(body.Bytes()), 4<<20)
+	a, err := s.post(ctx, s.bulk, s.header, gzipped(bytes.Join(made, nil)), 4<<20)
 	if err != nil {
-		return all(err)
+		return o.all(err)
 	}
 	if d := s.verdict(a); d != nil {
-		if len(sent) == len(events) && len(events) > 1 {
-			return []error{d}
-		}
-		return all(d)
+		return o.refused(d)
 	}
 	var said struct {
 		Errors *bool                 `json:"errors"`
 		Items  []map[string]bulkItem `json:"items"`
 	}
-	if err := json.Unmarshal(a.body, &said); err != nil || said.Errors == nil || len(said.Items) != len(sent) {
-		return all(&DeliveryError{Retry: true, Status: a.status, Response: printableExcerpt(a.body[:min(len(a.body), answerExcerpt)]),
-			Err: fmt.Errorf("the answer does not say what became of the %d events; is url that of Elasticsearch or OpenSearch?", len(sent))})
+	if err := json.Unmarshal(a.body, &said); err != nil || said.Errors == nil || len(said.Items) != len(o.sent) {
+		return o.all(&DeliveryError{Retry: true, Status: a.status, Response: printableExcerpt(a.body[:min(len(a.body), answerExcerpt)]),
+			Err: fmt.Errorf("the answer does not say what became of the %d events; is url that of Elasticsearch or OpenSearch?", len(o.sent))})
 	}
 	for n, item := range said.Items {
 		for _, one := range item { // the only one
-			errs[sent[n]] = one.verdict()
+			o.errs[o.sent[n]] = one.verdict()
 		}
 	}
-	return errs
+	return o.errs
 }
 
 // verdict is what became of an event; nil is delivered.
@@ -202,13 +178,13 @@ func (i *bulkItem) verdict() error {
 }
 
 // lines are the two lines of an event.
-func (s *elastic) lines(e *Event) (action, document []byte, err error) {
-	document, err = s.as(e)
+func (s *elastic) lines(e *Event) ([]byte, error) {
+	document, err := s.as(e)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if len(document) < 2 || document[0] != '{' || bytes.ContainsRune(document, '\n') {
-		return nil, nil, &DeliveryError{Err: errors.New("the message is no JSON object in one line")}
+		return nil, &DeliveryError{Err: errors.New("the message is no JSON object in one line")}
 	}
 	if !bytes.Contains(document, []byte(`"@timestamp"`)) { // a data stream asks for it
 		stamp, _ := json.Marshal(e.Time) // a number or a text, always
@@ -220,10 +196,13 @@ func (s *elastic) lines(e *Event) (action, document []byte, err error) {
 		_, revision, _ := strings.Cut(e.ID, ":")
 		n, err := strconv.ParseInt(revision, 10, 64)
 		if err != nil {
-			return nil, nil, &DeliveryError{Err: fmt.Errorf("event %q does not end in a revision", e.ID)}
+			return nil, &DeliveryError{Err: fmt.Errorf("event %q does not end in a revision", e.ID)}
 		}
 		verb, meta["_id"], meta["version"], meta["version_type"] = "index", e.Key, n, "external"
 	}
-	action, err = json.Marshal(map[string]any{verb: meta})
-	return action, document, err
+	action, err := json.Marshal(map[string]any{verb: meta})
+	if err != nil {
+		return nil, &DeliveryError{Err: err}
+	}
+	return slices.Concat(action, []byte("\n"), document, []byte("\n")), nil
 }

@@ -72,11 +72,17 @@ func fitted(f *flow.Finding, most int, form func(*flow.Finding) ([]byte, error))
 	if err != nil {
 		return nil, err
 	}
+	return fit(m, most, form, shorten)
+}
+
+// fit takes from m what it can do without until form makes less than most bytes of it; cut
+// shortens its texts.
+func fit(m *flow.Finding, most int, form func(*flow.Finding) ([]byte, error), cut func(m *flow.Finding, n int)) ([]byte, error) {
 	longest := 1024
 	for {
 		b, err := form(m)
 		if err != nil {
-			return nil, fmt.Errorf("finding %q: %w", f.ID, err)
+			return nil, fmt.Errorf("finding %q: %w", m.ID, err)
 		}
 		if len(b) < most {
 			return b, nil
@@ -87,14 +93,14 @@ func fitted(f *flow.Finding, most int, form func(*flow.Finding) ([]byte, error))
 		case len(m.Edges) > 10:
 			m.Edges = m.Edges[:len(m.Edges)*9/10]
 		case longest >= 16:
-			shorten(m, longest)
+			cut(m, longest)
 			longest /= 2
 		case len(m.Edges) > 0:
 			m.Edges = m.Edges[:len(m.Edges)-1]
 		case len(m.Hops)+len(m.Ends)+len(m.ScoreParts)+len(m.Exporters)+len(m.Observers)+len(m.Techniques)+len(m.Failed)+len(m.Missing) > 0:
 			m.Hops, m.Ends, m.ScoreParts, m.Exporters, m.Observers, m.Techniques, m.Failed, m.Missing = nil, nil, nil, nil, nil, nil, nil, nil
 		default:
-			return nil, fmt.Errorf("finding %q does not fit into %d bytes; its id and its fixed words must be shorter", f.ID, most)
+			return nil, fmt.Errorf("finding %q does not fit into %d bytes; its id and its fixed words must be shorter", m.ID, most)
 		}
 	}
 }

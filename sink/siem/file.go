@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/postern/postern/flow"
@@ -68,26 +69,22 @@ func (l *lines) Send(ctx context.Context, e *Event) error { return l.SendBatch(c
 
 // SendBatch implements [BatchSender].
 func (l *lines) SendBatch(_ context.Context, events []*Event) []error {
-	errs := make([]error, len(events))
-	var b bytes.Buffer
-	for i, e := range events {
-		m, err := l.as(e)
-		if err == nil && bytes.ContainsAny(m, "\r\n") {
-			err = &DeliveryError{Err: errors.New("the message has several lines, and a file has one a message")}
-		}
-		if errs[i] = err; err == nil {
-			b.Write(m)
-			b.WriteByte('\n')
-		}
+	made, o := eachOf(events, l.line)
+	if err := l.write(bytes.Join(made, nil)); err != nil {
+		return o.all(&DeliveryError{Retry: true, Err: err})
 	}
-	if err := l.write(b.Bytes()); err != nil {
-		for i := range errs {
-			if errs[i] == nil {
-				errs[i] = &DeliveryError{Retry: true, Err: err}
-			}
-		}
+	return o.errs
+}
+
+func (l *lines) line(e *Event) ([]byte, error) {
+	m, err := l.as(e)
+	if err != nil {
+		return nil, err
 	}
-	return errs
+	if bytes.ContainsAny(m, "\r\n") {
+		return nil, &DeliveryError{Err: errors.New("the message has several lines, and a file has one a message")}
+	}
+	return slices.Concat(m, []byte("\n")), nil
 }
 
 func (l *lines) write(b []byte) (err error) {

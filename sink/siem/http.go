@@ -249,9 +249,11 @@ const (
 	maxAnswerBackoff = 24 * time.Hour
 )
 
-// post sends body to u and reads at most the first most bytes of the answer. The error is a
-// *[DeliveryError].
+// post sends body to u, within the configured time, and reads at most the first most bytes of
+// the answer. The error is a *[DeliveryError].
 func (h *httpDoor) post(ctx context.Context, u *url.URL, header http.Header, body []byte, most int64) (*answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.cfg.Timeout)
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u.String(), bytes.NewReader(body))
 	if err != nil {
 		return nil, &DeliveryError{Retry: true, Err: errors.New("the request cannot be built")}

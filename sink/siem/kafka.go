@@ -158,35 +158,27 @@ func (t *topic) Send(ctx context.Context, e *Event) error { return t.SendBatch(c
 
 // SendBatch implements [BatchSender].
 func (t *topic) SendBatch(ctx context.Context, events []*Event) []error {
-	errs := make([]error, len(events))
-	var messages []kafka.Message
-	var sent []int
-	for i, e := range events {
+	messages, o := eachOf(events, func(e *Event) (kafka.Message, error) {
 		value, err := t.as(e)
-		if err != nil {
-			errs[i] = err
-			continue
-		}
-		messages = append(messages, kafka.Message{Key: []byte(e.Key), Value: value, Time: e.Time.Std(), Headers: []kafka.Header{{Key: "postern-event", Value: []byte(e.ID)}}})
-		sent = append(sent, i)
-	}
-	if len(sent) == 0 {
-		return errs
+		return kafka.Message{Key: []byte(e.Key), Value: value, Time: e.Time.Std(), Headers: []kafka.Header{{Key: "postern-event", Value: []byte(e.ID)}}}, err
+	})
+	if len(o.sent) == 0 {
+		return o.errs
 	}
 	ctx, cancel := context.WithTimeout(ctx, t.timeout)
 	defer cancel()
 	err := t.writer.WriteMessages(ctx, messages...)
 	each, several := errors.AsType[kafka.WriteErrors](err)
-	for n, i := range sent {
+	for n, i := range o.sent {
 		one := err
 		if several {
 			one = each[n]
 		}
 		if one != nil {
-			errs[i] = kafkaVerdict(one)
+			o.errs[i] = kafkaVerdict(one)
 		}
 	}
-	return errs
+	return o.errs
 }
 
 // kafkaVerdict says what is to be done about an error.

@@ -162,36 +162,28 @@ type sentinelRow struct {
 	Finding       json.RawMessage // dynamic
 }
 
+func (s *sentinel) row(e *Event) (sentinelRow, error) {
+	message, err := s.as(e)
+	if err != nil {
+		return sentinelRow{}, err
+	}
+	stamp, _ := json.Marshal(e.Time)
+	row := sentinelRow{TimeGenerated: stamp, EventID: e.ID, FindingID: e.Key, Finding: message}
+	var f struct{ Severity, Type, Title, Sentence string }
+	_ = json.Unmarshal(e.Body, &f) // what it does not say stays empty
+	row.Severity, row.Type, row.Title, row.Sentence = f.Severity, f.Type, cutText(f.Title, 1000), cutText(f.Sentence, 1000)
+	return row, nil
+}
+
 // SendBatch implements [BatchSender].
 func (s *sentinel) SendBatch(ctx context.Context, events []*Event) []error {
-	errs := make([]error, len(events))
-	var rows []sentinelRow
-	var sent []int
-	for i, e := range events {
-		message, err := s.as(e)
-		if err != nil {
-			errs[i] = err
-			continue
-		}
-		stamp, _ := json.Marshal(e.Time)
-		row := sentinelRow{TimeGenerated: stamp, EventID: e.ID, FindingID: e.Key, Finding: message}
-		var f struct{ Severity, Type, Title, Sentence string }
-		_ = json.Unmarshal(e.Body, &f) // what it does not say stays empty
-		row.Severity, row.Type, row.Title, row.Sentence = f.Severity, f.Type, cutText(f.Title, 1000), cutText(f.Sentence, 1000)
-		rows, sent = append(rows, row), append(sent, i)
-	}
-	if len(sent) == 0 {
-		return errs
-	}
-	all := func(err error) []error {
-		for _, i := range sent {
-			errs[i] = err
-		}
-		return errs
+	rows, o := eachOf(events, s.row)
+	if len(o.sent) == 0 {
+		return o.errs
 	}
 	body, err := json.Marshal(rows)
 	if err != nil {
-		return all(&DeliveryError{Err: err})
+		return o.all(&DeliveryError{Err: err})
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
 	defer cancel()
@@ -200,12 +192,12 @@ func (s *sentinel) SendBatch(ctx context.Context, events []*Event) []error {
 	for range 2 { // a token may be withdrawn before its time
 		token, err := s.bearer(ctx, refused)
 		if err != nil {
-			return all(err)
+			return o.all(err)
 		}
 		a, err = s.post(ctx, s.ingest, http.Header{"Content-Type": {"application/json"}, "Content-Encoding": {"gzip"}, "Authorization": {"Bearer " + token}},
 			gzipped(body), answerExcerpt)
 		if err != nil {
-			return all(err)
+			return o.all(err)
 		}
 		if a.status != http.StatusUnauthorized {
 			break
@@ -214,13 +206,10 @@ func (s *sentinel) SendBatch(ctx context.Context, events []*Event) []error {
 	}
 	d := s.verdict(a)
 	if d == nil {
-		return errs
+		return o.errs
 	}
 	if a.status == http.StatusNotFound || bytes.Contains(a.body, []byte("InvalidDcrImmutableId")) || bytes.Contains(a.body, []byte("InvalidStream")) {
 		d.Retry, d.Denied = true, true // the rule or stream is not there: no fault of the events
 	}
-	if len(events) > 1 && len(sent) == len(events) {
-		return []error{d}
-	}
-	return all(d)
+	return o.refused(d)
 }

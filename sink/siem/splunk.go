@@ -1,6 +1,7 @@
 package siem
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -125,34 +126,16 @@ const (
 // SendBatch implements [BatchSender]. Where the collector acknowledges, an event is delivered when it is
 // indexed.
 func (s *splunk) SendBatch(ctx context.Context, events []*Event) []error {
-	errs := make([]error, len(events))
-	var body []byte
-	var sent []int // which of events are in the body
-	for i, e := range events {
-		b, err := s.encode(e)
-		if err != nil {
-			errs[i] = err
-			continue
-		}
-		body, sent = append(body, b...), append(sent, i) // one after the other, without commas
+	made, o := eachOf(events, s.encode)
+	if len(o.sent) == 0 {
+		return o.errs
 	}
-	if len(sent) == 0 {
-		return errs
-	}
-	all := func(err error) []error {
-		for _, i := range sent {
-			errs[i] = err
-		}
-		return errs
-	}
-	posting, cancel := context.WithTimeout(ctx, s.httpDoor.cfg.Timeout)
-	defer cancel()
-	a, err := s.post(posting, s.event, http.Header{
+	a, err := s.post(ctx, s.event, http.Header{
 		"Content-Type": {"application/json"}, "Content-Encoding": {"gzip"},
 		"Authorization": {s.token}, "X-Splunk-Request-Channel": {s.channel},
-	}, gzipped(body), answerDrain)
+	}, gzipped(bytes.Join(made, nil)), answerDrain) // one after the other, without commas
 	if err != nil {
-		return all(err)
+		return o.all(err)
 	}
 	var said hecAnswer
 	understood := json.Unmarshal(a.body, &said) == nil
@@ -163,23 +146,20 @@ func (s *splunk) SendBatch(ctx context.Context, events []*Event) []error {
 		if understood && said.Code == hecWrongIndex {
 			d.Retry = true // somebody has to create the index, or allow it for the token
 		}
-		if len(events) > 1 && len(sent) == len(events) {
-			return []error{d} // where it is the events' fault, each goes by itself
-		}
-		return all(d)
+		return o.refused(d)
 	}
 	switch {
 	case s.cfg.Ack == "off":
-		return errs
+		return o.errs
 	case understood && said.AckID != nil:
 		if err := s.acknowledged(ctx, *said.AckID); err != nil {
-			return all(err)
+			return o.all(err)
 		}
 	case s.cfg.Ack == "require":
-		return all(&DeliveryError{Retry: true, Status: a.status, Response: printableExcerpt(a.body[:min(len(a.body), answerExcerpt)]),
+		return o.all(&DeliveryError{Retry: true, Status: a.status, Response: printableExcerpt(a.body[:min(len(a.body), answerExcerpt)]),
 			Err: errors.New("the collector took the events and offers no acknowledgement; turn it on for the token, or set ack to auto")})
 	}
-	return errs
+	return o.errs
 }
 
 func (s *splunk) encode(e *Event) ([]byte, error) {
@@ -211,9 +191,7 @@ func (s *splunk) acknowledged(ctx context.Context, id int64) error {
 	defer cancel()
 	body := fmt.Appendf(nil, `{"acks":[%d]}`, id)
 	for pause := 200 * time.Millisecond; ; pause = min(pause*2, 10*time.Second) {
-		posting, done := context.WithTimeout(ctx, s.httpDoor.cfg.Timeout)
-		a, err := s.post(posting, s.ack, http.Header{"Content-Type": {"application/json"}, "Authorization": {s.token}, "X-Splunk-Request-Channel": {s.channel}}, body, answerDrain)
-		done()
+		a, err := s.post(ctx, s.ack, http.Header{"Content-Type": {"application/json"}, "Authorization": {s.token}, "X-Splunk-Request-Channel": {s.channel}}, body, answerDrain)
 		if err == nil {
 			var said struct {
 				hecAnswer

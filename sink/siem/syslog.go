@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -166,32 +167,26 @@ func (s *syslog) Send(ctx context.Context, e *Event) error { return s.SendBatch(
 // SendBatch implements [BatchSender]. Where a connection breaks nobody knows how much of the batch
 // arrived, and all of it is sent again.
 func (s *syslog) SendBatch(ctx context.Context, events []*Event) []error {
-	errs := make([]error, len(events))
-	var frames bytes.Buffer
-	var sent []int
-	for i, e := range events {
-		m, err := s.message(e)
-		if err != nil {
-			errs[i] = err
-			continue
-		}
-		if s.cfg.Framing == "octets" {
-			fmt.Fprintf(&frames, "%d %s", len(m), m)
-		} else {
-			frames.Write(m)
-			frames.WriteByte('\n')
-		}
-		sent = append(sent, i)
+	frames, o := eachOf(events, s.frame)
+	if len(o.sent) == 0 {
+		return o.errs
 	}
-	if len(sent) == 0 {
-		return errs
+	if err := s.deliver(ctx, bytes.Join(frames, nil)); err != nil {
+		return o.all(&DeliveryError{Retry: true, Err: err})
 	}
-	if err := s.deliver(ctx, frames.Bytes()); err != nil {
-		for _, i := range sent {
-			errs[i] = &DeliveryError{Retry: true, Err: err}
-		}
+	return o.errs
+}
+
+// frame is an event's message as it is told apart from the next.
+func (s *syslog) frame(e *Event) ([]byte, error) {
+	m, err := s.message(e)
+	if err != nil {
+		return nil, err
 	}
-	return errs
+	if s.cfg.Framing == "octets" {
+		return slices.Concat(strconv.AppendInt(nil, int64(len(m)), 10), []byte(" "), m), nil
+	}
+	return append(m, '\n'), nil
 }
 
 func (s *syslog) deliver(ctx context.Context, frames []byte) error {

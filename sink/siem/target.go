@@ -459,6 +459,42 @@ func (t *Target) SendBatch(ctx context.Context, events []*Event) []error {
 	return errs
 }
 
+// outcome is what becomes of the events of a batch, as [BatchSender.SendBatch] gives it.
+type outcome struct {
+	errs []error
+	sent []int // which of the events go out; the others have their error already
+}
+
+// eachOf gives what form makes of events, without those that it refuses.
+func eachOf[T any](events []*Event, form func(*Event) (T, error)) ([]T, *outcome) {
+	o := &outcome{errs: make([]error, len(events))}
+	var made []T
+	for i, e := range events {
+		one, err := form(e)
+		if o.errs[i] = err; err == nil {
+			made, o.sent = append(made, one), append(o.sent, i)
+		}
+	}
+	return made, o
+}
+
+// all is that the same became of all that went out.
+func (o *outcome) all(err error) []error {
+	for _, i := range o.sent {
+		o.errs[i] = err
+	}
+	return o.errs
+}
+
+// refused is that a request was refused as a whole: one error for all, so that each goes by itself
+// where it is the events' fault.
+func (o *outcome) refused(d *DeliveryError) []error {
+	if len(o.sent) == len(o.errs) && len(o.errs) > 1 {
+		return []error{d}
+	}
+	return o.all(d)
+}
+
 // note counts an attempt.
 func (t *Target) note(begin time.Time, errs ...error) {
 	t.met.seconds.Observe(t.clock().Sub(begin).Seconds())

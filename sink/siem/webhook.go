@@ -79,8 +79,6 @@ func (w *webhook) Send(ctx context.Context, e *Event) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, w.cfg.Timeout)
-	defer cancel()
 	stamp := strconv.FormatInt(w.clock().Unix(), 10)
 	a, err := w.post(ctx, w.url, http.Header{
 		"Content-Type":         {"application/json"},

@@ -1,7 +1,6 @@
 package siem
 
 import (
-	"fmt"
 	"unicode/utf8"
 
 	"github.com/postern/postern/flow"
@@ -14,7 +13,7 @@ const MaxMessage = 20_000
 // MarshalFinding gives the message for a finding: its JSON, under MaxMessage
 // bytes. What does not fit is cut in this order: edges beyond flow.MaxEdges,
 // samples from the end, edges from the end, and last the longest texts, which
-// then end in "…". edges_total keeps the true count; ClickHouse holds everything.
+// then end in "…"; lists that alone fill it are left out. edges_total keeps the true count; ClickHouse holds everything.
 // The same finding always gives the same bytes. f is not changed.
 func MarshalFinding(f *flow.Finding) ([]byte, error) {
 	m := *f
@@ -23,28 +22,7 @@ func MarshalFinding(f *flow.Finding) ([]byte, error) {
 	if m.Edges == nil {
 		m.Edges = []flow.Edge{}
 	}
-	longest := 1024
-	for {
-		b, err := marshal(&m)
-		if err != nil {
-			return nil, fmt.Errorf("finding %q as JSON: %w", f.ID, err)
-		}
-		switch {
-		case len(b) < MaxMessage:
-			return b, nil
-		case len(m.Samples) > 0:
-			m.Samples = m.Samples[:len(m.Samples)-1]
-		case len(m.Edges) > 10:
-			m.Edges = m.Edges[:len(m.Edges)*9/10]
-		case longest >= 16:
-			cutFinding(&m, longest)
-			longest /= 2
-		case len(m.Edges) > 0:
-			m.Edges = m.Edges[:len(m.Edges)-1]
-		default:
-			return nil, fmt.Errorf("finding %q does not fit into %d bytes; its lists must be shorter", f.ID, MaxMessage)
-		}
-	}
+	return fit(&m, MaxMessage, func(m *flow.Finding) ([]byte, error) { return marshal(m) }, cutFinding)
 }
 
 // cutFinding shortens every text that a network, a ticket system or a person

@@ -35,6 +35,39 @@ type ClickHouseConfig struct {
 	Timeouts ClickHouseTimeouts `yaml:"timeouts"`
 	// Retention says how long rows of each table stay, counted from when they were inserted.
 	Retention RetentionConfig `yaml:"retention"`
+	// Rollup is when the hourly roll-up is compared with the sessions it was made of.
+	Rollup RollupConfig `yaml:"rollup"`
+}
+
+// RollupConfig says when the hourly roll-up is compared with the sessions it was made of. Where an
+// hour differs that nothing can change any more, it is made anew.
+type RollupConfig struct {
+	// CheckAt is the time of day in UTC, such as 03:10; empty never checks.
+	CheckAt string `yaml:"checkAt"`
+	// Days is how many days back hours are compared, 1 to 400.
+	Days int `yaml:"days"`
+}
+
+// At is CheckAt since midnight; ok is false if there is no check.
+func (c *RollupConfig) At() (at time.Duration, ok bool, err error) {
+	if c.CheckAt == "" {
+		return 0, false, nil
+	}
+	t, err := time.Parse("15:04", c.CheckAt)
+	if err != nil {
+		return 0, false, fmt.Errorf("clickhouse.rollup.checkAt %q is no time of day; write hours and minutes, such as 03:10", c.CheckAt)
+	}
+	return time.Duration(t.Hour())*time.Hour + time.Duration(t.Minute())*time.Minute, true, nil
+}
+
+func (c *RollupConfig) validate() (errs []error) {
+	if _, _, err := c.At(); err != nil {
+		errs = append(errs, err)
+	}
+	if c.Days < 1 || c.Days > 400 {
+		errs = append(errs, fmt.Errorf("clickhouse.rollup.days is %d; it must be from 1 to 400", c.Days))
+	}
+	return errs
 }
 
 // ClickHouseTLSConfig is how to trust the server and how to show who we are.
@@ -109,6 +142,8 @@ func DefaultClickHouseConfig() ClickHouseConfig {
 			Query:     30 * time.Second,
 			Migration: 10 * time.Minute, // an ALTER waits for the parts it rewrites
 		},
+		// At night, when little else asks; a week, so that an hour that had to wait comes again.
+		Rollup: RollupConfig{CheckAt: "03:10", Days: 7},
 		Retention: RetentionConfig{
 			// 30 days of 1,000 flows/s at some 50 bytes a row are 130 GB.
 			Flows: 30 * day,
@@ -152,6 +187,7 @@ func (c *ClickHouseConfig) Validate() error {
 		bad("clickhouse.tls has only one of cert and key; give both or neither")
 	}
 	errs = append(errs, c.Cluster.validate(c.URL == URLEmbedded)...)
+	errs = append(errs, c.Rollup.validate()...)
 	for _, t := range []struct {
 		name string
 		d    time.Duration

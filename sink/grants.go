@@ -82,6 +82,7 @@ func (c *ClickHouseConfig) Grants(who Grantees) ([]string, error) {
 		for _, t := range c.Cluster.parts(migrationsTable) {
 			add("GRANT INSERT ON %s.%s TO %s", db, t, migrator)
 		}
+		add("GRANT ALTER DELETE ON %s.%s TO %s", db, c.Cluster.stored(migrationsTable), migrator) // where one is taken back
 		if c.Cluster.Name != "" {
 			// ON CLUSTER, and Distributed tables, which are made anew with their columns.
 			add("GRANT DROP TABLE ON %s.* TO %s", db, migrator)

@@ -71,6 +71,8 @@ func needed(db, sql string) (out [][2]string, ok bool) {
 		}
 	case "DELETE":
 		out = append(out, [2]string{"ALTER DELETE", name.FindString(sql)}, [2]string{"SELECT", name.FindString(sql)})
+	case "DROP":
+		out = append(out, [2]string{"DROP " + strings.Fields(sql)[1], name.FindString(sql)})
 	case "DESC", "DESCRIBE": // of a table one may read or write
 		out = append(out, [2]string{"SELECT", name.FindString(sql)})
 	default:
@@ -136,6 +138,8 @@ func TestGrantsCoverTheWriter(t *testing.T) {
 	must(nil, db.Migrate(t.Context(), nil))
 	db.cfg.Retention.Flows, db.cfg.Retention.Ledger = 48*time.Hour, 0
 	must(nil, db.Migrate(t.Context(), nil))
+	must(nil, db.MigrateBack(t.Context(), 10, nil))
+	must(nil, db.Migrate(t.Context(), nil))
 	if plan, err := db.Plan(t.Context()); err != nil || len(plan) != 0 {
 		t.Fatalf("plan %v, %v", plan, err)
 	}
@@ -187,6 +191,11 @@ func TestGrantsCoverTheWriter(t *testing.T) {
 		"JudgmentCounts": func() { must(db.JudgmentCounts(ctx)) },
 		"LastReplay":     func() { must(db.LastReplay(ctx, "x")) },
 		"NoteReplay":     func() { must(nil, db.NoteReplay(ctx, Replay{Input: "x", Policy: "p", Started: today}, today)) },
+		"RollupHours":    func() { must(db.RollupHours(ctx, today, today+flow.Hour)) },
+		"CompareHour":    func() { must(db.CompareHour(ctx, 0, Settling{Now: today})) },
+		"RebuildHour":    func() { must(db.RebuildHour(ctx, RollupHour{Differ: 1, inserted: today.Std()}, Settling{Now: today})) },
+		"PlanBack":       func() { must(db.PlanBack(ctx, 1)) },
+		"MigrateBack":    func() {}, // above
 		"Ping":           func() { must(nil, db.Ping(ctx)) },
 		"Plan":           func() { must(db.Plan(ctx)) },
 		"Migrate":        func() { must(nil, db.Migrate(ctx, nil)) },

@@ -264,6 +264,116 @@ func (db *ClickHouse) Migrate(ctx context.Context, progress func(done, total int
 	if err != nil {
 		return err
 	}
+	return db.apply(ctx, steps, progress)
+}
+
+// ErrNotReversible says that a migration cannot be taken back without losing rows.
+var ErrNotReversible = errors.New("the migration cannot be taken back")
+
+// PlanBack lists what MigrateBack would do. It is [ErrNotReversible] if a migration after version
+// to did more than add.
+func (db *ClickHouse) PlanBack(ctx context.Context, to int) ([]Step, error) {
+	ctx, cancel := context.WithTimeout(ctx, db.cfg.Timeouts.Query)
+	defer cancel()
+	all, err := db.cfg.migrations()
+	if err != nil {
+		return nil, permanent(err)
+	}
+	if to < 1 || to > len(all) {
+		return nil, permanent(fmt.Errorf("there is no schema of version %d; this binary knows 1 to %d", to, len(all)))
+	}
+	applied, _, err := db.applied(ctx)
+	if err != nil {
+		return nil, err
+	}
+	newest := slices.Max(append(mapKeys(applied), 0))
+	if newest > len(all) {
+		return nil, permanent(fmt.Errorf("%w: database %s has migration %d, this binary knows %d; only the newer postern can take it back",
+			ErrSchemaNewer, db.cfg.Database, newest, len(all)))
+	}
+	var steps []Step
+	for version := newest; version > to; version-- {
+		statements, err := db.cfg.back(all[:version])
+		if err != nil {
+			return nil, permanent(err)
+		}
+		steps = append(steps, Step{Name: fmt.Sprintf("%04d %s, taken back", version, all[version-1].Name), Statements: statements})
+	}
+	if len(steps) > 0 { // last, so that what is interrupted begins again
+		steps = append(steps, Step{Name: "what is noted of them", Statements: []string{
+			fmt.Sprintf("DELETE FROM %s.%s%s WHERE version > %d", db.cfg.Database, db.cfg.Cluster.stored(migrationsTable), db.cfg.Cluster.on(), to)}})
+	}
+	return steps, nil
+}
+
+// MigrateBack takes migrations back until the newest is of version to, so that a binary that knows no
+// more can start: views are what they were, or gone, and the tables and columns that were added stay,
+// with their rows, for whoever migrates again. Nothing of this binary may write meanwhile, or it
+// would migrate again at its next start.
+func (db *ClickHouse) MigrateBack(ctx context.Context, to int, progress func(done, total int, s Step)) error {
+	steps, err := db.PlanBack(ctx, to)
+	if err != nil {
+		return err
+	}
+	return db.apply(ctx, steps, progress)
+}
+
+// back are the statements that take the last of these migrations back.
+func (c *ClickHouseConfig) back(migrations []Migration) ([]string, error) {
+	last := migrations[len(migrations)-1]
+	view := func(sql string) string {
+		m := ddlForm.FindStringSubmatch(sql)
+		if len(m) == 0 || m[2] != "VIEW" {
+			return ""
+		}
+		return m[5]
+	}
+	before := map[string]string{} // views and their text
+	for _, m := range migrations[:len(migrations)-1] {
+		for _, sql := range m.Statements {
+			if name := view(sql); name != "" {
+				before[name] = strings.Replace(sql, "CREATE VIEW IF NOT EXISTS ", "CREATE OR REPLACE VIEW ", 1)
+			}
+		}
+	}
+	var out []string
+	for _, sql := range slices.Backward(last.Statements) { // what is made of others comes after them
+		switch name := view(sql); {
+		case name != "" && before[name] != "":
+			out = append(out, before[name])
+		case name != "":
+			out = append(out, "DROP VIEW IF EXISTS "+c.Database+"."+name+c.Cluster.on())
+		case !adds(sql):
+			return nil, fmt.Errorf("%w: %04d %s: %.80q does more than add", ErrNotReversible, last.Version, last.Name, sql)
+		}
+	}
+	return out, nil
+}
+
+// adds says whether a statement takes nothing from a table and leaves all of what was written to it
+// before readable and writable by the same names.
+func adds(sql string) bool {
+	m := ddlForm.FindStringSubmatch(sql)
+	switch {
+	case m == nil:
+		return false
+	case m[2] == "TABLE": // or, on a cluster, the Distributed table over one
+		return true
+	case m[3] == "TABLE":
+		for _, clause := range alterClause.FindAllStringSubmatch(sql, -1) {
+			switch clause[1] {
+			case "ADD COLUMN IF NOT EXISTS", "MODIFY COLUMN", "MODIFY ORDER BY":
+			default:
+				return false
+			}
+		}
+		return true
+	}
+	return false
+}
+
+// apply runs steps in order.
+func (db *ClickHouse) apply(ctx context.Context, steps []Step, progress func(done, total int, s Step)) error {
 	for i, s := range steps {
 		if progress != nil {
 			progress(i, len(steps), s)

@@ -204,6 +204,22 @@ func TestReplayIntoClickHouse(t *testing.T) {
 	}
 	replay("400 decoded")
 	check("once", 16)
+	rebuilds := func(says string) {
+		t.Helper()
+		for _, hour := range s.query("SELECT formatDateTime(hour, '%FT%TZ') AS h FROM edges GROUP BY hour ORDER BY hour") {
+			if out := run(t, "rollup", "rebuild", "-c", s.config, "--hour", hour["h"].(string)); !strings.Contains(out, says) {
+				t.Errorf("%s, want %q", out, says)
+			}
+		}
+	}
+	rebuilds("agrees")
+	s.query("INSERT INTO edge_hours SELECT * FROM edge_hours") // as if the engine had forgotten its tokens
+	rebuilds("is made anew")
+	check("once, with a roll-up made anew", 16)
+	s.query("DELETE FROM edge_hours WHERE reason = 'denied'")
+	rebuilds("is made anew")
+	check("once, with a part of the roll-up restored", 16)
+	rebuilds("agrees")
 	replay("nothing changes")
 	check("twice", 16)
 	replay("its 400 rows are replaced", "--policy", other)

@@ -197,6 +197,7 @@ func listQueries(w io.Writer) {
 func migrateCommand() *cobra.Command {
 	var where clientFlags
 	var plan, grants bool
+	var to int
 	who := sink.Grantees{Writer: "postern", Reader: "postern_reader", Grafana: "grafana"}
 	cmd := &cobra.Command{
 		Use:   "migrate",
@@ -205,8 +206,13 @@ func migrateCommand() *cobra.Command {
 every start. --plan prints the statements and changes nothing. --grants prints, without asking any server, what
 an administrator runs to make the users of one: what they may do follows from the tables of this binary, so
 print it anew before an upgrade. An empty name leaves a user out. With --migrator the writer alters no tables;
-then run postern migrate as that user before each new version starts.`,
+then run postern migrate as that user before each new version starts.
+
+--to takes migrations back until the newest is of that version, so that an older postern can start: stop
+the services, run it with the newer binary, start the older one. Views become what they were; tables and columns
+that were added stay, with their rows, for when you come forward again.`,
 		Example: `  postern migrate --plan
+  postern migrate --to 13 --plan
   postern migrate --grants --migrator postern_migrate > grants.sql`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -223,7 +229,12 @@ then run postern migrate as that user before each new version starts.`,
 				}
 			}
 			return connectClickHouse(cmd.Context(), cfg, log, func(ctx context.Context, db *sink.ClickHouse) error {
-				steps, err := db.Plan(ctx)
+				plans, run := db.Plan, db.Migrate
+				if cmd.Flags().Changed("to") {
+					plans = func(ctx context.Context) ([]sink.Step, error) { return db.PlanBack(ctx, to) }
+					run = func(ctx context.Context, told func(int, int, sink.Step)) error { return db.MigrateBack(ctx, to, told) }
+				}
+				steps, err := plans(ctx)
 				if err != nil {
 					return err
 				}
@@ -239,7 +250,7 @@ then run postern migrate as that user before each new version starts.`,
 				}
 				bar := newProgress(cmd.ErrOrStderr(), "migrations", int64(len(steps)), false)
 				defer bar.done()
-				if err := db.Migrate(ctx, func(done, total int, _ sink.Step) { bar.set(int64(done), int64(total)) }); err != nil {
+				if err := run(ctx, func(done, total int, _ sink.Step) { bar.set(int64(done), int64(total)) }); err != nil {
 					return err
 				}
 				fmt.Fprintf(out, "%d steps applied\n", len(steps))
@@ -254,7 +265,9 @@ then run postern migrate as that user before each new version starts.`,
 	cmd.Flags().StringVar(&who.Migrator, "migrator", "", "with --grants, the user who migrates; the writer if empty")
 	cmd.Flags().StringVar(&who.Reader, "reader", who.Reader, "with --grants, the user who asks")
 	cmd.Flags().StringVar(&who.Grafana, "grafana", who.Grafana, "with --grants, the user of Grafana's data source")
+	cmd.Flags().IntVar(&to, "to", 0, "take migrations back until the newest is of this version")
 	cmd.MarkFlagsMutuallyExclusive("plan", "grants")
+	cmd.MarkFlagsMutuallyExclusive("to", "grants")
 	return cmd
 }
 

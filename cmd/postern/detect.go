@@ -133,6 +133,9 @@ func newDetection(cfg config, log *slog.Logger) (*detection, error) {
 	if err != nil {
 		return nil, err
 	}
+	db.checks = func() bool { // who judges the first partition of flows
+		return slices.ContainsFunc(d.mine(), func(w *partition) bool { return w.judges() && w.a.Partition == 0 })
+	}
 	d.store = &findingsTopic{durableStore: db, client: d.client, topic: cfg.Kafka.Topic(kafka.TopicFindings)}
 	d.rows, d.blocks = d.store, newBlocks(detectBlocks, d.store)
 	d.registry.MustRegister(newLedgerCollector(d.ledger), newPolicyCollector(d.verdicts, d.history))

@@ -69,7 +69,7 @@ and tells what was misused to the SIEM.
 	root.AddCommand(
 		serveCommand(), collectCommand(), detectCommand(), forwardCommand(), replayCommand(), decodeCommand(), demoCommand(),
 		checkCommand(), explainCommand(), testCommand(),
-		queryCommand(), readyCommand(), findingCommand(), migrateCommand(), outboxCommand(), kafkaCommand(), engineCommand(),
+		queryCommand(), readyCommand(), findingCommand(), migrateCommand(), rollupCommand(), outboxCommand(), kafkaCommand(), engineCommand(),
 		versionCommand(),
 	)
 	return root

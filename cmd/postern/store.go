@@ -32,6 +32,9 @@ type durableStore struct {
 
 	told   *receivers
 	judged *judgmentMetrics
+	rollup *nightly
+	// checks says whether it is for this process to check the roll-up, of those that share the store; nil is always.
+	checks func() bool
 
 	reporting sync.Mutex
 	reported  int // policy versions that ClickHouse knows of
@@ -59,6 +62,7 @@ func newDurableStore(cfg config, names *flow.Names, log *slog.Logger, reg promet
 	}
 	var err error
 	s.judged = newJudgmentMetrics(reg)
+	s.rollup = newNightly(cfg, log, reg)
 	s.told, err = newReceivers(cfg, log, reg)
 	return s, err
 }
@@ -137,6 +141,16 @@ func (s *durableStore) run(ctx context.Context) error {
 		}
 		s.judged.count(ctx, s.db, s.log)
 		return every(ctx, reportEvery, func() { s.judged.count(ctx, s.db, s.log) })
+	})
+	g.Go(func() error {
+		if s.wait(ctx) != nil {
+			return nil //nolint:nilerr // the service stops; not having checked is no error
+		}
+		return every(ctx, reportEvery, func() {
+			if s.checks == nil || s.checks() {
+				s.rollup.look(ctx, s.db, wallClock())
+			}
+		})
 	})
 	g.Go(func() error { <-ctx.Done(); return nil }) // with a server and no receivers nothing else runs, and the connection is still used
 	err := g.Wait()

@@ -1208,3 +1208,8 @@ FROM
 )
 COMMENT 'one row a revision of a finding: what was said of it when';
 
+-- 0015 sessions_view
+CREATE OR REPLACE VIEW postern.sessions AS
+SELECT * FROM postern.session_versions FINAL WHERE part_of = 0
+COMMENT 'one row a session: its newest version';
+

@@ -12,6 +12,7 @@ VERSION ?=
 
 FUZZTIME ?= 60s
 ROUNDS   ?= 20
+FLOWS    ?= 100000000
 SEED     ?= $(shell date +%s)
 BENCH    ?= .
 COUNT    ?= 6
@@ -73,6 +74,10 @@ bench: check-go ## benchmark every stage and the whole chain beside goflow2; OLD
 	$(GO) test -run '^$$' -bench 'Chain|Stages|Receive|Peer' -benchtime 5x -count=$(COUNT) -timeout 30m ./cmd/postern | tee -a .cache/bench.txt
 	$(GO) test -run '^$$' -bench Estate -benchtime 40x -timeout 30m ./detect | tee -a .cache/bench.txt
 	$(TOOL) benchstat $(OLD) .cache/bench.txt
+
+.PHONY: month
+month: check-go ## store a month of FLOWS (100 million), roll them up and open every panel of the dashboards over it (docs/performance.md)
+	POSTERN_MONTH_FLOWS=$(FLOWS) $(GO) test -run '^$$' -bench Month -benchtime 1x -timeout 3h ./dashboards
 
 .PHONY: eval
 eval: check-go ## measure what detection finds and how often it is wrong (docs/evaluation.md); DATA=DIR scores another folder, FULL=1 everything

@@ -18,7 +18,7 @@ func audit() *Dashboard {
 		enforced("High tier enforced", "tier = 'high'"),
 		enforced("All workloads enforced", "workloads > 0"),
 		stat(4, "Sessions that policy judged", "Not uncovered and not unverified, in the range of time.", "percent",
-			"SELECT 100 * sumIf(sessions, reason NOT IN ('', 'uncovered', 'unverified')) / greatest(sum(sessions), 1) AS judged FROM edge_hours WHERE "+hours, first(poor), from(80, fair), from(95, good)),
+			"SELECT 100 * sumIf(sessions, reason NOT IN ('', 'uncovered', 'unverified')) / greatest(sum(sessions), 1) AS judged FROM "+edges("sessions, reason", "1"), first(poor), from(80, fair), from(95, good)),
 		stat(4, "Exceptions in force, self-approved", "In force, and approved by nobody but who asked for them.", "short",
 			"SELECT countIf(empty(arrayFilter(a -> a != requested_by, approved_by))) AS n FROM exceptions WHERE state IN ('active', 'expiring') AND "+ofOwner, zeroIsGood(bad)...),
 		stat(4, "High findings judged by nobody", "Told in the range of time and not yet looked at.", "short",

@@ -77,7 +77,7 @@ func (e engine) do(ctx context.Context, user, token, sql string, settings url.Va
 }
 
 // insert runs a statement that writes.
-func (e engine) insert(t *testing.T, sql string) {
+func (e engine) insert(t testing.TB, sql string) {
 	t.Helper()
 	if _, err := e.do(t.Context(), "default", e.token, sql, nil); err != nil {
 		t.Fatalf("%v\n%s", err, sql)
@@ -86,7 +86,11 @@ func (e engine) insert(t *testing.T, sql string) {
 
 // ask runs a query that only reads.
 func (e engine) ask(ctx context.Context, sql string) (a answer, err error) {
-	b, err := e.do(ctx, "reader", e.reader, sql, url.Values{"default_format": {"JSONCompact"}, "output_format_json_quote_64bit_integers": {"0"}})
+	return e.askAs(ctx, "reader", e.reader, sql)
+}
+
+func (e engine) askAs(ctx context.Context, user, token, sql string) (a answer, err error) {
+	b, err := e.do(ctx, user, token, sql, url.Values{"default_format": {"JSONCompact"}, "output_format_json_quote_64bit_integers": {"0"}})
 	if err == nil {
 		err = json.Unmarshal(b, &a)
 	}

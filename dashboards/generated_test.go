@@ -8,7 +8,7 @@ import (
 // generate fills the tables with a hundred days of an estate that has everything the dashboards
 // tell of: every outcome and reason, exceptions in every state, ways, blind spots, exporters.
 // All times hang on the engine's clock, as the states of exceptions do.
-func generate(t *testing.T, e engine) {
+func generate(t testing.TB, e engine) {
 	t.Helper()
 	for stmt := range strings.SplitSeq(generated, ";\n") {
 		if stmt = strings.TrimSpace(stmt); stmt != "" {

@@ -5,9 +5,9 @@ func identity() *Dashboard {
 	d := dashboard("identity", "Identity and blind spots", "For those who run sensors and identity sources: of which traffic it is known who was behind it, and of what nothing is seen.", "now-7d", chooseClickHouse, chooseSegment)
 	d.row(4,
 		stat(5, "Sessions whose client is known by name", "Share of sessions with an identity at the client.", "percent",
-			"SELECT 100 * sumIf(sessions, src_identity != '') / greatest(sum(sessions), 1) AS known FROM edge_hours WHERE "+hours+" AND "+ofSegment, first(neutral), from(50, good)),
+			"SELECT 100 * sumIf(sessions, src_identity != '') / greatest(sum(sessions), 1) AS known FROM "+edges("sessions, src_identity", ofSegment), first(neutral), from(50, good)),
 		stat(5, "Sessions left unverified", "An exception names who or what, and it was not known: neither allowed nor denied for certain.", "short",
-			"SELECT toUInt64(sum(sessions)) AS unverified FROM edge_hours WHERE "+hours+" AND reason = 'unverified' AND "+ofSegment, zeroIsGood(poor)...),
+			"SELECT toUInt64(sum(sessions)) AS unverified FROM "+edges("sessions", "reason = 'unverified' AND "+ofSegment), zeroIsGood(poor)...),
 		stat(5, "Blind spots open now", "", "short", "SELECT count() AS open FROM blind_spots WHERE time_until IS NULL", zeroIsGood(fair)...),
 		stat(5, "Exporters silent for more than ten minutes", "Of those heard in the range of time, by the newest snapshot.", "short",
 			"SELECT countIf(heard < newest - INTERVAL 10 MINUTE) AS silent FROM (SELECT max(last_seen) AS heard, max(max(at)) OVER () AS newest FROM exporters WHERE at >= $__fromTime AND at <= $__toTime + INTERVAL 1 HOUR GROUP BY exporter, domain)", zeroIsGood(poor)...),
@@ -29,9 +29,9 @@ SELECT if(isNull(time_until), 'open', 'over') AS state, about, toString(kind) AS
 FROM blind_spots WHERE time_from <= $__toTime AND (time_until IS NULL OR time_until >= $__fromTime) ORDER BY isNull(time_until) DESC, time_from DESC LIMIT 100`).
 			words("state", "open", poor, "over", neutral).when("since").number("lasted", "dtdurations").leads("finding", "The finding in full", "overview", "finding").width("about", 300),
 		table(12, "Where identity was missing and mattered", "Sessions left unverified by target: which source of identities would settle them?", `
-SELECT toString(src_segment) AS from_segment, toString(dst_segment) AS to_segment, toString(exception) AS exception, toString(service) AS service, toUInt64(sum(sessions)) AS sessions, uniqExact(client) AS clients, max(hour) AS last_hour
-FROM edge_hours WHERE `+hours+` AND reason IN ('unverified', 'expiry-uncertain') AND `+ofSegment+` GROUP BY from_segment, to_segment, exception, service ORDER BY sessions DESC LIMIT 50`).
-			bar("sessions", "short").number("clients", "short").when("last_hour").leads("exception", "The exception", "one-exception", "exception"),
+SELECT toString(src_segment) AS from_segment, toString(dst_segment) AS to_segment, toString(exception) AS exception, toString(service) AS service, toUInt64(sum(sessions)) AS sessions, uniqExact(client) AS clients, max(e.last_used) AS last_used
+FROM `+edges("src_segment, dst_segment, exception, service, client, sessions, last_used", "reason IN ('unverified', 'expiry-uncertain') AND "+ofSegment)+` AS e GROUP BY from_segment, to_segment, exception, service ORDER BY sessions DESC LIMIT 50`).
+			bar("sessions", "short").number("clients", "short").when("last_used").leads("exception", "The exception", "one-exception", "exception"),
 	)
 	d.row(9,
 		table(12, "Who exports, and when last", "By the newest snapshot. Gaps are what sequence numbers skipped; skew is its clock against ours.", `

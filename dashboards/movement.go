@@ -38,12 +38,12 @@ FROM (`+hops+`) GROUP BY source, target ORDER BY secondarystat DESC LIMIT 400`, 
 	)
 	d.row(9,
 		over(12, "First contacts by administration a day", "Pairs and services not seen in the thirty days before, by whether they cross a border between segments.", "short", "bars", "normal", asks("A", `
-SELECT toStartOfDay(first) AS time, countIf(crossing) AS between_segments, countIf(NOT crossing) AS within_a_segment
+SELECT toDateTime(first, 'UTC') AS time, countIf(crossing) AS between_segments, countIf(NOT crossing) AS within_a_segment
 FROM (
-  SELECT min(hour) AS first, any(src_segment != dst_segment) AS crossing FROM edge_hours
-  WHERE hour >= $__fromTime - INTERVAL 30 DAY AND hour <= $__toTime AND `+administrative+` AND `+ofSegment+`
+  SELECT min(day) AS first, any(src_segment != dst_segment) AS crossing FROM edge_days
+  WHERE day >= toDate($__fromTime - INTERVAL 30 DAY, 'UTC') AND day <= toDate($__toTime, 'UTC') AND `+administrative+` AND `+ofSegment+`
   GROUP BY client, server, service)
-WHERE first >= $__fromTime GROUP BY time ORDER BY time`, true)).every("1d").colour("between_segments", poor, "within_a_segment", calm),
+WHERE first >= toDate($__fromTime, 'UTC') GROUP BY time ORDER BY time`, true)).every("1d").colour("between_segments", poor, "within_a_segment", calm),
 		table(12, "Who newly reached whom", "First seen in the range of time, gravest first.", `
 SELECT severity, client, server, service, src_segment, dst_segment, first_seen, id
 FROM findings WHERE `+found+` AND type = 'first-seen-edge' AND `+ofSegment+` ORDER BY findings.severity DESC, first_seen DESC LIMIT 100`).
@@ -52,12 +52,12 @@ FROM findings WHERE `+found+` AND type = 'first-seen-edge' AND `+ofSegment+` ORD
 	d.row(9,
 		hourly(12, "Widest fan-out by administration, an hour", "The most hosts that any one client reached within the hour: all it tried, and those that answered.", "short", "none", `
 SELECT $__timeInterval(hour) AS time, max(tried) AS tried, max(answered) AS answered
-FROM (SELECT hour, client, uniqExact(server) AS tried, uniqExactIf(server, answered > 0) AS answered FROM edge_hours WHERE `+hours+` AND `+administrative+` AND `+ofSegment+` GROUP BY hour, client)
+FROM (SELECT hour, client, uniq(server) AS tried, uniqIf(server, answered > 0) AS answered FROM edge_hours WHERE `+hours+` AND `+administrative+` AND `+ofSegment+` GROUP BY hour, client)
 GROUP BY time ORDER BY time`).colour("tried", fair, "answered", calm),
 		table(12, "Who administers most hosts", "Clients by hosts reached over remote administration; scanners and backups belong here, others hardly.", `
 SELECT `+end("src_workload", "client")+` AS source, any(toString(src_segment)) AS segment, uniqExact(server) AS hosts, uniqExact(dst_segment) AS segments, toUInt64(sum(e.sessions)) AS sessions,
   100 * sumIf(e.sessions, expected = 'deny') / greatest(sum(e.sessions), 1) AS denied
-FROM edge_hours AS e WHERE `+hours+` AND `+administrative+` AND `+ofSegment+` GROUP BY source ORDER BY hosts DESC LIMIT 25`).
+FROM `+edges("src_workload, client, server, src_segment, dst_segment, sessions, expected", administrative+" AND "+ofSegment)+` AS e GROUP BY source ORDER BY hosts DESC LIMIT 25`).
 			bar("hosts", "short", first(calm), from(20, fair), from(100, poor)).number("segments", "short").number("sessions", "short").number("denied", "percent", first("text"), from(1, fair), from(20, poor)),
 	)
 	return d

@@ -40,15 +40,15 @@ func overview() *Dashboard {
 		stat(4, "Critical and high findings told", "Findings first seen in the range of time, told by themselves.", "short",
 			"SELECT count() AS findings FROM findings WHERE "+found+" AND first_seen >= $__fromTime AND severity >= 'high' AND "+told+seen, zeroIsGood(bad)...),
 		stat(4, "Denied sessions that passed", "Outcome escaped: policy denies them, enforcement let them through.", "short",
-			"SELECT toUInt64(sum(sessions)) AS escaped FROM edge_hours WHERE "+hours+" AND outcome = 'escaped'"+seen, zeroIsGood(bad)...),
+			"SELECT toUInt64(sum(sessions)) AS escaped FROM "+edges("sessions", "outcome = 'escaped'"+seen), zeroIsGood(bad)...),
 		stat(4, "Allowed sessions that were stopped", "Outcome misblocked: somebody cannot work.", "short",
-			"SELECT toUInt64(sum(sessions)) AS misblocked FROM edge_hours WHERE "+hours+" AND outcome = 'misblocked'"+seen, zeroIsGood(poor)...),
+			"SELECT toUInt64(sum(sessions)) AS misblocked FROM "+edges("sessions", "outcome = 'misblocked'"+seen), zeroIsGood(poor)...),
 		stat(4, "Exceptions used after their end", "Distinct exceptions; each leads to sessions that nobody approves any more.", "short",
-			"SELECT uniqExact(exception) AS exceptions FROM edge_hours WHERE "+hours+" AND reason = 'expired-exception'"+seen, zeroIsGood(poor)...),
+			"SELECT uniqExact(exception) AS exceptions FROM "+edges("exception", "reason = 'expired-exception'"+seen), zeroIsGood(poor)...),
 		stat(4, "Blind spots open now", "Exporters, hosts or segments of which nothing is seen: silence there proves nothing.", "short",
 			"SELECT count() AS open FROM blind_spots WHERE time_until IS NULL", zeroIsGood(fair)...),
 		stat(4, "Sessions that policy says nothing of", "Share of sessions not judged, uncovered or unverified.", "percent",
-			"SELECT 100 * sumIf(sessions, reason IN ('', 'uncovered', 'unverified')) / greatest(sum(sessions), 1) AS share FROM edge_hours WHERE "+hours+seen,
+			"SELECT 100 * sumIf(sessions, reason IN ('', 'uncovered', 'unverified')) / greatest(sum(sessions), 1) AS share FROM "+edges("sessions, reason", ofSegment),
 			first(good), from(5, fair), from(20, poor)),
 	)
 	bySeverity := []string{}
@@ -70,7 +70,7 @@ FROM edge_hours WHERE `+hours+seen+` GROUP BY time ORDER BY time`).colour(outcom
 		table(9, "Who is denied most", "Clients by sessions that policy denies, stopped or not.", `
 SELECT `+end("src_workload", "client")+` AS source, any(toString(src_segment)) AS segment, toUInt64(sum(sessions)) AS denied, toUInt64(sumIf(sessions, outcome = 'escaped')) AS passed,
   uniqExact(server) AS servers
-FROM edge_hours WHERE `+hours+` AND expected = 'deny'`+seen+`
+FROM `+edges("src_workload, client, server, src_segment, sessions, outcome", "expected = 'deny'"+seen)+`
 GROUP BY source ORDER BY denied DESC LIMIT 15`).bar("denied", "short").number("passed", "short", first("text"), from(1, bad)).number("servers", "short").width("source", 170),
 	)
 	d.row(9,

@@ -301,6 +301,7 @@ func (r *RetentionConfig) byTable() []tableRetention {
 		{"flows", "flows", r.Flows},
 		{"sessions", "session_versions", r.Sessions},
 		{"edges", "edge_hours", r.Edges},
+		{"edges", "edge_days", r.Edges},
 		{"findings", "finding_contributions", r.Findings},
 		{"blindSpots", "blind_spot_versions", r.BlindSpots},
 		{"feedback", "feedback", r.Feedback},

@@ -89,6 +89,7 @@ var shardKeys = map[string]struct {
 	"flows":                 {"cityHash64(conversation)", []string{"conversation"}},
 	"session_versions":      {"cityHash64(conversation)", []string{"conversation"}},
 	"edge_hours":            {"cityHash64(least(client, server), greatest(client, server))", []string{"client", "server"}},
+	"edge_days":             {"cityHash64(least(client, server), greatest(client, server))", []string{"client", "server"}},
 	"finding_contributions": {"cityHash64(id)", []string{"id"}},
 	"feedback":              {"cityHash64(finding)", []string{"finding"}},
 	"blind_spot_versions":   {"cityHash64(id)", []string{"id"}},
@@ -229,7 +230,7 @@ func (d *clusterDDL) rewrite(sql string) ([]string, error) {
 		d.shard(name, s)
 		return []string{sql[:end] + "_local" + on + sql[end:], d.distributed("CREATE OR REPLACE TABLE ", name)}, nil
 	case s.words("INSERT"):
-		return []string{sql}, nil // through the Distributed table, by one server
+		return []string{sql + "\nSETTINGS " + strings.TrimPrefix(d.cluster.settingsClause(), ", ")}, nil // through the Distributed table, by one server
 	}
 	return fail("it is of a kind that nobody has thought about here")
 }

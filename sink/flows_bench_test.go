@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -132,6 +133,18 @@ func BenchmarkInsert(b *testing.B) {
 // maxBytesPerRow is the most a flow may take on disk, merged, for traffic like company's; it takes some 29.
 const maxBytesPerRow = 40
 
+// sessionsOf is what the conversations of company add to the roll-up; every second record begins one.
+func sessionsOf(records []flow.Record) []flow.EdgeContribution {
+	out := make([]flow.EdgeContribution, 0, len(records)/2)
+	for i := 0; i+1 < len(records); i += 2 {
+		r, v := &records[i], &records[i].Verdict
+		out = append(out, flow.EdgeContribution{Hour: r.Start / flow.Hour * flow.Hour, Sessions: 1, Answered: 1, First: r.Start, Last: r.End, Over: true, ClientBytes: int64(r.BytesRaw), ClientPackets: int64(r.PacketsRaw),
+			EdgeKey: flow.EdgeKey{Client: r.Src, Server: r.Dst, ServerPort: r.DstPort, Proto: r.Proto, HasPorts: true, ClientSegment: r.SrcSegment, ServerSegment: r.DstSegment,
+				Rule: v.Rule, Exception: v.Exception, Expected: v.Expected, Staged: v.Staged, Reason: v.Reason, Observed: v.Observed, Outcome: v.Outcome}})
+	}
+	return out
+}
+
 // A flow's room on disk is part of what users plan by (docs/clickhouse.md), so it is held.
 func TestBytesPerRow(t *testing.T) {
 	if testing.Short() {
@@ -142,11 +155,23 @@ func TestBytesPerRow(t *testing.T) {
 	w := db.NewFlowWriter(names)
 	rnd := rand.New(rand.NewPCG(1, 1))
 	const rows, block = 1 << 20, 1 << 16
+	e := NewEdgeWriter(names)
+	e.Bind(db)
 	for i := range rows / block {
-		w.AppendRecords(company(rnd, names, block, today+flow.Time(i*block/3)))
+		records := company(rnd, names, block, today+flow.Time(i*block/3))
+		w.AppendRecords(records)
 		if _, err := w.Flush(t.Context(), insertNo(i)); err != nil {
 			t.Fatal(err)
 		}
+		e.Append(sessionsOf(records))
+		if _, err := e.Flush(t.Context(), insertNo(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// One part an insert, and less as they are merged, whatever ports, sizes and ids there are; days are fed by hours.
+	parts := query(t, db, "SELECT table, count() AS parts, uniq(partition) AS partitions, count() <= "+fmt.Sprint(rows/block)+" AS few FROM system.parts WHERE active AND database = '"+db.cfg.Database+"' AND table IN ('flows', 'edge_hours', 'edge_days') GROUP BY table ORDER BY table")
+	if t.Log(parts); strings.Count(parts, `"few":1`) != 3 {
+		t.Errorf("%d inserts became more parts than inserts:\n%s", rows/block, parts)
 	}
 	unmerged := query(t, db, "SELECT round(sum(bytes_on_disk) / sum(rows), 1) AS b, count() AS parts FROM system.parts WHERE active AND database = '"+db.cfg.Database+"' AND table = 'flows'")
 	if err := db.exec(t.Context(), time.Minute, "OPTIMIZE TABLE "+db.cfg.Database+".flows FINAL"); err != nil {
@@ -155,6 +180,18 @@ func TestBytesPerRow(t *testing.T) {
 	var got struct{ B float64 }
 	if err := json.Unmarshal([]byte(query(t, db, "SELECT sum(bytes_on_disk) / sum(rows) AS B FROM system.parts WHERE active AND database = '"+db.cfg.Database+"' AND table = 'flows'")), &got); err != nil {
 		t.Fatal(err)
+	}
+	// The roll-up truly aggregates: one row a pair, service, verdict and hour, not one a session.
+	for _, table := range []string{"edge_hours", "edge_days"} {
+		if err := db.exec(t.Context(), time.Minute, "OPTIMIZE TABLE "+db.cfg.Database+"."+table+" FINAL"); err != nil {
+			t.Fatal(err)
+		}
+		key := "hour, " + rollupKey
+		if table == "edge_days" {
+			key = "day, " + rollupKey
+		}
+		wantQuery(t, db, "SELECT count() = uniqExact("+key+", toYYYYMM(inserted_at)) AS one_each, sum(sessions) AS sessions, count() < 450000 AS fewer FROM "+table, fmt.Sprintf(`{"one_each":1,"sessions":%d,"fewer":1}`, rows/2))
+		t.Log(table, query(t, db, "SELECT round(sum(p.bytes_on_disk) / sum(p.rows), 1) AS b, sum(p.rows) AS n, count() AS parts FROM system.parts AS p WHERE active AND database = '"+db.cfg.Database+"' AND table = '"+table+"'"))
 	}
 	t.Logf("%.1f bytes a row merged; as inserted %s", got.B, unmerged)
 	t.Logf("by column:\n%s", query(t, db, "SELECT column, round(sum(column_bytes_on_disk) / sum(rows), 2) AS b FROM system.parts_columns WHERE active AND database = '"+

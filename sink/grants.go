@@ -18,7 +18,7 @@ type Grantees struct {
 }
 
 // inputTables are the tables whose rows a replay under another policy replaces.
-var inputTables = []string{"flows", "session_versions", "edge_hours", "finding_contributions", "blind_spot_versions"}
+var inputTables = []string{"flows", "session_versions", "edge_hours", "edge_days", "finding_contributions", "blind_spot_versions"}
 
 // Grants lists the statements that give each user what it needs and no more, for an administrator of
 // a server to run: roles, their privileges, a profile of settings for those who only ask, and the
@@ -78,6 +78,11 @@ func (c *ClickHouseConfig) Grants(who Grantees) ([]string, error) {
 			migrator = role("migrate")
 			add("GRANT SELECT ON %s.* TO %s", db, migrator)
 			add("GRANT SELECT ON system.tables TO %s", migrator)
+			for _, t := range shape.filled {
+				for _, t := range c.Cluster.parts(t) {
+					add("GRANT INSERT ON %s.%s TO %s", db, t, migrator)
+				}
+			}
 		}
 		for _, t := range c.Cluster.parts(migrationsTable) {
 			add("GRANT INSERT ON %s.%s TO %s", db, t, migrator)
@@ -145,11 +150,12 @@ const migrationsTable = "schema_migrations"
 // shape is what the migrations make and what making it takes.
 type shape struct {
 	tables, views []string
+	filled        []string // tables that a migration writes to
 	privileges    []string
 }
 
 // ddlForm is what the statements of the schema begin with.
-var ddlForm = regexp.MustCompile(`^(?:CREATE (OR REPLACE )?(DATABASE|TABLE|VIEW)(?: IF NOT EXISTS)?|ALTER (TABLE)) (\w+)(?:\.(\w+))?`)
+var ddlForm = regexp.MustCompile(`^(?:CREATE (OR REPLACE )?(DATABASE|TABLE|(?:MATERIALIZED )?VIEW)(?: IF NOT EXISTS)?|ALTER (TABLE)) (\w+)(?:\.(\w+))?`)
 
 // alterClauses are the clauses of ALTER TABLE that migrations and retention use, and the privilege of each.
 var alterClauses = map[string]string{
@@ -177,6 +183,10 @@ func (c *ClickHouseConfig) shape() (s shape, err error) {
 	}
 	tables, views, privileges := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	for _, sql := range statements {
+		if m := addsRows.FindStringSubmatch(sql); len(m) > 0 {
+			s.filled = append(s.filled, m[1])
+			continue
+		}
 		needs, object, err := privilegesOf(sql)
 		if err != nil {
 			return s, err
@@ -191,7 +201,8 @@ func (c *ClickHouseConfig) shape() (s shape, err error) {
 			views[object] = true
 		}
 	}
-	return shape{slices.Sorted(maps.Keys(tables)), slices.Sorted(maps.Keys(views)), slices.Sorted(maps.Keys(privileges))}, nil
+	s.tables, s.views, s.privileges = slices.Sorted(maps.Keys(tables)), slices.Sorted(maps.Keys(views)), slices.Sorted(maps.Keys(privileges))
+	return s, nil
 }
 
 // privilegesOf says what a statement of the schema takes, and on which table or view of the database.
@@ -202,7 +213,7 @@ func privilegesOf(sql string) (needs []string, object string, err error) {
 	}
 	object = m[5]
 	if m[3] == "" {
-		needs = []string{"CREATE " + m[2]}
+		needs = []string{"CREATE " + strings.TrimPrefix(m[2], "MATERIALIZED ")}
 		if m[1] != "" {
 			needs = append(needs, "DROP "+m[2])
 		}

@@ -194,6 +194,8 @@ func TestGrantsCoverTheWriter(t *testing.T) {
 		"RollupHours":    func() { must(db.RollupHours(ctx, today, today+flow.Hour)) },
 		"CompareHour":    func() { must(db.CompareHour(ctx, 0, Settling{Now: today})) },
 		"RebuildHour":    func() { must(db.RebuildHour(ctx, RollupHour{Differ: 1, inserted: today.Std()}, Settling{Now: today})) },
+		"CompareDays":    func() { must(db.CompareDays(ctx, today-2*dayLong, today, today)) },
+		"RebuildDay":     func() { must(nil, db.RebuildDay(ctx, RollupDay{inserted: today.Std()}, today)) },
 		"PlanBack":       func() { must(db.PlanBack(ctx, 1)) },
 		"MigrateBack":    func() {}, // above
 		"Ping":           func() { must(nil, db.Ping(ctx)) },

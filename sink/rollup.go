@@ -178,30 +178,101 @@ func (db *ClickHouse) RebuildHour(ctx context.Context, h RollupHour, when Settli
 	}
 	// Kept as long as what it amends. The same difference on another day is another one.
 	ins := Insert{Token: fmt.Sprintf("rollup/%d/%x/%d", h.Hour, h.fingerprint, when.Now/(24*flow.Hour)), Input: "rollup", At: flow.Time(h.inserted.UnixMilli())}
-	if err := ins.check(); err != nil {
-		return h, err
-	}
-	settings := clickhouse.Settings{}
-	for k, v := range db.cfg.insertSettings(ins.token()) {
-		settings[k] = v
-	}
-	// All of it is one block: one part, there or not. A token holds for an INSERT SELECT only where it is said.
-	settings["min_insert_block_size_rows"], settings["min_insert_block_size_bytes"], settings["insert_select_deduplicate"] = "100000000", "17179869184", "1"
 	var sums, not []string
 	for _, s := range rollupSums {
 		sums = append(sums, "d_"+s)
 		not = append(not, "d_"+s+" != 0")
 	}
-	timed, cancel := context.WithTimeout(ctx, db.cfg.Timeouts.Migration)
-	defer cancel()
-	err := db.conn.Exec(clickhouse.Context(timed, clickhouse.WithSettings(settings)), fmt.Sprintf(`INSERT INTO %s.edge_hours (hour, %s, input, %s, first_seen, last_seen, live_first_seen, live_last_seen, inserted_at)
+	err := db.insertDifferences(ctx, ins, fmt.Sprintf(`INSERT INTO %s.edge_hours (hour, %s, input, %s, first_seen, last_seen, live_first_seen, live_last_seen, inserted_at)
 SELECT toDateTime(%d, 'UTC'), %s, input, %s, first, last, toDateTime(4294967295, 'UTC'), toDateTime(0, 'UTC'), fromUnixTimestamp64Milli(%d, 'UTC')
 FROM %s WHERE differs AND (%s OR first < had_first OR last > had_last)`,
 		db.cfg.Database, rollupKey, strings.Join(rollupSums, ", "), h.Hour/1000, rollupKey, strings.Join(sums, ", "), ins.At, db.rollupDifferences(h.Hour), strings.Join(not, " OR ")))
 	if err != nil {
-		return h, fmt.Errorf("rebuilding %s: %w", h.Hour, db.redact(err))
+		return h, fmt.Errorf("rebuilding %s: %w", h.Hour, err)
 	}
 	return db.CompareHour(ctx, h.Hour, when)
+}
+
+// RollupDay is a day of the daily roll-up that is not the sum of its hours.
+type RollupDay struct {
+	Day    flow.Time // its beginning, in UTC
+	Differ uint64    // edges with other sums or times
+
+	fingerprint uint64
+	inserted    time.Time
+}
+
+const dayLong = 24 * flow.Hour
+
+// dayDifferences is a subquery: for each edge and input of the days from from on and before before
+// what the daily roll-up lacks of the hourly one.
+func (db *ClickHouse) dayDifferences(from, before flow.Time) string {
+	side := func(table, day, hours, sign, first, last, had string) string {
+		var sums []string
+		for _, s := range rollupSums {
+			sums = append(sums, sign+s+" AS d_"+s)
+		}
+		return "SELECT " + day + " AS day, " + rollupKey + ", input, " + strings.Join(sums, ", ") + ", " + first + ", " + last + ", " + had + ", " + hours + " AS h, inserted_at AS newest FROM " + db.cfg.Database + "." + table +
+			fmt.Sprintf(" WHERE %s >= toDate(toDateTime(%d, 'UTC'), 'UTC') AND %s < toDate(toDateTime(%d, 'UTC'), 'UTC')", day, from/1000, day, before/1000)
+	}
+	const none, all = "toDateTime(0, 'UTC')", "toDateTime(4294967295, 'UTC')"
+	var sums, differ []string
+	for _, s := range rollupSums {
+		sums = append(sums, "sum(d_"+s+") AS d_"+s)
+		differ = append(differ, "d_"+s+" != 0")
+	}
+	return "(SELECT day, " + rollupKey + ", input, " + strings.Join(sums, ", ") + ", min(f) AS first, max(l) AS last, min(lf) AS live_first, max(ll) AS live_last, min(hf) AS had_first, max(hl) AS had_last, groupBitOr(h) AS hours, max(newest) AS inserted, " +
+		strings.Join(differ, " OR ") + " OR first < had_first OR last > had_last AS differs FROM (" +
+		side("edge_hours", "toDate(hour, 'UTC')", "toUInt32(bitShiftLeft(1, toHour(hour, 'UTC')))", "", "first_seen AS f, live_first_seen AS lf", "last_seen AS l, live_last_seen AS ll", all+" AS hf, "+none+" AS hl") + " UNION ALL " +
+		side("edge_days", "day", "toUInt32(0)", "-", all+" AS f, "+all+" AS lf", none+" AS l, "+none+" AS ll", "first_seen AS hf, last_seen AS hl") +
+		") GROUP BY day, " + rollupKey + ", input)"
+}
+
+// CompareDays lists the days from from on and before before that are not the sums of their hours, though the
+// engine adds to both at once: an insert was cut off between the two and never came again. A day to which
+// something was added within the last hour may still be half done and is left out.
+func (db *ClickHouse) CompareDays(ctx context.Context, from, before, now flow.Time) (out []RollupDay, err error) {
+	ctx, cancel := context.WithTimeout(ctx, db.cfg.Timeouts.Migration)
+	defer cancel()
+	for day := from / dayLong * dayLong; day < before; day += dayLong {
+		d := RollupDay{Day: day}
+		if err := db.conn.QueryRow(ctx, "SELECT countIf(differs), groupBitXorIf(cityHash64("+rollupKey+", input, d_"+strings.Join(rollupSums, ", d_")+", first, last), differs), max(inserted) FROM "+db.dayDifferences(day, day+dayLong)).
+			Scan(&d.Differ, &d.fingerprint, &d.inserted); err != nil {
+			return nil, fmt.Errorf("comparing the day %s with its hours: %w", day, db.redact(err))
+		}
+		if d.Differ > 0 && now.Std().Sub(d.inserted) > time.Hour {
+			out = append(out, d)
+		}
+	}
+	return out, nil
+}
+
+// RebuildDay makes a day of the daily roll-up the sum of its hours, by the differences, as RebuildHour does.
+func (db *ClickHouse) RebuildDay(ctx context.Context, d RollupDay, now flow.Time) error {
+	ins := Insert{Token: fmt.Sprintf("rollup/day/%d/%x/%d", d.Day, d.fingerprint, now/dayLong), Input: "rollup", At: flow.Time(d.inserted.UnixMilli())}
+	err := db.insertDifferences(ctx, ins, fmt.Sprintf(`INSERT INTO %s.edge_days (day, %s, input, %s, first_seen, last_seen, live_first_seen, live_last_seen, hours, inserted_at)
+SELECT day, %s, input, d_%s, first, last, live_first, live_last, hours, fromUnixTimestamp64Milli(%d, 'UTC') FROM %s WHERE differs`,
+		db.cfg.Database, rollupKey, strings.Join(rollupSums, ", "), rollupKey, strings.Join(rollupSums, ", d_"), ins.At, db.dayDifferences(d.Day, d.Day+dayLong)))
+	if err != nil {
+		return fmt.Errorf("rebuilding the day %s: %w", d.Day, err)
+	}
+	return nil
+}
+
+// insertDifferences runs an INSERT SELECT under a token, all of it as one block: one part, there or not.
+func (db *ClickHouse) insertDifferences(ctx context.Context, ins Insert, sql string) error {
+	if err := ins.check(); err != nil {
+		return err
+	}
+	settings := clickhouse.Settings{}
+	for k, v := range db.cfg.insertSettings(ins.token()) {
+		settings[k] = v
+	}
+	// A token holds for an INSERT SELECT only where it is said.
+	settings["min_insert_block_size_rows"], settings["min_insert_block_size_bytes"], settings["insert_select_deduplicate"] = "100000000", "17179869184", "1"
+	ctx, cancel := context.WithTimeout(ctx, db.cfg.Timeouts.Migration)
+	defer cancel()
+	return db.redact(db.conn.Exec(clickhouse.Context(ctx, clickhouse.WithSettings(settings)), sql))
 }
 
 // RollupHours lists the hours from from on and before before in which sessions began or the roll-up

@@ -123,12 +123,28 @@ func (r *rollup) rebuild() {
 			r.t.Errorf("%s: after it was rebuilt %+v: %v", h.Hour, now, err)
 		}
 	}
+	r.rebuildDays()
+}
+
+func (r *rollup) rebuildDays() {
+	r.t.Helper()
+	days, err := r.CompareDays(r.t.Context(), r.hours[0], r.hours[2]+24*flow.Hour, r.when.Now+2*flow.Hour)
+	for _, d := range days {
+		err = errors.Join(err, r.RebuildDay(r.t.Context(), d, r.when.Now))
+	}
+	if err != nil {
+		r.t.Error(err)
+	}
 }
 
 func (r *rollup) shows(want []string) {
 	r.t.Helper()
 	if diff := cmp.Diff(want, shownEdges(r.t, r.ClickHouse)); diff != "" {
 		r.t.Fatalf("the roll-up differs (-want +got):\n%s", diff)
+	}
+	// And by day: what was added to hours by whatever way was added to days.
+	if days, err := r.CompareDays(r.t.Context(), r.hours[0], r.hours[2]+24*flow.Hour, r.when.Now+2*flow.Hour); err != nil || len(days) > 0 {
+		r.t.Errorf("days that are not the sums of their hours: %v, %v", days, err)
 	}
 }
 
@@ -207,8 +223,11 @@ func testRollup(t *testing.T, p protocol) {
 		if h = r.compare()[1]; h.Differ != 0 {
 			t.Errorf("%+v", h)
 		}
-		r.RebuildHour(t.Context(), r.compare()[0], r.when)
-		r.RebuildHour(t.Context(), r.compare()[2], r.when)
+		for _, n := range []int{0, 2} {
+			if _, err := r.RebuildHour(t.Context(), r.compare()[n], r.when); err != nil {
+				t.Fatal(err)
+			}
+		}
 		r.shows(want)
 	})
 	t.Run("what is generated stays", func(t *testing.T) {
@@ -309,4 +328,64 @@ func TestRollupUnsettled(t *testing.T) {
 	if _, err := r.CompareHour(t.Context(), today/flow.Hour*flow.Hour+1, r.when); err == nil {
 		t.Error("a time within an hour was compared")
 	}
+}
+
+// TestRollupCutOff: an insert that reached the hours and not the days adds to the days when it comes again,
+// once; and where it never does, the day is made anew.
+func TestRollupCutOff(t *testing.T) { overBoth(t, testRollupCutOff) }
+
+func testRollupCutOff(t *testing.T, p protocol) {
+	r := newRollup(t, p, 200)
+	all, err := r.cfg.migrations()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var view string
+	for _, m := range all {
+		for _, sql := range m.Statements {
+			if strings.HasPrefix(sql, "CREATE MATERIALIZED VIEW") {
+				view = sql
+			}
+		}
+	}
+	run := func(sql string) {
+		t.Helper()
+		if err := r.exec(t.Context(), time.Minute, sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cutOff := func(do func()) {
+		run("DROP VIEW " + r.Database() + ".edge_days_of_hours SYNC")
+		do()
+		run(view)
+	}
+	const sums = "SELECT (SELECT sum(sessions) FROM edge_hours) AS hours, (SELECT sum(sessions) FROM edge_days) AS days"
+	write := func(token string, at flow.Time, half []flow.EdgeContribution) {
+		r.store(token, rollupSource, at, nil, half, 100)
+	}
+	at := today - 3*flow.Hour
+	cutOff(func() { write("a", at, r.edges[:100]) })
+	wantQuery(t, r.ClickHouse, sums, `{"hours":100,"days":0}`)
+	for range 2 {
+		write("a", at, r.edges[:100])
+		wantQuery(t, r.ClickHouse, sums, `{"hours":100,"days":100}`)
+	}
+	cutOff(func() { write("b", at, r.edges[100:]) })
+	wantQuery(t, r.ClickHouse, sums, `{"hours":200,"days":100}`)
+	if days, err := r.CompareDays(t.Context(), r.hours[0], today, at+1000); err != nil || len(days) != 0 {
+		t.Errorf("a day that was just written to: %v, %v", days, err)
+	}
+	days, err := r.CompareDays(t.Context(), r.hours[0], today, today)
+	if err != nil || len(days) == 0 {
+		t.Fatalf("%v, %v", days, err)
+	}
+	for _, d := range slices.Concat(days, days) { // as by two at once
+		if err := r.RebuildDay(t.Context(), d, today); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantQuery(t, r.ClickHouse, sums, `{"hours":200,"days":200}`)
+	r.shows(expectedEdges(r.edges, r.names))
+	write("a", at, r.edges[:100])
+	r.shows(expectedEdges(r.edges, r.names))
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -350,14 +351,20 @@ func (c *ClickHouseConfig) back(migrations []Migration) ([]string, error) {
 	return out, nil
 }
 
+// addsRows is what fills a table that the same migration makes.
+var addsRows = regexp.MustCompile(`^INSERT INTO \w+\.(edge_days) `)
+
 // adds says whether a statement takes nothing from a table and leaves all of what was written to it
 // before readable and writable by the same names.
 func adds(sql string) bool {
+	if addsRows.MatchString(sql) {
+		return true
+	}
 	m := ddlForm.FindStringSubmatch(sql)
 	switch {
 	case m == nil:
 		return false
-	case m[2] == "TABLE": // or, on a cluster, the Distributed table over one
+	case m[2] == "TABLE", m[2] == "MATERIALIZED VIEW": // or, on a cluster, the Distributed table over one
 		return true
 	case m[3] == "TABLE":
 		for _, clause := range alterClause.FindAllStringSubmatch(sql, -1) {

@@ -18,7 +18,7 @@ func TestTablesPage(t *testing.T) {
 	rows, err := db.conn.Query(t.Context(), `SELECT t.name, t.comment, t.engine, t.partition_key, t.sorting_key, extract(t.engine_full, 'TTL .*?toIntervalSecond\\((\\d+)\\)'),
 		c.name, c.type, c.comment, c.default_kind
 		FROM system.tables AS t INNER JOIN system.columns AS c ON c.database = t.database AND c.table = t.name
-		WHERE t.database = '`+db.cfg.Database+`' ORDER BY indexOf(['flows', 'sessions', 'session_versions', 'edges', 'edges_daily', 'segment_pairs', 'edge_hours', 'findings', 'finding_contributions', 'finding_revisions', 'judged_findings', 'detector_judgments', 'judgments', 'feedback', 'blind_spots', 'blind_spot_versions', 'exceptions', 'exception_use', 'exception_use_daily', 'exception_versions', 'rules', 'rule_versions', 'segments', 'segment_versions', 'workloads', 'workload_versions', 'coverage_history', 'coverage_versions', 'policy_timeline', 'policy_versions', 'exporters', 'ledger', 'replays', 'schema_migrations'], t.name), c.position`)
+		WHERE t.database = '`+db.cfg.Database+`' AND t.engine != 'MaterializedView' ORDER BY indexOf(['flows', 'sessions', 'session_versions', 'edges', 'edges_daily', 'segment_pairs', 'edge_hours', 'edge_days', 'findings', 'finding_contributions', 'finding_revisions', 'judged_findings', 'detector_judgments', 'judgments', 'feedback', 'blind_spots', 'blind_spot_versions', 'exceptions', 'exception_use', 'exception_use_daily', 'exception_versions', 'rules', 'rule_versions', 'segments', 'segment_versions', 'workloads', 'workload_versions', 'coverage_history', 'coverage_versions', 'policy_timeline', 'policy_versions', 'exporters', 'ledger', 'replays', 'schema_migrations'], t.name), c.position`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,13 +56,13 @@ func TestTablesPage(t *testing.T) {
 	if err := rows.Err(); err != nil {
 		t.Fatal(err)
 	}
-	viewOf := map[string]string{"blind_spots": "blind_spot_versions", "judgments": "feedback", "judged_findings": "findings", "sessions": "session_versions", "findings": "finding_contributions", "edges": "edge_hours", "edges_daily": "edge_hours", "segment_pairs": "edge_hours",
+	viewOf := map[string]string{"blind_spots": "blind_spot_versions", "judgments": "feedback", "judged_findings": "findings", "sessions": "session_versions", "findings": "finding_contributions", "edges": "edge_hours", "edges_daily": "edge_days", "segment_pairs": "edge_hours",
 		"exceptions": "exception_versions", "rules": "rule_versions", "segments": "segment_versions", "workloads": "workload_versions", "coverage_history": "coverage_versions",
 		"policy_timeline": "policy_versions", "exception_use": "edges", "exception_use_daily": "edges_daily", "finding_revisions": "findings"}
 	viewOnly := map[string]string{
 		"findings.first_seen": "earliest time over all batches", "findings.last_seen": "latest time over all batches", "findings.count": "sessions over all batches",
 		"edges.first_seen": "when the first of the sessions began, to the second", "edges.last_seen": "when the last of the sessions ended, as far as it is known",
-		"edges_daily.day": "the UTC day that the sessions began on", "edges_daily.sessions": "sessions that began on the day", "edges_daily.hours": "hours of the day with any",
+		"edges_daily.day": "the UTC day that the sessions began on", "edges_daily.sessions": "sessions that began on the day", "edges_daily.hours": "hours of the day with any; also those of sessions that turned out to be others",
 		"edges_daily.first_seen": "when the first of the sessions began, to the second", "edges_daily.last_seen": "when the last of the sessions ended, as far as it is known",
 		"segment_pairs.permitted": "of these, allowed and seen to pass", "segment_pairs.blocked": "of these, denied and stopped", "segment_pairs.escaped": "of these, denied and not stopped",
 		"segment_pairs.misblocked": "of these, allowed and stopped", "segment_pairs.attempted": "of these, without an answer, where nobody said what enforcement did",

@@ -359,6 +359,17 @@ func everyMetric(t *testing.T) []metricDoc {
 		}
 		close(descs)
 	}()
+	for _, r := range []*prometheus.Registry{s.registry, collector.registry, detection.registry, forwarder.registry, stored} {
+		families, err := r.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			if kind := strings.ToLower(f.GetType().String()); strings.HasPrefix(f.GetName(), "postern_") && kind != metricKind(f.GetName()) {
+				t.Errorf("%s is a %s, and by its name a %s", f.GetName(), kind, metricKind(f.GetName()))
+			}
+		}
+	}
 	seen := map[string]metricDoc{}
 	for d := range descs {
 		m := descText.FindStringSubmatch(d.String())
@@ -381,8 +392,13 @@ func metricKind(name string) string {
 	switch {
 	case strings.HasSuffix(name, "_total"):
 		return "counter"
-	case strings.HasSuffix(name, "_seconds") || strings.HasSuffix(name, "_size"):
+	case strings.HasSuffix(name, "_size"):
 		return "histogram"
+	}
+	for _, what := range []string{"duration", "request", "sync", "insert"} { // of which there is one each time
+		if strings.HasSuffix(name, "_"+what+"_seconds") {
+			return "histogram"
+		}
 	}
 	return "gauge"
 }

@@ -37,7 +37,7 @@ const (
 )
 
 // checkRollup compares the hours from from on and before before and, with repair, makes those anew
-// that differ. told hears of each.
+// that differ; then the days with their hours. told hears of each hour, and of each day that differs.
 func checkRollup(ctx context.Context, db *sink.ClickHouse, when sink.Settling, from, before flow.Time, repair bool, told func(sink.RollupHour, string)) error {
 	hours, err := db.RollupHours(ctx, from, before)
 	if err != nil {
@@ -66,6 +66,21 @@ func checkRollup(ctx context.Context, db *sink.ClickHouse, when sink.Settling, f
 				told(h, rollupRepaired)
 			}
 		}
+	}
+	days, err := db.CompareDays(ctx, from, before, when.Now)
+	if err != nil {
+		return err
+	}
+	for _, d := range days {
+		h := sink.RollupHour{Hour: d.Day, Differ: d.Differ, Unsettled: "the day differs from its hours"}
+		if !repair {
+			told(h, rollupDiffers)
+			continue
+		}
+		if err := db.RebuildDay(ctx, d, when.Now); err != nil {
+			return err
+		}
+		told(h, rollupRepaired)
 	}
 	return nil
 }

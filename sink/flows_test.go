@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -238,6 +239,16 @@ func TestFlushNeedsAToken(t *testing.T) {
 	}
 }
 
+// fewestAllocs is how often f allocates. Of several rounds the least counts: what tests before it left
+// running allocates beside it.
+func fewestAllocs(f func()) float64 {
+	n := math.Inf(1)
+	for range 5 {
+		n = min(n, testing.AllocsPerRun(20, f))
+	}
+	return n
+}
+
 func TestAppendDoesNotAllocate(t *testing.T) {
 	names := flow.NewNames(0)
 	w := (&ClickHouse{}).NewFlowWriter(names)
@@ -255,10 +266,10 @@ func TestAppendDoesNotAllocate(t *testing.T) {
 	block()
 	block()
 	// A handful a block for the encoder's buffers and column types, none a record.
-	if n := testing.AllocsPerRun(20, block); n > flow.BatchSize/8 {
+	if n := fewestAllocs(block); n > flow.BatchSize/8 {
 		t.Errorf("%v allocations for a block of %d records", n, 2*flow.BatchSize)
 	}
-	if n := testing.AllocsPerRun(20, func() { w.Append(b); w.Reset() }); n != 0 {
+	if n := fewestAllocs(func() { w.Append(b); w.Reset() }); n != 0 {
 		t.Errorf("%v allocations for appending %d records, want none", n, flow.BatchSize)
 	}
 }

@@ -148,10 +148,8 @@ func (r *rollup) shows(want []string) {
 	}
 }
 
-func TestRollup(t *testing.T) { overBoth(t, testRollup) }
-
-func testRollup(t *testing.T, p protocol) {
-	r := newRollup(t, p, 600)
+func TestRollup(t *testing.T) {
+	r := newRollup(t, overHTTP, 600)
 	at := today - flow.Hour
 	older := slices.Clone(r.sessions) // the same sessions as they were before, or as parts of others
 	for i := range older {

@@ -234,7 +234,14 @@ func (db *ClickHouse) dayDifferences(from, before flow.Time) string {
 func (db *ClickHouse) CompareDays(ctx context.Context, from, before, now flow.Time) (out []RollupDay, err error) {
 	ctx, cancel := context.WithTimeout(ctx, db.cfg.Timeouts.Migration)
 	defer cancel()
-	for day := from / dayLong * dayLong; day < before; day += dayLong {
+	days, err := db.times(ctx, fmt.Sprintf(`SELECT DISTINCT toDateTime(d, 'UTC') AS day FROM (
+	SELECT toDate(hour, 'UTC') AS d FROM %[1]s.edge_hours WHERE hour >= toDateTime(%[2]d, 'UTC') AND hour < toDateTime(%[3]d, 'UTC')
+	UNION ALL SELECT day AS d FROM %[1]s.edge_days WHERE day >= toDate(toDateTime(%[2]d, 'UTC'), 'UTC') AND day <= toDate(toDateTime(%[3]d, 'UTC'), 'UTC'))
+ORDER BY day`, db.cfg.Database, max(from, 0)/dayLong*dayLong/1000, max(before, 0)/1000))
+	if err != nil {
+		return nil, fmt.Errorf("looking for days of the roll-up: %w", err)
+	}
+	for _, day := range days {
 		d := RollupDay{Day: day}
 		if err := db.conn.QueryRow(ctx, "SELECT countIf(differs), groupBitXorIf(cityHash64("+rollupKey+", input, d_"+strings.Join(rollupSums, ", d_")+", first, last), differs), max(inserted) FROM "+db.dayDifferences(day, day+dayLong)).
 			Scan(&d.Differ, &d.fingerprint, &d.inserted); err != nil {
@@ -280,21 +287,29 @@ func (db *ClickHouse) insertDifferences(ctx context.Context, ins Insert, sql str
 func (db *ClickHouse) RollupHours(ctx context.Context, from, before flow.Time) ([]flow.Time, error) {
 	ctx, cancel := context.WithTimeout(ctx, db.cfg.Timeouts.Migration)
 	defer cancel()
-	rows, err := db.conn.Query(ctx, fmt.Sprintf(`SELECT DISTINCT hour FROM (
+	hours, err := db.times(ctx, fmt.Sprintf(`SELECT DISTINCT hour FROM (
 	SELECT hour FROM %[1]s.edge_hours WHERE hour >= toDateTime(%[2]d, 'UTC') AND hour < toDateTime(%[3]d, 'UTC') AND input != '%[4]s'
 	UNION ALL SELECT toStartOfHour(began) FROM %[1]s.session_versions WHERE toStartOfHour(began) >= toDateTime(%[2]d, 'UTC') AND toStartOfHour(began) < toDateTime(%[3]d, 'UTC'))
 ORDER BY hour`, db.cfg.Database, max(from, 0)/1000, max(before, 0)/1000, InputGenerated))
 	if err != nil {
-		return nil, fmt.Errorf("looking for hours of the roll-up: %w", db.redact(err))
+		return nil, fmt.Errorf("looking for hours of the roll-up: %w", err)
+	}
+	return hours, nil
+}
+
+// times asks for a column of times.
+func (db *ClickHouse) times(ctx context.Context, sql string) (out []flow.Time, err error) {
+	rows, err := db.conn.Query(ctx, sql)
+	if err != nil {
+		return nil, db.redact(err)
 	}
 	defer rows.Close() //nolint:errcheck // rows.Err tells
-	var hours []flow.Time
 	for rows.Next() {
-		var hour time.Time
-		if err := rows.Scan(&hour); err != nil {
+		var at time.Time
+		if err := rows.Scan(&at); err != nil {
 			return nil, db.redact(err)
 		}
-		hours = append(hours, flow.TimeOf(hour))
+		out = append(out, flow.TimeOf(at))
 	}
-	return hours, db.redact(rows.Err())
+	return out, db.redact(rows.Err())
 }
